@@ -1,0 +1,3 @@
+//! The `reimage` command.
+
+fn main() {}

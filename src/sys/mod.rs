@@ -1,0 +1,5 @@
+//! System calls behind safe faces: one call a function, all `unsafe` of the crate, no policy.
+
+#![allow(unsafe_code)]
+
+pub(crate) mod aligned;
