@@ -1,8 +1,11 @@
 //! Rebuild a virtual machine's system disk from a raw or qcow2 image, verified, with its seed.
 #![deny(unsafe_code)]
 
+mod copy;
 mod error;
+mod guard;
 mod image;
+mod journal;
 mod observe;
 mod range;
 mod request;
@@ -11,6 +14,7 @@ mod target;
 mod verify;
 
 pub use error::{Error, ErrorKind, TargetState};
+pub use guard::{DataDiskEvidence, Promise, Refusal, StorageIdentity};
 pub use image::{Decoder, Extent, ExtentKind, Image, ImageError, ImageInfo};
 pub use observe::{CancelToken, Event, Observer, Phase};
 pub use range::ByteRange;
@@ -19,5 +23,5 @@ pub use request::{
     Options, Os, Placement, PowerState, Preflight, Request, SeedFormat, SeedSpec, SystemDisk, TargetFormat,
     VerifyPolicy, WholeDigest,
 };
-pub use target::{Target, TargetError};
+pub use target::{Disk, Target, TargetError};
 pub use verify::{Digest, VerifiedChunk};

@@ -23,6 +23,25 @@ pub struct Extent {
     pub kind: ExtentKind,
 }
 
+impl Extent {
+    /// The part of it that lies in `range`, which must share a byte with it.
+    pub(crate) fn part(self, range: ByteRange) -> Self {
+        let part = self.range.intersection(range).expect("a part of an extent has at least one byte");
+        let before = part.start() - self.range.start();
+        let kind = match self.kind {
+            ExtentKind::Zero => ExtentKind::Zero,
+            ExtentKind::Data { layer, host_offset } => {
+                ExtentKind::Data { layer, host_offset: host_offset + before }
+            }
+            ExtentKind::Compressed { layer, host_offset, host_len, skip } => {
+                let before = u32::try_from(before).expect("a cluster is at most 2 MiB long");
+                ExtentKind::Compressed { layer, host_offset, host_len, skip: skip + before }
+            }
+        };
+        Self { range: part, kind }
+    }
+}
+
 /// Where an extent's bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -3,3 +3,6 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod aligned;
+pub(crate) mod block;
+pub(crate) mod landlock;
+pub(crate) mod store;

@@ -1,48 +1,37 @@
-//! Targets: the system disk that is written. Only a `Claim` becomes one.
+//! Targets: the system disk that is written. Only a `Claim` becomes one; the writer takes only
+//! `VerifiedChunk`s.
+//!
+//! `disk` reads what is stored, `file` and `device` write, `staged` puts a new file into an old one's place.
 
+mod device;
+mod disk;
 mod error;
+mod file;
+mod staged;
 
+use std::path::PathBuf;
+
+pub(crate) use disk::HostDisk;
 pub use error::TargetError;
+pub(crate) use staged::{Staged, TEMPORARY_SUFFIX};
 
+use crate::guard::{Claim, Held, Promise};
 use crate::range::ByteRange;
+use crate::request::Placement;
 use crate::verify::VerifiedChunk;
 
-/// A system disk that may be written.
+/// A disk whose stored bytes can be read: a system disk, or a target that somebody brings along.
 ///
-/// Every method may be called from several threads; what one thread wrote, another reads back after `sync`.
-pub trait Target: Send + Sync {
+/// Every method may be called from several threads.
+pub trait Disk: Send + Sync {
     /// The disk's size in bytes.
     fn size(&self) -> u64;
 
-    /// The unit in which it is written: 1 for files, the logical sector's bytes for devices.
+    /// The unit in which it is read and written: 1 for files, the logical sector's bytes for devices.
     fn sector_size(&self) -> u32;
 
-    /// Whether every byte that was not written yet reads as zero (a new file).
-    fn is_new(&self) -> bool;
-
-    /// Writes the bytes of a chunk to where they belong, padded to whole sectors.
-    ///
-    /// # Errors
-    ///
-    /// When not all of them could be handed to the kernel.
-    fn write(&self, chunk: &VerifiedChunk) -> Result<(), TargetError>;
-
-    /// Makes `range` (whole sectors) read as zero, whatever was there.
-    ///
-    /// # Errors
-    ///
-    /// When that could not be guaranteed.
-    fn write_zeroes(&self, range: ByteRange) -> Result<(), TargetError>;
-
-    /// Makes everything written so far durable.
-    ///
-    /// # Errors
-    ///
-    /// When it is not: then nothing since the last good sync may be believed.
-    fn sync(&self) -> Result<(), TargetError>;
-
     /// Reads what the disk holds, not what the page cache holds, into the first `range.len()` bytes of
-    /// `buffer`; whole sectors, and the buffer is page-aligned and has room for them.
+    /// `buffer`; the buffer is page-aligned and has room for the whole sectors that they lie in.
     ///
     /// # Errors
     ///
@@ -57,4 +46,79 @@ pub trait Target: Send + Sync {
     ///
     /// When the file cannot be asked.
     fn next_data(&self, offset: u64) -> Result<Option<ByteRange>, TargetError>;
+}
+
+/// A system disk that may be written.
+///
+/// What one thread wrote, another reads back after `sync`.
+pub trait Target: Disk {
+    /// Whether every byte that was not written yet reads as zero (a new file).
+    fn is_new(&self) -> bool;
+
+    /// Writes the bytes of a chunk to where they belong, padded to whole sectors.
+    ///
+    /// # Errors
+    ///
+    /// When not all of them could be handed to the kernel.
+    fn write(&self, chunk: &VerifiedChunk) -> Result<(), TargetError>;
+
+    /// Makes `range` (whole sectors, at most 256 MiB) read as zero, whatever was there.
+    ///
+    /// # Errors
+    ///
+    /// When that could not be guaranteed.
+    fn write_zeroes(&self, range: ByteRange) -> Result<(), TargetError>;
+
+    /// Makes everything written so far durable.
+    ///
+    /// # Errors
+    ///
+    /// When it is not: then nothing since the last good sync may be believed.
+    fn sync(&self) -> Result<(), TargetError>;
+
+    /// Makes the host forget partitions that it knows of the old content.
+    ///
+    /// # Errors
+    ///
+    /// When a partition is held by somebody.
+    fn forget_partitions(&self) -> Result<(), TargetError> {
+        Ok(())
+    }
+}
+
+/// A target that is open, and what remains to be done when it is complete.
+pub(crate) struct Opened {
+    pub(crate) target: Box<dyn Target>,
+    /// The new file that will take the old one's place; `None` where the disk itself is written.
+    pub(crate) staged: Option<Staged>,
+}
+
+/// Turns the right to write a host's disk into the target; a new file gets `size` bytes.
+pub(crate) fn open(claim: Claim, placement: Placement, size: u64) -> Result<Opened, TargetError> {
+    let (_, held) = claim.into_parts();
+    let whole = |target: Box<dyn Target>| Opened { target, staged: None };
+    match held {
+        Held::Device { file, sector_size } => Ok(whole(Box::new(device::Device::new(file, sector_size)?))),
+        Held::File { file, .. } if placement == Placement::InPlace => {
+            Ok(whole(Box::new(file::FileTarget::in_place(file, size)?)))
+        }
+        Held::File { file, folder, name } => staged::stage(folder, name, Some(file), size),
+        Held::NewFile { folder, name } => staged::stage(folder, name, None, size),
+        Held::Promised(_) => unreachable!("a promised claim is opened by `bring`"),
+    }
+}
+
+/// Turns a promised claim into the caller's own target.
+pub(crate) fn bring(claim: Claim, target: Box<dyn Target>) -> Opened {
+    let (_, held) = claim.into_parts();
+    assert!(matches!(held, Held::Promised(Promise::NobodyElseUsesIt)), "a caller's target needs its promise");
+    Opened { target, staged: None }
+}
+
+/// The folder-relative name under which a new file is written until it is complete.
+pub(crate) fn temporary_name(name: &std::ffi::OsStr) -> PathBuf {
+    let mut temporary = std::ffi::OsString::from(".");
+    temporary.push(name);
+    temporary.push(TEMPORARY_SUFFIX);
+    PathBuf::from(temporary)
 }

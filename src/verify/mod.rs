@@ -2,6 +2,11 @@
 
 mod chunk;
 mod digest;
+mod read_back;
+mod table;
 
 pub use chunk::VerifiedChunk;
+pub(crate) use chunk::{Run, is_zero};
 pub use digest::Digest;
+pub(crate) use read_back::{Expected, holds};
+pub(crate) use table::{CHUNK, DigestTable, WholeDigester};

@@ -1,0 +1,172 @@
+//! The way back: read what the disk holds, compare, and write again what differs.
+
+use std::collections::VecDeque;
+
+use super::farm::{Pool, Worker};
+use super::{CopyError, Watch};
+use crate::image::{Decoder, Extent, Image};
+use crate::range::ByteRange;
+use crate::sys::aligned::AlignedBuffer;
+use crate::target::{Disk, Target};
+use crate::verify::{CHUNK, DigestTable, Expected, VerifiedChunk, holds};
+
+/// Pieces of a run of zeroes that wait to be read at once.
+const MOST_QUEUED: u64 = 256;
+
+/// What of the disk is read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Every byte; holes that the file system proves count as read.
+    Everything,
+    /// The chunks that hold data.
+    Data,
+}
+
+/// A chunk (or a piece of a run of zeroes) that is not as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mismatch {
+    pub(crate) range: ByteRange,
+    pub(crate) expected: Expected,
+}
+
+/// What was read back.
+#[derive(Debug, Default)]
+pub(crate) struct ReadBack {
+    /// Bytes that were read and compared.
+    pub(crate) bytes_read: u64,
+    /// Bytes that the file system proves to be holes.
+    pub(crate) bytes_proved: u64,
+    /// What differs, in order of the disk.
+    pub(crate) mismatches: Vec<Mismatch>,
+}
+
+/// Reads `part` of the disk and compares it with the table; behind the table's end it should be zero.
+pub(crate) fn check(
+    pool: &Pool,
+    disk: &dyn Disk,
+    (digests, part): (&DigestTable, ByteRange),
+    scope: Scope,
+    watch: &Watch<'_>,
+) -> Result<ReadBack, CopyError> {
+    let mut result = ReadBack::default();
+    let mut pieces = Pieces { disk, scope, at: part.start(), waiting: VecDeque::new(), proved: 0 };
+    let mut chunks = digests.iter().filter(|(range, _)| part.intersection(*range) == Some(*range)).peekable();
+    watch.started();
+    let next = || loop {
+        if watch.cancel.is_cancelled() {
+            return Err(CopyError::Cancelled);
+        }
+        if let Some(piece) = pieces.waiting.pop_front() {
+            return Ok(Some(piece));
+        }
+        let zeroes_end = chunks.peek().map_or(part.end(), |(range, _)| range.start());
+        if pieces.at < zeroes_end {
+            pieces.zeroes_up_to(zeroes_end)?;
+            continue;
+        }
+        let Some((range, digest)) = chunks.next() else { return Ok(None) };
+        pieces.at = range.end();
+        return Ok(Some(Mismatch { range, expected: Expected::Digest(digest) }));
+    };
+    let work = |worker: &mut Worker, piece: Mismatch| {
+        let mut buffer = worker.take_buffer()?;
+        let right = holds(disk, piece.range, piece.expected, &mut buffer)?;
+        worker.give_back(buffer);
+        Ok((piece, right))
+    };
+    pool.run(next, work, |(piece, right)| {
+        result.bytes_read += piece.range.len();
+        if !right {
+            result.mismatches.push(piece);
+        }
+        watch.progress(result.bytes_read.min(watch.bytes_total));
+        Ok(())
+    })?;
+    result.bytes_proved = pieces.proved;
+    result.mismatches.sort_unstable_by_key(|mismatch| mismatch.range);
+    watch.progress(watch.bytes_total);
+    Ok(result)
+}
+
+/// Where the walk over the disk stands.
+struct Pieces<'a> {
+    disk: &'a dyn Disk,
+    scope: Scope,
+    at: u64,
+    waiting: VecDeque<Mismatch>,
+    proved: u64,
+}
+
+impl Pieces<'_> {
+    /// Goes on through the zeroes that end at `end`, and queues what is not proved to be a hole.
+    ///
+    /// It stops where enough is queued; the caller comes back for the rest.
+    fn zeroes_up_to(&mut self, end: u64) -> Result<(), CopyError> {
+        if self.scope == Scope::Data {
+            self.at = end;
+            return Ok(());
+        }
+        let stored = self.disk.next_data(self.at)?;
+        let start = stored.map_or(end, |run| run.start().clamp(self.at, end));
+        let stop = stored
+            .map_or(end, |run| run.end().clamp(start, end))
+            .min(start.saturating_add(MOST_QUEUED * CHUNK));
+        self.proved += start - self.at;
+        let pieces = ByteRange::between(start, stop).cut(CHUNK);
+        self.waiting.extend(pieces.map(|range| Mismatch { range, expected: Expected::Zeroes }));
+        self.at = stop;
+        Ok(())
+    }
+}
+
+/// What a repair did about one mismatch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Repaired {
+    /// The first byte that was wrong; `None` when it could not be told because it reads right by now.
+    pub(crate) first_differing: Option<u64>,
+}
+
+/// Writes what the image holds at the mismatch again; the caller syncs and reads back.
+pub(crate) fn repair(
+    image: &dyn Image,
+    target: &dyn Target,
+    mismatch: &Mismatch,
+    digests: &DigestTable,
+) -> Result<Repaired, CopyError> {
+    let len = usize::try_from(CHUNK).expect("a chunk fits in memory");
+    let mut found = AlignedBuffer::zeroed(len).map_err(CopyError::Memory)?;
+    target.read(mismatch.range, &mut found)?;
+    let first_of = |right: &[u8]| {
+        let differing = right.iter().zip(found.iter()).position(|(right, found)| right != found);
+        differing.map(|at| mismatch.range.start() + at as u64)
+    };
+    let Expected::Digest(digest) = mismatch.expected else {
+        let bytes = usize::try_from(mismatch.range.len()).expect("a chunk fits in memory");
+        let first_differing = first_of(&vec![0; bytes]);
+        target.write_zeroes(mismatch.range)?;
+        return Ok(Repaired { first_differing });
+    };
+    let chunk = read_chunk(image, mismatch.range)?;
+    if chunk.chunk_digest() != Some(digest) || digests.get(mismatch.range.start()) != Some(digest) {
+        return Err(CopyError::ImageChanged { range: mismatch.range });
+    }
+    let first_differing = first_of(chunk.bytes());
+    target.write(&chunk)?;
+    Ok(Repaired { first_differing })
+}
+
+/// One chunk of the image, read again.
+fn read_chunk(image: &dyn Image, range: ByteRange) -> Result<VerifiedChunk, CopyError> {
+    let len = usize::try_from(CHUNK).expect("a chunk fits in memory");
+    let mut buffer = AlignedBuffer::zeroed(len).map_err(CopyError::Memory)?;
+    let mut at = range.start();
+    let mut decoder = Decoder::default();
+    while at < range.end() {
+        let extents: Vec<Extent> = image.map(ByteRange::between(at, range.end()))?;
+        let end = extents.last().expect("a map of bytes holds an extent").range.end();
+        let place = |offset: u64| usize::try_from(offset - range.start()).expect("a chunk fits in memory");
+        image.read(&extents, &mut buffer[place(at)..place(end)], &mut decoder)?;
+        at = end;
+    }
+    Ok(VerifiedChunk::digest(range, buffer))
+}

@@ -1,0 +1,36 @@
+//! The parallel engine: an image's bytes, chunk by chunk, onto a target, and back from it.
+//!
+//! It knows two traits (`Image`, `Target`) and digests: no format, no path, no policy. The calling thread
+//! walks the extent map, tells the observer and looks for a cancel; the pool's threads do the rest.
+
+mod check;
+mod error;
+mod farm;
+mod transfer;
+mod units;
+
+pub(crate) use check::{Mismatch, ReadBack, Scope, check, repair};
+pub(crate) use error::CopyError;
+pub(crate) use farm::Pool;
+pub(crate) use transfer::{Sink, Transfer, Transferred, transfer, zero};
+
+use crate::observe::{CancelToken, Event, Observer, Phase};
+
+/// What accompanies every pass: who is told, who may stop it, and what it is called.
+pub(crate) struct Watch<'a> {
+    pub(crate) observer: &'a dyn Observer,
+    pub(crate) cancel: &'a CancelToken,
+    pub(crate) phase: Phase,
+    pub(crate) bytes_total: u64,
+}
+
+impl Watch<'_> {
+    fn started(&self) {
+        self.observer.event(&Event::Started { phase: self.phase, bytes_total: self.bytes_total });
+    }
+
+    fn progress(&self, bytes_done: u64) {
+        let (phase, bytes_total) = (self.phase, self.bytes_total);
+        self.observer.event(&Event::Progress { phase, bytes_done, bytes_total });
+    }
+}

@@ -1,0 +1,134 @@
+//! A regular file as the target: written through the page cache, but not left in it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::disk::to_index;
+use super::{Disk, HostDisk, Target, TargetError};
+use crate::range::ByteRange;
+use crate::sys::store;
+use crate::verify::{Run, VerifiedChunk};
+
+/// A new file keeps holes of this length on: a cluster of qcow2 as a rule, and cheap for every file system.
+const HOLE_OF_NEW_FILE: usize = 64 << 10;
+/// In a file that had content every hole costs a request, so only long ones are worth it.
+const HOLE_OF_OLD_FILE: usize = 512 << 10;
+
+/// A regular file, new or old.
+pub(super) struct FileTarget {
+    disk: HostDisk,
+    age: Age,
+    /// Whether the kernel still takes `RWF_DONTCACHE` (Linux 6.14, and not on every file system).
+    uncached: AtomicBool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Age {
+    New,
+    Old,
+}
+
+impl FileTarget {
+    /// A file that was just made; it gets `size` bytes, all of them a hole.
+    pub(super) fn new(file: File, size: u64) -> Result<Self, TargetError> {
+        file.set_len(size).map_err(TargetError::during("setting the size"))?;
+        Ok(Self { disk: HostDisk::of_file(file, size), age: Age::New, uncached: AtomicBool::new(true) })
+    }
+
+    /// A file that is there and keeps its inode; a larger `size` lets it grow.
+    pub(super) fn in_place(file: File, size: u64) -> Result<Self, TargetError> {
+        let now = file.metadata().map_err(TargetError::during("asking for the size"))?.len();
+        if now < size {
+            file.set_len(size).map_err(TargetError::during("growing the file"))?;
+        }
+        Ok(Self { disk: HostDisk::of_file(file, size), age: Age::Old, uncached: AtomicBool::new(true) })
+    }
+
+    fn write_bytes(&self, range: ByteRange, bytes: &[u8]) -> Result<(), TargetError> {
+        let mut done = 0;
+        while done < bytes.len() && self.uncached.load(Ordering::Relaxed) {
+            match store::write_uncached(&self.disk.file, &bytes[done..], range.start() + done as u64) {
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
+                    self.uncached.store(false, Ordering::Relaxed);
+                }
+                Err(error) => return Err(TargetError::new("writing", Some(range), error)),
+            }
+        }
+        if done < bytes.len() {
+            let offset = range.start() + done as u64;
+            let failed = TargetError::when("writing", range);
+            self.disk.file.write_all_at(&bytes[done..], offset).map_err(failed)?;
+            // Write-behind: what is on its way out now need not wait for the sync at the end.
+            let failed = TargetError::when("writing out", range);
+            store::start_writing_out(&self.disk.file, range).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+impl Disk for FileTarget {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn sector_size(&self) -> u32 {
+        self.disk.sector_size()
+    }
+
+    fn read(&self, range: ByteRange, buffer: &mut [u8]) -> Result<(), TargetError> {
+        self.disk.read(range, buffer)
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<ByteRange>, TargetError> {
+        self.disk.next_data(offset)
+    }
+}
+
+impl Target for FileTarget {
+    fn is_new(&self) -> bool {
+        self.age == Age::New
+    }
+
+    fn write(&self, chunk: &VerifiedChunk) -> Result<(), TargetError> {
+        let hole = match self.age {
+            Age::New => HOLE_OF_NEW_FILE,
+            Age::Old => HOLE_OF_OLD_FILE,
+        };
+        for run in chunk.runs(hole, 1) {
+            match run {
+                // In a new file only a rewrite finds anything there; punching a hole in one costs little.
+                Run::Zero(range) => self.write_zeroes(range)?,
+                Run::Data(range, bytes) => self.write_bytes(range, bytes)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn write_zeroes(&self, range: ByteRange) -> Result<(), TargetError> {
+        let unsupported =
+            |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS));
+        let zeroed = match store::punch_hole(&self.disk.file, range) {
+            Err(error) if unsupported(&error) => store::zero_range(&self.disk.file, range),
+            result => result,
+        };
+        match zeroed {
+            Err(error) if unsupported(&error) => {
+                let zeroes = vec![0; 1 << 20];
+                range
+                    .cut(1 << 20)
+                    .try_for_each(|part| self.write_bytes(part, &zeroes[..to_index(part.len())]))
+            }
+            result => result.map_err(TargetError::when("zeroing", range)),
+        }
+    }
+
+    fn sync(&self) -> Result<(), TargetError> {
+        // The size counts as data here: fdatasync writes what is needed to read the file back.
+        self.disk.file.sync_data().map_err(TargetError::during("syncing"))?;
+        self.disk.drop_cache().map_err(TargetError::during("dropping the page cache"))
+    }
+}

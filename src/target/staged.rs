@@ -1,0 +1,182 @@
+//! A new file beside the old one, which takes its place when it is complete.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
+
+use super::file::FileTarget;
+use super::{Opened, TargetError, temporary_name};
+
+/// Ends the name of a file that is not complete yet.
+pub(crate) const TEMPORARY_SUFFIX: &str = ".reimage-unfinished";
+
+/// A new file that waits to take its place; dropped before, it is removed.
+pub(crate) struct Staged {
+    folder: OwnedFd,
+    temporary: PathBuf,
+    name: OsString,
+    file: File,
+    /// The file whose place it takes.
+    old: Option<File>,
+    done: bool,
+}
+
+/// Makes the new file: beside the old one, readable by nobody else, with what can be copied beforehand.
+pub(super) fn stage(
+    folder: OwnedFd,
+    name: OsString,
+    old: Option<File>,
+    size: u64,
+) -> Result<Opened, TargetError> {
+    let temporary = temporary_name(&name);
+    remove_stale(&folder, &temporary).map_err(TargetError::during("removing an unfinished file"))?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(&folder, &temporary, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|error| TargetError::new("making the new file", None, error.into()))?;
+    let file = File::from(file);
+    let staged = |file, folder| Staged { folder, temporary, name, file, old, done: false };
+    let staged = staged(file.try_clone().map_err(TargetError::during("making the new file"))?, folder);
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|error| TargetError::new("locking the new file", None, error.into()))?;
+    if let Some(old) = &staged.old {
+        take_over(old, &file).map_err(TargetError::during("taking over owner and attributes"))?;
+    }
+    let target = FileTarget::new(file, size)?;
+    Ok(Opened { target: Box::new(target), staged: Some(staged) })
+}
+
+impl Staged {
+    /// Puts the new file into the old one's place and removes the old one; durable when it returns.
+    pub(crate) fn publish(mut self) -> Result<(), TargetError> {
+        let failed = || TargetError::during("putting the new file into its place");
+        match &self.old {
+            Some(old) => {
+                let mode = old.metadata().map_err(failed())?.mode() & 0o7777;
+                copy_attribute(old, &self.file, OsStr::new(ACCESS_LIST)).map_err(failed())?;
+                rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode))
+                    .map_err(io::Error::from)
+                    .map_err(failed())?;
+                self.file.sync_all().map_err(failed())?;
+                self.exchange(old).map_err(failed())?;
+            }
+            None => {
+                self.file.sync_all().map_err(failed())?;
+                self.rename(RenameFlags::NOREPLACE).map_err(failed())?;
+                self.done = true;
+            }
+        }
+        rustix::fs::fsync(&self.folder).map_err(io::Error::from).map_err(failed())?;
+        // From here on the new disk is in place whatever happens.
+        if !self.done {
+            self.done = true;
+            self.remove().and_then(|()| Ok(rustix::fs::fsync(&self.folder)?)).map_err(failed())?;
+        }
+        Ok(())
+    }
+
+    /// Exchanges the two names; what came out must be the file that was claimed, else it goes back.
+    fn exchange(&self, old: &File) -> io::Result<()> {
+        self.rename(RenameFlags::EXCHANGE)?;
+        let came_out = rustix::fs::statat(&self.folder, &self.temporary, AtFlags::SYMLINK_NOFOLLOW)?;
+        let claimed = old.metadata()?;
+        if (came_out.st_dev, came_out.st_ino) == (claimed.dev(), claimed.ino()) {
+            return Ok(());
+        }
+        self.rename(RenameFlags::EXCHANGE)?;
+        Err(io::Error::other("another file has been put into the system disk's place during the run"))
+    }
+
+    fn rename(&self, flags: RenameFlags) -> io::Result<()> {
+        let (from, to) = (&self.temporary, &self.name);
+        Ok(rustix::fs::renameat_with(&self.folder, from, &self.folder, to, flags)?)
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.folder, &self.temporary, AtFlags::empty())?)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.done {
+            // Nothing more can be done about a failure here; the next run removes what is left.
+            let _ = self.remove();
+        }
+    }
+}
+
+/// Removes what an interrupted run left; a file that a living run holds stays.
+fn remove_stale(folder: &OwnedFd, temporary: &PathBuf) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = match rustix::fs::openat(folder, temporary, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        io::Error::new(io::ErrorKind::ResourceBusy, "another run is writing this system disk")
+    })?;
+    Ok(rustix::fs::unlinkat(folder, temporary, AtFlags::empty())?)
+}
+
+/// The access control list, which also holds the mode's bits and is therefore set at the end.
+const ACCESS_LIST: &str = "system.posix_acl_access";
+
+/// What the new file has from the old one: flags first (some only an empty file takes), then the rest.
+fn take_over(old: &File, new: &File) -> io::Result<()> {
+    use rustix::fs::IFlags;
+    // Neither is ever set on a file that the guard let through, and both would stop us.
+    let forbidding = IFlags::IMMUTABLE | IFlags::APPEND;
+    // Those that chattr(1) sets; the others describe how the file system stores the file.
+    let inherited = IFlags::NOCOW
+        | IFlags::NODUMP
+        | IFlags::NOATIME
+        | IFlags::SYNC
+        | IFlags::SECURE_REMOVAL
+        | IFlags::UNRM
+        | IFlags::COMPRESSED;
+    if let Ok(flags) = rustix::fs::ioctl_getflags(old) {
+        let wanted = (flags & inherited) - forbidding;
+        let now = rustix::fs::ioctl_getflags(new)?;
+        if now & inherited != wanted {
+            rustix::fs::ioctl_setflags(new, (now - inherited) | wanted)?;
+        }
+    }
+    let (was, is) = (old.metadata()?, new.metadata()?);
+    if (was.uid(), was.gid()) != (is.uid(), is.gid()) {
+        std::os::unix::fs::fchown(new, Some(was.uid()), Some(was.gid()))?;
+    }
+    for name in attribute_names(old)? {
+        if name != ACCESS_LIST {
+            copy_attribute(old, new, &name)?;
+        }
+    }
+    Ok(())
+}
+
+fn attribute_names(file: &File) -> io::Result<Vec<OsString>> {
+    use std::os::unix::ffi::OsStrExt;
+    let mut names = vec![0; 64 << 10];
+    let count = match rustix::fs::flistxattr(file, &mut names[..]) {
+        Ok(count) => count,
+        Err(rustix::io::Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
+    let names = names[..count].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    Ok(names.map(|name| OsStr::from_bytes(name).to_owned()).collect())
+}
+
+fn copy_attribute(old: &File, new: &File, name: &OsStr) -> io::Result<()> {
+    let mut value = vec![0; 64 << 10];
+    let count = match rustix::fs::fgetxattr(old, name, &mut value[..]) {
+        Ok(count) => count,
+        Err(rustix::io::Errno::NODATA | rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(rustix::fs::fsetxattr(new, name, &value[..count], rustix::fs::XattrFlags::empty())?)
+}
