@@ -3,3 +3,6 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod aligned;
+pub(crate) mod locks;
+pub(crate) mod read;
+pub(crate) mod sparse;
