@@ -15,7 +15,10 @@ mod verify;
 
 pub use error::{Error, ErrorKind, TargetState};
 pub use guard::{DataDiskEvidence, Promise, Refusal, StorageIdentity};
-pub use image::{Decoder, Extent, ExtentKind, Image, ImageError, ImageInfo};
+pub use image::{
+    BackingFault, Decoder, DigestAlgorithm, EntryFault, Extent, ExtentKind, FileIdentity, Image, ImageError,
+    ImageInfo, LayerInfo, TableReport,
+};
 pub use observe::{CancelToken, Event, Observer, Phase};
 pub use range::ByteRange;
 pub use request::{

@@ -1,5 +1,10 @@
 //! Why an image is refused or cannot be read.
 
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::range::ByteRange;
+
 /// Why an image is refused or cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -9,7 +14,287 @@ pub enum ImageError {
     Io {
         /// What was tried.
         doing: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Which bytes of it, when it was about bytes.
+        range: Option<ByteRange>,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
+    /// There is no such file.
+    #[error("there is no such image")]
+    Missing {
+        /// The name that leads nowhere.
+        path: PathBuf,
+    },
+    /// It is no regular file and no block device.
+    #[error("an image is a regular file or a block device, and this is {kind}")]
+    WrongKind {
+        /// What is no image.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
+    /// Somebody holds it open for writing.
+    #[error("somebody is writing this image")]
+    BeingWritten {
+        /// The file that is held.
+        path: PathBuf,
+    },
+    /// A file is not as it was when it was opened.
+    #[error("the image changed while it was open")]
+    Changed {
+        /// The file that changed.
+        path: PathBuf,
+    },
+    /// The name promises another format than the content has.
+    #[error("the name says {named} and the content is {content}")]
+    NameDisagrees {
+        /// The file.
+        path: PathBuf,
+        /// The format that the name's ending stands for.
+        named: &'static str,
+        /// What the content looks like.
+        content: &'static str,
+    },
+    /// Content of a raw image begins like another disk-image format.
+    #[error("the content of this raw image is itself a disk image ({content})")]
+    NestedFormat {
+        /// The file.
+        path: PathBuf,
+        /// The format that the content has.
+        content: &'static str,
+    },
+    /// Declared qcow2, but the content is something else.
+    #[error("this is no qcow2 image but {content}")]
+    NotQcow2 {
+        /// The file.
+        path: PathBuf,
+        /// What the content looks like.
+        content: &'static str,
+    },
+    /// The image needs something that this reader does not do, for safety or at all.
+    #[error("{feature} is not supported")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it would need.
+        feature: String,
+    },
+    /// Its writer marked the image as damaged.
+    #[error("the image is marked as corrupt")]
+    MarkedCorrupt {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A header field is not as the format demands.
+    #[error("header field {field} ({value:#x}) {why}")]
+    BadHeader {
+        /// The file.
+        path: PathBuf,
+        /// The field's name in the qcow2 specification.
+        field: &'static str,
+        /// Where the field is.
+        range: ByteRange,
+        /// What it says.
+        value: u64,
+        /// What is wrong with that.
+        why: &'static str,
+    },
+    /// Bytes that the image refers to are not in the file.
+    #[error("{what} reaches beyond the file's end at {file_size}: the image is truncated or damaged")]
+    BeyondEnd {
+        /// The file.
+        path: PathBuf,
+        /// What lies there.
+        what: &'static str,
+        /// Where it should lie.
+        range: ByteRange,
+        /// Where the file ends.
+        file_size: u64,
+    },
+    /// An entry of an L1 or L2 table is not as the format demands.
+    #[error("{table} entry {value:#018x} {why}")]
+    BadEntry {
+        /// The file.
+        path: PathBuf,
+        /// `L1` or `L2`.
+        table: &'static str,
+        /// Where the entry is.
+        range: ByteRange,
+        /// What it says.
+        value: u64,
+        /// What is wrong with that.
+        why: EntryFault,
+    },
+    /// Two things lie on the same bytes.
+    #[error("{what} lies on {other}")]
+    Overlap {
+        /// The file.
+        path: PathBuf,
+        /// What is in the wrong place.
+        what: &'static str,
+        /// Where it is.
+        range: ByteRange,
+        /// What has been there.
+        other: &'static str,
+    },
+    /// The tables would take more memory than all images together may.
+    #[error("the tables need {needed} more bytes of memory and {left} are left")]
+    TooMuchMetadata {
+        /// The file.
+        path: PathBuf,
+        /// What they need.
+        needed: u64,
+        /// What of the bound is left.
+        left: u64,
+    },
+    /// The image names another file that may not be opened.
+    #[error("the backing file {name:?} {why}")]
+    BackingRefused {
+        /// The image that names it.
+        path: PathBuf,
+        /// The name as it stands in the image, bytes that are no UTF-8 replaced.
+        name: String,
+        /// Why not.
+        why: BackingFault,
+    },
+    /// A chain of backing files comes back to itself.
+    #[error("the chain of backing files comes back to this image")]
+    ChainLoops {
+        /// The file that is met again.
+        path: PathBuf,
+    },
+    /// A chain of backing files is too long.
+    #[error("the chain of backing files is longer than {limit}")]
+    ChainTooDeep {
+        /// The last file that was reached.
+        path: PathBuf,
+        /// How many layers there may be.
+        limit: usize,
+    },
+    /// A compressed cluster cannot be decompressed.
+    #[error("a compressed cluster {why}")]
+    BadCompression {
+        /// The file.
+        path: PathBuf,
+        /// Where the compressed bytes are.
+        range: ByteRange,
+        /// What is wrong with them.
+        why: &'static str,
+    },
+}
+
+/// What is wrong with a table entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EntryFault {
+    /// Bits are set that the format reserves.
+    #[error("has reserved bits set")]
+    ReservedBits,
+    /// It points into the middle of a cluster.
+    #[error("points into the middle of a cluster")]
+    Misaligned,
+    /// Another entry of the L1 table points to the same L2 table.
+    #[error("points to an L2 table that another entry points to")]
+    SharedTable,
+    /// A subcluster is said to be both data and zero.
+    #[error("says of a subcluster that it is data and zero")]
+    DataAndZero,
+    /// Subclusters are said to be data, but there is no cluster.
+    #[error("says that subclusters are data and gives no cluster")]
+    DataWithoutCluster,
+}
+
+/// Why a backing file is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackingFault {
+    /// No folder was allowed that holds it.
+    #[error("is in no folder that is allowed")]
+    NotAllowed,
+    /// The name holds a NUL.
+    #[error("has a NUL in its name")]
+    NulInName,
+    /// The name asks for a protocol.
+    #[error("is the name of a protocol")]
+    Protocol,
+    /// The image does not say which format it has.
+    #[error("has no format in the image's header, and formats are not guessed")]
+    NoFormat,
+    /// The image names a format that is not read here.
+    #[error("has a format that is neither raw nor qcow2")]
+    UnknownFormat,
+    /// It does not exist.
+    #[error("does not exist")]
+    Missing,
+    /// It is no regular file.
+    #[error("is no regular file")]
+    WrongKind,
+}
+
+impl ImageError {
+    /// The file that it is about.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        let (Self::Io { path, .. }
+        | Self::Missing { path }
+        | Self::WrongKind { path, .. }
+        | Self::BeingWritten { path }
+        | Self::Changed { path }
+        | Self::NameDisagrees { path, .. }
+        | Self::NestedFormat { path, .. }
+        | Self::NotQcow2 { path, .. }
+        | Self::Unsupported { path, .. }
+        | Self::MarkedCorrupt { path }
+        | Self::BadHeader { path, .. }
+        | Self::BeyondEnd { path, .. }
+        | Self::BadEntry { path, .. }
+        | Self::Overlap { path, .. }
+        | Self::TooMuchMetadata { path, .. }
+        | Self::BackingRefused { path, .. }
+        | Self::ChainLoops { path }
+        | Self::ChainTooDeep { path, .. }
+        | Self::BadCompression { path, .. }) = self;
+        Some(path)
+    }
+
+    /// The bytes of that file that it is about.
+    #[must_use]
+    pub fn range(&self) -> Option<ByteRange> {
+        match self {
+            Self::Io { range, .. } => *range,
+            Self::BadHeader { range, .. }
+            | Self::BeyondEnd { range, .. }
+            | Self::BadEntry { range, .. }
+            | Self::Overlap { range, .. }
+            | Self::BadCompression { range, .. } => Some(*range),
+            _ => None,
+        }
+    }
+
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::BeingWritten { .. } => "stop what uses the image, or wait for it to end".into(),
+            Self::NameDisagrees { .. } => "say the format with --image-format, or rename the file".into(),
+            Self::NestedFormat { .. } => {
+                "if the disk is really meant to hold these bytes as they are, say --allow-nested-format"
+                    .into()
+            }
+            Self::BackingRefused { why: BackingFault::NotAllowed, .. } => {
+                "if the image is trusted, allow the folder with --allow-backing DIR, \
+                 or make it one file with `qemu-img convert`"
+                    .into()
+            }
+            Self::BackingRefused { why: BackingFault::NoFormat, .. } => {
+                "write the format into the image with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`".into()
+            }
+            Self::BeyondEnd { .. } => "fetch the image again and compare its digest".into(),
+            Self::MarkedCorrupt { .. } => "repair a copy of it with `qemu-img check -r all`".into(),
+            Self::Changed { .. } => "start again when nobody changes the image".into(),
+            _ => return None,
+        })
+    }
 }

@@ -1,17 +1,74 @@
 //! Images: what the disk to be restored holds. Opens, checks and reads; knows no target.
 //!
 //! An image answers two questions: which kind of bytes lie where (`map`), and what they are (`read`).
-//! Both take slices, so that memory does not grow with the image.
+//! Both take slices, so that memory does not grow with the image. `open` reads the headers and L1 tables of all
+//! layers and refuses what is unsafe; `check_tables` does the same for the rest of the metadata.
 
+#![allow(dead_code)] // until the plan calls `open`
+
+mod chain;
+mod content;
+mod decoder;
 mod error;
+mod file;
+mod layer;
+mod layered;
+mod qcow2;
+mod run;
+#[cfg(test)]
+mod tests;
 
-use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub use error::ImageError;
+pub use decoder::Decoder;
+pub use error::{BackingFault, EntryFault, ImageError};
+pub use file::FileIdentity;
 
 use crate::range::ByteRange;
+
+/// Opens an image and every file below it, and checks all but their L2 tables.
+///
+/// # Errors
+///
+/// When a file is missing, no image, being written, unsafe, damaged or not supported.
+pub(crate) fn open(path: &Path, options: &OpenOptions<'_>) -> Result<Box<dyn Image>, ImageError> {
+    Ok(Box::new(layered::LayeredImage::new(chain::open(path, options)?)))
+}
+
+/// How an image is to be opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct OpenOptions<'a> {
+    /// What the image is said to be.
+    pub(crate) format: Format,
+    /// Whether raw content may look like another image format.
+    pub(crate) nested: Nested,
+    /// The folders in which an image may name other files.
+    pub(crate) backing_folders: &'a [PathBuf],
+}
+
+/// What an image is said to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// The content decides, and must agree with the name.
+    #[default]
+    Auto,
+    /// The file is the disk.
+    Raw,
+    /// The file is qcow2.
+    Qcow2,
+}
+
+/// Whether raw content may look like another image format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Nested {
+    /// No: most likely somebody declared the format wrongly, or hopes that somebody does.
+    #[default]
+    Refuse,
+    /// Yes: the disk is meant to hold it.
+    Allow,
+}
 
 /// A run of the virtual disk's bytes of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +149,13 @@ pub trait Image: Send + Sync {
     /// When bytes cannot be read or decompressed; the error names the bytes of the layer's file.
     fn read(&self, extents: &[Extent], buffer: &mut [u8], decoder: &mut Decoder) -> Result<(), ImageError>;
 
+    /// Walks all metadata of all layers once and checks it; counts what the virtual disk consists of.
+    ///
+    /// # Errors
+    ///
+    /// When metadata cannot be read or is not as the format demands.
+    fn check_tables(&self) -> Result<TableReport, ImageError>;
+
     /// What is known about the image without reading its content.
     fn info(&self) -> ImageInfo;
 
@@ -101,19 +165,38 @@ pub trait Image: Send + Sync {
     ///
     /// When a file changed since it was opened.
     fn check_unchanged(&self) -> Result<(), ImageError>;
+
+    /// Which files are open, the image's own first: none of them may be the target.
+    fn identities(&self) -> Vec<FileIdentity>;
+
+    /// The digest of the image's own file as it lies, backing files not included.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    fn file_digest(&self, algorithm: DigestAlgorithm) -> Result<[u8; 32], ImageError>;
 }
 
-/// One thread's decompression contexts and scratch space.
-#[derive(Default)]
-pub struct Decoder {
-    // Filled in by the qcow2 reader.
-    _private: (),
+/// What the virtual disk consists of; the three add up to its size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TableReport {
+    /// Bytes that lie in a file as they are.
+    pub data_bytes: u64,
+    /// Bytes that are stored compressed, counted as they are when decompressed.
+    pub compressed_bytes: u64,
+    /// Bytes that read as zero and are stored nowhere.
+    pub zero_bytes: u64,
 }
 
-impl fmt::Debug for Decoder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Decoder")
-    }
+/// How a file is digested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DigestAlgorithm {
+    /// SHA-256, as `sha256sum` gives it.
+    Sha256,
+    /// BLAKE3, as `b3sum` gives it.
+    Blake3,
 }
 
 /// What is known about an image.
@@ -126,4 +209,36 @@ pub struct ImageInfo {
     pub virtual_size: u64,
     /// The image file's size in bytes.
     pub file_size: u64,
+    /// All layers, the image itself first.
+    pub chain: Vec<LayerInfo>,
+}
+
+/// What is known about one layer; the options are there for qcow2 only.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct LayerInfo {
+    /// The file.
+    pub path: PathBuf,
+    /// `raw` or `qcow2`.
+    pub format: &'static str,
+    /// The size in bytes of the disk that the layer describes.
+    pub virtual_size: u64,
+    /// The file's size in bytes.
+    pub file_size: u64,
+    /// 2 or 3.
+    pub version: Option<u32>,
+    /// The cluster size in bytes.
+    pub cluster_size: Option<u64>,
+    /// How clusters are compressed where they are: `zlib` or `zstd`.
+    pub compression: Option<&'static str>,
+    /// Whether clusters have subclusters.
+    pub extended_l2: Option<bool>,
+    /// The width of a reference count in bits.
+    pub refcount_bits: Option<u32>,
+    /// How many internal snapshots there are.
+    pub snapshots: Option<u32>,
+    /// Whether it was not closed properly, so that reference counts may be stale; reading needs none.
+    pub dirty: Option<bool>,
+    /// Whether reference counts may be written late.
+    pub lazy_refcounts: Option<bool>,
 }

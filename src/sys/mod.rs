@@ -5,4 +5,7 @@
 pub(crate) mod aligned;
 pub(crate) mod block;
 pub(crate) mod landlock;
+pub(crate) mod locks;
+pub(crate) mod read;
+pub(crate) mod sparse;
 pub(crate) mod store;

@@ -61,24 +61,6 @@ pub(crate) fn zero_range(file: &File, range: ByteRange) -> io::Result<()> {
     Ok(rustix::fs::fallocate(file, flags, range.start(), range.len())?)
 }
 
-/// The first offset at or behind `offset` that is not in a hole; `None` if a hole goes up to the end.
-pub(crate) fn seek_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
-    seek(rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)))
-}
-
-/// The first offset at or behind `offset` that is in a hole; the end of the file counts as one.
-pub(crate) fn seek_hole(file: &File, offset: u64) -> io::Result<Option<u64>> {
-    seek(rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(offset)))
-}
-
-fn seek(result: rustix::io::Result<u64>) -> io::Result<Option<u64>> {
-    match result {
-        Ok(offset) => Ok(Some(offset)),
-        Err(rustix::io::Errno::NXIO) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
 fn signed(range: ByteRange) -> io::Result<(i64, i64)> {
     let too_far = |_| io::Error::from(io::ErrorKind::InvalidInput);
     Ok((i64::try_from(range.start()).map_err(too_far)?, i64::try_from(range.len()).map_err(too_far)?))

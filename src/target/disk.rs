@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{Disk, TargetError};
 use crate::range::ByteRange;
-use crate::sys::{block, store};
+use crate::sys::{block, sparse, store};
 
 /// O_DIRECT wants offsets and lengths in multiples of this, on every store that we know.
 const DIRECT_ALIGNMENT: u64 = 4096;
@@ -117,8 +117,10 @@ impl Disk for HostDisk {
             return Ok(Some(rest()).filter(|rest| !rest.is_empty()));
         }
         let failed = || TargetError::during("looking for holes");
-        let Some(start) = store::seek_data(&self.file, offset).map_err(failed())? else { return Ok(None) };
-        let end = store::seek_hole(&self.file, start).map_err(failed())?.unwrap_or(self.size);
+        let Some(start) = sparse::next_data(self.file.as_fd(), offset).map_err(failed())? else {
+            return Ok(None);
+        };
+        let end = sparse::next_hole(self.file.as_fd(), start).map_err(failed())?.unwrap_or(self.size);
         Ok(Some(ByteRange::between(start.min(self.size), end.min(self.size))).filter(|run| !run.is_empty()))
     }
 }

@@ -1,0 +1,227 @@
+//! One file of an image: opened once, held against writers, read without leaving pages behind.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::error::ImageError;
+use crate::range::ByteRange;
+use crate::sys::{locks, read::UncachedReads, sparse};
+
+/// What tells one file from all others, and shows that it changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileIdentity {
+    /// The file's name when it was opened.
+    pub path: PathBuf,
+    /// The device number of the file system that it is on.
+    pub device: u64,
+    /// Its inode there.
+    pub inode: u64,
+    /// The device that it stands for, when it is a block device.
+    pub block_device: Option<u64>,
+}
+
+/// A file's state at one moment; equal stamps mean unchanged bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    device: u64,
+    inode: u64,
+    len: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// What lies in a stretch of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stretch {
+    /// Stored bytes.
+    Stored,
+    /// Nothing: it reads as zeroes.
+    Hole,
+}
+
+/// One open file of an image.
+pub(super) struct SourceFile {
+    file: File,
+    identity: FileIdentity,
+    stamp: Stamp,
+    /// Where each known stretch begins, with its end; `None` when the file has no holes.
+    stretches: Option<Mutex<BTreeMap<u64, (u64, Stretch)>>>,
+    reads: UncachedReads,
+}
+
+/// How many stretches are remembered: about 200 KiB.
+const STRETCHES_MAX: usize = 4096;
+
+/// qemu's lock bytes: `100 + n` means "I use permission n", `200 + n` "nobody else may have n"; 0 is
+/// consistent read, 1 is write.
+const USES_READ: i64 = 100;
+const USES_WRITE: i64 = 101;
+const FORBIDS_WRITE: i64 = 201;
+
+impl SourceFile {
+    /// Opens what the caller named: a regular file or a block device.
+    pub(super) fn open(path: &Path) -> Result<Self, ImageError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => ImageError::Missing { path: path.into() },
+            _ => ImageError::Io { doing: "opening the image", path: path.into(), range: None, source },
+        };
+        // Opening some character devices has effects; so look before.
+        refuse_wrong_kind(path, &std::fs::metadata(path).map_err(failed)?)?;
+        // A FIFO put there meanwhile must not make the open wait: O_NONBLOCK.
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+        refuse_wrong_kind(path, &file.metadata().map_err(failed)?)?;
+        Self::hold(file, path)
+    }
+
+    /// Takes over an open file: nobody may be writing it, and nobody shall begin.
+    pub(super) fn hold(file: File, path: &Path) -> Result<Self, ImageError> {
+        let failed = |doing| move |source| ImageError::Io { doing, path: path.into(), range: None, source };
+        hold_against_writers(&file, path)?;
+        let metadata = file.metadata().map_err(failed("looking at the image"))?;
+        let is_device = metadata.file_type().is_block_device();
+        let len = sparse::end(file.as_fd()).map_err(failed("finding the image's size"))?;
+        let may_have_holes = !is_device && metadata.blocks().saturating_mul(512) < len;
+        Ok(Self {
+            identity: FileIdentity {
+                path: path.into(),
+                device: metadata.dev(),
+                inode: metadata.ino(),
+                block_device: is_device.then(|| metadata.rdev()),
+            },
+            stamp: stamp(&metadata, len),
+            stretches: may_have_holes.then(Mutex::default),
+            reads: UncachedReads::default(),
+            file,
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.identity.path
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.stamp.len
+    }
+
+    pub(super) fn identity(&self) -> &FileIdentity {
+        &self.identity
+    }
+
+    pub(super) fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Fills the buffer with the file's bytes from `offset` on.
+    pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
+        self.reads.read_exact_at(self.file.as_fd(), buffer, offset).map_err(|source| {
+            let len = u64::try_from(buffer.len()).unwrap_or(u64::MAX).min(u64::MAX - offset);
+            ImageError::Io {
+                doing: "reading the image",
+                path: self.path().into(),
+                range: Some(ByteRange::new(offset, len)),
+                source,
+            }
+        })
+    }
+
+    /// What lies at the start of a range within the file, and how far that goes.
+    pub(super) fn stretch_at(&self, range: ByteRange) -> (Stretch, ByteRange) {
+        let Some(stretches) = &self.stretches else { return (Stretch::Stored, range) };
+        let mut stretches = stretches.lock().unwrap_or_else(PoisonError::into_inner);
+        let known =
+            stretches.range(..=range.start()).next_back().filter(|(_, (end, _))| *end > range.start());
+        let (end, kind) = if let Some((_, stretch)) = known {
+            *stretch
+        } else {
+            let found = self.look_for_stretch(range.start());
+            if stretches.len() >= STRETCHES_MAX {
+                stretches.clear();
+            }
+            // One that begins later and is of the same kind is covered by the new one.
+            let covered: Vec<u64> =
+                stretches.range(range.start()..found.0).map(|(start, _)| *start).collect();
+            for start in covered {
+                stretches.remove(&start);
+            }
+            stretches.insert(range.start(), found);
+            found
+        };
+        (kind, ByteRange::between(range.start(), end.min(range.end())))
+    }
+
+    /// A file system that cannot tell has stored bytes everywhere.
+    fn look_for_stretch(&self, offset: u64) -> (u64, Stretch) {
+        let all_stored = (u64::MAX, Stretch::Stored);
+        match sparse::next_data(self.file.as_fd(), offset) {
+            Ok(None) if offset < self.len() => (self.len(), Stretch::Hole),
+            Ok(Some(data)) if data > offset => (data, Stretch::Hole),
+            Ok(Some(_)) => match sparse::next_hole(self.file.as_fd(), offset) {
+                Ok(Some(hole)) if hole > offset => (hole, Stretch::Stored),
+                _ => all_stored,
+            },
+            _ => all_stored,
+        }
+    }
+
+    /// Fails if the file is no longer as it was when it was opened.
+    pub(super) fn check_unchanged(&self) -> Result<(), ImageError> {
+        let failed = |source| ImageError::Io {
+            doing: "looking at the image again",
+            path: self.path().into(),
+            range: None,
+            source,
+        };
+        let metadata = self.file.metadata().map_err(failed)?;
+        let now = stamp(&metadata, sparse::end(self.file.as_fd()).map_err(failed)?);
+        if now == self.stamp { Ok(()) } else { Err(ImageError::Changed { path: self.path().into() }) }
+    }
+}
+
+fn stamp(metadata: &Metadata, len: u64) -> Stamp {
+    // The times of a device node say nothing about the device's content.
+    let is_device = metadata.file_type().is_block_device();
+    let time = |seconds, nanoseconds| if is_device { (0, 0) } else { (seconds, nanoseconds) };
+    Stamp {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        len,
+        modified: time(metadata.mtime(), metadata.mtime_nsec()),
+        changed: time(metadata.ctime(), metadata.ctime_nsec()),
+    }
+}
+
+fn refuse_wrong_kind(path: &Path, metadata: &Metadata) -> Result<(), ImageError> {
+    let file_type = metadata.file_type();
+    let kind = match () {
+        () if file_type.is_file() || file_type.is_block_device() => return Ok(()),
+        () if file_type.is_dir() => "a folder",
+        () if file_type.is_fifo() => "a FIFO",
+        () if file_type.is_socket() => "a socket",
+        () if file_type.is_char_device() => "a character device",
+        () => "something else",
+    };
+    Err(ImageError::WrongKind { path: path.into(), kind })
+}
+
+/// Our locks come before the look for others: of two that come together, the later sees the earlier.
+fn hold_against_writers(file: &File, path: &Path) -> Result<(), ImageError> {
+    let being_written = || Err(ImageError::BeingWritten { path: path.into() });
+    for byte in [USES_READ, FORBIDS_WRITE] {
+        match locks::lock_shared(file.as_fd(), byte) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return being_written(),
+            // A file system without locks: the check for changes remains.
+            Ok(()) | Err(_) => {}
+        }
+    }
+    match locks::is_locked_by_others(file.as_fd(), USES_WRITE) {
+        Ok(true) => being_written(),
+        Ok(false) | Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,112 @@
+//! One layer of an image: a file and how its content is to be understood.
+
+use super::content::{self, Content};
+use super::error::ImageError;
+use super::file::SourceFile;
+use super::qcow2::{Budget, Compression, Qcow2};
+use super::run::{Run, RunKind};
+use super::{Format, LayerInfo, Nested};
+use crate::range::ByteRange;
+
+/// A file and its format.
+pub(super) struct Layer {
+    pub(super) file: SourceFile,
+    pub(super) format: LayerFormat,
+}
+
+/// How a layer's content is to be understood.
+pub(super) enum LayerFormat {
+    /// The file is the disk.
+    Raw,
+    /// The file describes the disk.
+    Qcow2(Box<Qcow2>),
+}
+
+impl Layer {
+    /// Decides the format of an open file and checks everything but L2 tables.
+    pub(super) fn open(
+        file: SourceFile,
+        format: Format,
+        nested: Nested,
+        budget: &mut Budget,
+    ) -> Result<Self, ImageError> {
+        let format = match decide(&file, format, nested)? {
+            Content::Qcow2 => LayerFormat::Qcow2(Box::new(Qcow2::open(&file, budget)?)),
+            Content::Plain | Content::Foreign(_) => LayerFormat::Raw,
+        };
+        Ok(Self { file, format })
+    }
+
+    pub(super) fn virtual_size(&self) -> u64 {
+        match &self.format {
+            LayerFormat::Raw => self.file.len(),
+            LayerFormat::Qcow2(qcow2) => qcow2.header.virtual_size,
+        }
+    }
+
+    /// The first run of a range, which is not empty and within the layer's virtual disk.
+    pub(super) fn run_at(&self, range: ByteRange) -> Result<Run, ImageError> {
+        match &self.format {
+            LayerFormat::Raw => Ok(Run { range, kind: RunKind::Data { host_offset: range.start() } }),
+            LayerFormat::Qcow2(qcow2) => qcow2.run_at(&self.file, range),
+        }
+    }
+
+    pub(super) fn info(&self) -> LayerInfo {
+        let mut info = LayerInfo {
+            path: self.file.path().into(),
+            format: "raw",
+            virtual_size: self.virtual_size(),
+            file_size: self.file.len(),
+            version: None,
+            cluster_size: None,
+            compression: None,
+            extended_l2: None,
+            refcount_bits: None,
+            snapshots: None,
+            dirty: None,
+            lazy_refcounts: None,
+        };
+        if let LayerFormat::Qcow2(qcow2) = &self.format {
+            let header = &qcow2.header;
+            info.format = "qcow2";
+            info.version = Some(header.version);
+            info.cluster_size = Some(header.cluster_size());
+            info.compression = Some(match header.compression {
+                Compression::Zlib => "zlib",
+                Compression::Zstd => "zstd",
+            });
+            info.extended_l2 = Some(header.has_extended_l2());
+            info.refcount_bits = Some(header.refcount_bits);
+            info.snapshots = Some(header.snapshots);
+            info.dirty = Some(header.dirty);
+            info.lazy_refcounts = Some(header.lazy_refcounts);
+        }
+        info
+    }
+}
+
+/// What the content is to be read as: qcow2, or raw for everything else.
+fn decide(file: &SourceFile, format: Format, nested: Nested) -> Result<Content, ImageError> {
+    let content = content::look(file)?;
+    let path = file.path();
+    let named = path.extension().map(|ending| ending.to_ascii_lowercase());
+    let named_qcow2 = named.as_ref().is_some_and(|ending| ending == "qcow2");
+    let named_raw = named.as_ref().is_some_and(|ending| ending == "raw");
+    match (format, content) {
+        (Format::Qcow2, Content::Qcow2) => Ok(content),
+        (Format::Qcow2, _) => Err(ImageError::NotQcow2 { path: path.into(), content: content.name() }),
+        (Format::Auto, Content::Qcow2) if !named_raw => Ok(content),
+        (Format::Auto, Content::Plain | Content::Foreign(_)) if named_qcow2 => {
+            Err(ImageError::NameDisagrees { path: path.into(), named: "qcow2", content: content.name() })
+        }
+        (_, Content::Plain) => Ok(content),
+        (_, Content::Qcow2 | Content::Foreign(_)) if nested == Nested::Allow => Ok(Content::Plain),
+        (Format::Auto, Content::Qcow2) => {
+            Err(ImageError::NameDisagrees { path: path.into(), named: "raw", content: content.name() })
+        }
+        (_, Content::Qcow2 | Content::Foreign(_)) => {
+            Err(ImageError::NestedFormat { path: path.into(), content: content.name() })
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What an L2 entry says. Sections "L2 table entry", "Compressed Clusters Descriptor", "Extended L2 Entries".
+
+use super::header::{Header, L2Kind};
+use crate::image::error::EntryFault;
+
+const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+const COPIED: u64 = 1 << 63;
+const COMPRESSED: u64 = 1 << 62;
+const READS_AS_ZERO: u64 = 1;
+
+/// What an L2 entry says about its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    /// Nothing: the backing file shows through.
+    Unallocated,
+    /// It reads as zeroes.
+    Zero,
+    /// It lies there as it is.
+    Data(u64),
+    /// It is compressed.
+    Compressed { host_offset: u64, host_len: u32 },
+    /// Each of its 32 subclusters is one of the first three.
+    Subclusters { host_offset: u64, data: u32, zero: u32 },
+}
+
+/// The offset that an L1 entry gives, 0 for none; its alignment is checked too.
+pub(super) fn l2_table_offset(value: u64, cluster_bits: u32) -> Result<u64, EntryFault> {
+    let offset = value & OFFSET_MASK;
+    if value & !(OFFSET_MASK | COPIED) != 0 {
+        return Err(EntryFault::ReservedBits);
+    }
+    aligned(offset, cluster_bits)
+}
+
+impl Entry {
+    /// What an entry says; `bitmap` is the second half of an extended one.
+    pub(super) fn decode(header: &Header, value: u64, bitmap: u64) -> Result<Self, EntryFault> {
+        if value & COMPRESSED != 0 {
+            return if bitmap == 0 {
+                Ok(compressed(value, header.cluster_bits))
+            } else {
+                Err(EntryFault::ReservedBits)
+            };
+        }
+        let zero_bit = if header.version >= 3 && header.l2_kind == L2Kind::Plain { READS_AS_ZERO } else { 0 };
+        if value & !(OFFSET_MASK | COPIED | zero_bit) != 0 {
+            return Err(EntryFault::ReservedBits);
+        }
+        let host_offset = aligned(value & OFFSET_MASK, header.cluster_bits)?;
+        match header.l2_kind {
+            L2Kind::Extended => subclusters(host_offset, bitmap),
+            L2Kind::Plain if value & zero_bit != 0 => Ok(Self::Zero),
+            L2Kind::Plain if host_offset == 0 => Ok(Self::Unallocated),
+            L2Kind::Plain => Ok(Self::Data(host_offset)),
+        }
+    }
+}
+
+fn aligned(offset: u64, cluster_bits: u32) -> Result<u64, EntryFault> {
+    if offset.is_multiple_of(1 << cluster_bits) { Ok(offset) } else { Err(EntryFault::Misaligned) }
+}
+
+fn compressed(value: u64, cluster_bits: u32) -> Entry {
+    let offset_bits = 62 - (cluster_bits - 8);
+    let host_offset = value & ((1 << offset_bits) - 1);
+    let more_sectors = (value & !(COPIED | COMPRESSED)) >> offset_bits;
+    let host_len = (more_sectors + 1) * 512 - host_offset % 512;
+    Entry::Compressed {
+        host_offset,
+        host_len: u32::try_from(host_len).expect("at most two clusters, which is 4 MiB"),
+    }
+}
+
+fn subclusters(host_offset: u64, bitmap: u64) -> Result<Entry, EntryFault> {
+    let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).expect("32 bits");
+    let (data, zero) = (half(bitmap), half(bitmap >> 32));
+    if data & zero != 0 {
+        return Err(EntryFault::DataAndZero);
+    }
+    if host_offset == 0 && data != 0 {
+        return Err(EntryFault::DataWithoutCluster);
+    }
+    Ok(match (data, zero) {
+        (0, 0) => Entry::Unallocated,
+        (u32::MAX, 0) => Entry::Data(host_offset),
+        (0, u32::MAX) => Entry::Zero,
+        _ => Entry::Subclusters { host_offset, data, zero },
+    })
+}

@@ -1,0 +1,51 @@
+//! qcow2, versions 2 and 3, read only. Sections are those of qemu's `docs/interop/qcow2`.
+
+mod entry;
+mod extensions;
+mod header;
+mod map;
+mod tables;
+
+pub(super) use header::{Backing, Compression, Header};
+use tables::Tables;
+
+use super::error::ImageError;
+use super::file::SourceFile;
+
+/// Memory that the tables of all layers may still take.
+pub(super) struct Budget {
+    left: u64,
+}
+
+impl Budget {
+    pub(super) fn new(bytes: u64) -> Self {
+        Self { left: bytes }
+    }
+
+    fn take(&mut self, bytes: u64, file: &SourceFile) -> Result<(), ImageError> {
+        let Some(left) = self.left.checked_sub(bytes) else {
+            return Err(ImageError::TooMuchMetadata {
+                path: file.path().into(),
+                needed: bytes,
+                left: self.left,
+            });
+        };
+        self.left = left;
+        Ok(())
+    }
+}
+
+/// One open qcow2 layer: its header and what is kept of its tables.
+pub(super) struct Qcow2 {
+    pub(super) header: Header,
+    tables: Tables,
+}
+
+impl Qcow2 {
+    /// Checks the header and the L1 table.
+    pub(super) fn open(file: &SourceFile, budget: &mut Budget) -> Result<Self, ImageError> {
+        let header = Header::read(file)?;
+        let tables = Tables::read(file, &header, budget)?;
+        Ok(Self { header, tables })
+    }
+}

@@ -1,0 +1,177 @@
+//! The L1 table, checked and kept, and a window on the L2 tables.
+
+use std::sync::Mutex;
+
+use super::Budget;
+use super::entry;
+use super::header::Header;
+use crate::image::error::{EntryFault, ImageError};
+use crate::image::file::{SourceFile, Stretch};
+use crate::range::ByteRange;
+
+/// How many bytes of L2 tables are in memory at once, per layer.
+const WINDOW_LEN: u64 = 256 << 10;
+
+/// What is kept of a layer's tables.
+pub(super) struct Tables {
+    /// The offset of each L2 table that the virtual disk needs, 0 where there is none.
+    pub(super) l1: Vec<u64>,
+    /// The offsets of all L2 tables, sorted.
+    l2_offsets: Vec<u64>,
+    pub(super) window: Mutex<Window>,
+}
+
+/// A run of bytes of L2 tables.
+#[derive(Default)]
+pub(super) struct Window {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Tables {
+    /// Reads the L1 table and checks each of its entries that the virtual disk needs.
+    pub(super) fn read(file: &SourceFile, header: &Header, budget: &mut Budget) -> Result<Self, ImageError> {
+        let needed = header.l1_entries_needed();
+        budget.take(WINDOW_LEN.max(header.cluster_size().min(WINDOW_LEN)) + needed * 8, file)?;
+        let mut l1 = Vec::with_capacity(usize::try_from(needed).expect("an L1 table is at most 32 MiB"));
+        let mut bytes = vec![0; 64 << 10];
+        for part in ByteRange::new(header.l1_table.start(), needed * 8).cut(64 << 10) {
+            let bytes = &mut bytes[..usize::try_from(part.len()).expect("at most 64 KiB")];
+            file.read_exact_at(bytes, part.start())?;
+            for (value, at) in bytes.as_chunks::<8>().0.iter().zip((part.start()..).step_by(8)) {
+                l1.push(check_l1_entry(file, header, u64::from_be_bytes(*value), at)?);
+            }
+        }
+        let tables = l1.iter().filter(|offset| **offset != 0).count();
+        budget.take(u64::try_from(tables).unwrap_or(u64::MAX).saturating_mul(8), file)?;
+        let mut l2_offsets = Vec::with_capacity(tables);
+        l2_offsets.extend(l1.iter().filter(|offset| **offset != 0));
+        l2_offsets.sort_unstable();
+        if let Some(twice) = l2_offsets.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(shared_table(file, header, &l1, twice[0]));
+        }
+        Ok(Self { l1, l2_offsets, window: Mutex::default() })
+    }
+
+    /// Fails if bytes of the disk lie where the image's own structures are.
+    pub(super) fn check_apart(
+        &self,
+        file: &SourceFile,
+        header: &Header,
+        range: ByteRange,
+        what: &'static str,
+    ) -> Result<(), ImageError> {
+        let overlap = |other| Err(ImageError::Overlap { path: file.path().into(), what, range, other });
+        if range.start() < header.cluster_size() {
+            return overlap("the header");
+        }
+        if range.intersection(header.l1_table).is_some() {
+            return overlap("the L1 table");
+        }
+        if range.intersection(header.refcount_table).is_some() {
+            return overlap("the refcount table");
+        }
+        let next = self.l2_offsets.partition_point(|offset| offset + header.cluster_size() <= range.start());
+        match self.l2_offsets.get(next) {
+            Some(offset) if *offset < range.end() => overlap("an L2 table"),
+            _ => Ok(()),
+        }
+    }
+
+    /// The L2 table's bytes from `at` on, read if they are not in the window; `None` where the rest of the
+    /// table is a hole of the file, which says nothing about any cluster.
+    pub(super) fn entry_bytes<'a>(
+        &self,
+        file: &SourceFile,
+        window: &'a mut Window,
+        table: ByteRange,
+        at: u64,
+        l1_index: usize,
+    ) -> Result<Option<&'a [u8]>, ImageError> {
+        if window.offset_of(at).is_none() {
+            let wanted = self.window_range(table, at, l1_index);
+            let (stretch, part) = file.stretch_at(ByteRange::between(at, table.end()));
+            if stretch == Stretch::Hole && part.end() == table.end() {
+                return Ok(None);
+            }
+            window.load(file, wanted)?;
+        }
+        let offset = window.offset_of(at).expect("the window was loaded around the entry");
+        Ok(Some(&window.bytes[offset..]))
+    }
+
+    /// The part of a large table that holds the entry, or the table with those that lie right behind it and
+    /// come next.
+    fn window_range(&self, table: ByteRange, at: u64, l1_index: usize) -> ByteRange {
+        if table.len() >= WINDOW_LEN {
+            return ByteRange::new(at - at % WINDOW_LEN, WINDOW_LEN);
+        }
+        let mut end = table.end();
+        for next in &self.l1[l1_index + 1..] {
+            if *next != end || end + table.len() > table.start() + WINDOW_LEN {
+                break;
+            }
+            end += table.len();
+        }
+        ByteRange::between(table.start(), end)
+    }
+}
+
+impl Window {
+    fn offset_of(&self, at: u64) -> Option<usize> {
+        let offset = usize::try_from(at.checked_sub(self.start)?).ok()?;
+        (offset < self.bytes.len()).then_some(offset)
+    }
+
+    fn load(&mut self, file: &SourceFile, range: ByteRange) -> Result<(), ImageError> {
+        self.bytes.resize(usize::try_from(range.len()).expect("a window is at most 256 KiB"), 0);
+        self.start = range.start();
+        let result = file.read_exact_at(&mut self.bytes, range.start());
+        if result.is_err() {
+            self.bytes.clear();
+        }
+        result
+    }
+}
+
+fn check_l1_entry(file: &SourceFile, header: &Header, value: u64, at: u64) -> Result<u64, ImageError> {
+    let offset = entry::l2_table_offset(value, header.cluster_bits).map_err(|why| ImageError::BadEntry {
+        path: file.path().into(),
+        table: "L1",
+        range: ByteRange::new(at, 8),
+        value,
+        why,
+    })?;
+    if offset == 0 {
+        return Ok(0);
+    }
+    let table = ByteRange::new(offset, header.cluster_size());
+    if table.end() > file.len() {
+        return Err(ImageError::BeyondEnd {
+            path: file.path().into(),
+            what: "an L2 table",
+            range: table,
+            file_size: file.len(),
+        });
+    }
+    for (other, range) in [("the L1 table", header.l1_table), ("the refcount table", header.refcount_table)] {
+        if table.intersection(range).is_some() {
+            let path = file.path().into();
+            return Err(ImageError::Overlap { path, what: "an L2 table", range: table, other });
+        }
+    }
+    Ok(offset)
+}
+
+/// A table that serves twice would let a small image describe endless work.
+fn shared_table(file: &SourceFile, header: &Header, l1: &[u64], offset: u64) -> ImageError {
+    let index = l1.iter().rposition(|entry| *entry == offset).unwrap_or_default();
+    let at = header.l1_table.start() + 8 * u64::try_from(index).unwrap_or_default();
+    ImageError::BadEntry {
+        path: file.path().into(),
+        table: "L1",
+        range: ByteRange::new(at, 8),
+        value: offset,
+        why: EntryFault::SharedTable,
+    }
+}

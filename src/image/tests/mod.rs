@@ -1,0 +1,164 @@
+//! Goal: what an image holds comes out exactly, and what is unsafe is refused.
+//!
+//! Method: images made by qemu-img lie in `testdata/images`, with the digests of what they hold; faulty ones are
+//! made here by changing bytes of those.
+
+mod content;
+
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use sha2::Digest as _;
+use tempfile::TempDir;
+
+use super::*;
+
+/// A folder of unpacked images, which goes away with the value.
+pub(super) struct Folder(TempDir);
+
+impl Folder {
+    pub(super) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(super) fn with(names: &[&str]) -> Self {
+        let folder = Self::new();
+        for name in names {
+            folder.unpack(name, name);
+        }
+        folder
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Unpacks an image under a name of its own; blocks of zeroes become holes.
+    pub(super) fn unpack(&self, stored: &str, name: &str) -> PathBuf {
+        let path = self.path(name);
+        write_sparse(&path, &unpacked(stored));
+        path
+    }
+
+    pub(super) fn all_of(&self) -> PathBuf {
+        self.0.path().to_path_buf()
+    }
+}
+
+pub(super) fn unpacked(stored: &str) -> Vec<u8> {
+    let path = stored_images().join(format!("{stored}.zst"));
+    let packed = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let len = zstd_safe::get_frame_content_size(&packed).ok().flatten().expect("zstd says the length");
+    let mut content = vec![0; usize::try_from(len).unwrap()];
+    zstd_safe::decompress(&mut content[..], &packed).unwrap();
+    content
+}
+
+pub(super) fn write_sparse(path: &Path, content: &[u8]) {
+    let file = std::fs::File::create(path).unwrap();
+    for (index, block) in content.chunks(4096).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            file.write_all_at(block, u64::try_from(index * 4096).unwrap()).unwrap();
+        }
+    }
+    file.set_len(u64::try_from(content.len()).unwrap()).unwrap();
+}
+
+fn stored_images() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/images")
+}
+
+/// Every stored qcow2 image with the size and the SHA-256 of what it holds.
+pub(super) fn expected() -> Vec<(String, u64, String)> {
+    let text = std::fs::read_to_string(stored_images().join("expected.txt")).unwrap();
+    text.lines()
+        .map(|line| {
+            let mut words = line.split(' ');
+            let mut next = || words.next().unwrap().to_owned();
+            (next(), next().parse().unwrap(), next())
+        })
+        .collect()
+}
+
+/// The files below a stored image.
+pub(super) fn below(name: &str) -> &'static [&'static str] {
+    match name {
+        "chain-top" => &["chain-mid.qcow2", "chain-base.raw"],
+        "chain-mid" | "chain-v2" => &["chain-base.raw"],
+        "chain-over-zlib" => &["zlib-64k.qcow2"],
+        "chain-subclusters" => &["zstd-64k.qcow2"],
+        "chain-mid-longer" => &["zstd-4k.qcow2"],
+        _ => &[],
+    }
+}
+
+pub(super) fn open_alone(path: &Path) -> Result<Box<dyn Image>, ImageError> {
+    open(path, &OpenOptions::default())
+}
+
+pub(super) fn open_chain(path: &Path, folder: &Path) -> Result<Box<dyn Image>, ImageError> {
+    open(path, &OpenOptions { backing_folders: &[folder.to_path_buf()], ..OpenOptions::default() })
+}
+
+/// The whole disk, read in pieces of `step` bytes cut where the extents do not end.
+pub(super) fn content(image: &dyn Image, step: u64) -> Result<Vec<u8>, ImageError> {
+    let mut content = vec![0xee; usize::try_from(image.virtual_size()).unwrap()];
+    let mut rest = &mut content[..];
+    let mut decoder = Decoder::default();
+    for part in ByteRange::new(0, image.virtual_size()).cut(step) {
+        let mut part = part;
+        while !part.is_empty() {
+            let extents = image.map(part)?;
+            let end = check_gapless(part, &extents);
+            let len = usize::try_from(end - part.start()).unwrap();
+            let buffer = rest.split_off_mut(..len).unwrap();
+            image.read(&extents, buffer, &mut decoder)?;
+            part = ByteRange::between(end, part.end());
+        }
+    }
+    Ok(content)
+}
+
+#[track_caller]
+pub(super) fn check_gapless(range: ByteRange, extents: &[Extent]) -> u64 {
+    assert!(!extents.is_empty() || range.is_empty());
+    let mut at = range.start();
+    for extent in extents {
+        assert_eq!(extent.range.start(), at);
+        assert!(!extent.range.is_empty());
+        at = extent.range.end();
+    }
+    assert!(at <= range.end());
+    at
+}
+
+pub(super) fn sha256(content: &[u8]) -> String {
+    sha2::Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Everything that a caller does with an image: it must end, with whatever result.
+pub(super) fn everything(path: &Path) -> Result<(), ImageError> {
+    let image = open_alone(path)?;
+    image.check_tables()?;
+    if image.virtual_size() <= 16 << 20 {
+        content(&*image, 1 << 20)?;
+    }
+    Ok(())
+}
+
+/// Changes bytes of a file.
+pub(super) fn patch(path: &Path, offset: u64, bytes: &[u8]) {
+    std::fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
+}
+
+/// A big-endian field of a file.
+pub(super) fn field(path: &Path, offset: u64) -> u64 {
+    let mut bytes = [0; 8];
+    std::fs::File::open(path).unwrap().read_exact_at(&mut bytes, offset).unwrap();
+    u64::from_be_bytes(bytes)
+}
+
+pub(super) fn append(path: &Path, bytes: &[u8]) {
+    std::fs::OpenOptions::new().append(true).open(path).unwrap().write_all(bytes).unwrap();
+}

@@ -1,0 +1,50 @@
+//! Open-file-description locks on single bytes, as qemu lays them on its images.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Whether somebody else holds a lock, shared or exclusive, on that byte.
+pub(crate) fn is_locked_by_others(file: BorrowedFd<'_>, byte: i64) -> io::Result<bool> {
+    // An exclusive lock would conflict with every lock there is; asking for one takes none, and F_OFD_GETLK
+    // does not mind that the descriptor is read-only.
+    let mut lock = byte_lock(libc::F_WRLCK, byte);
+    // SAFETY: the descriptor is borrowed for the call, and `lock` is a valid `struct flock` that the kernel
+    // reads and writes; l_pid is 0 as F_OFD_GETLK demands.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+}
+
+/// Takes a shared lock on that byte without waiting; it lasts as long as the open file description.
+pub(crate) fn lock_shared(file: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
+    let lock = byte_lock(libc::F_RDLCK, byte);
+    // SAFETY: the descriptor is borrowed for the call, and `lock` is a valid `struct flock` that the kernel
+    // only reads; l_pid is 0 as F_OFD_SETLK demands.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn byte_lock(kind: libc::c_int, byte: i64) -> libc::flock {
+    let short = |value| libc::c_short::try_from(value).expect("lock constants of <fcntl.h> are small");
+    libc::flock { l_type: short(kind), l_whence: short(libc::SEEK_SET), l_start: byte, l_len: 1, l_pid: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_shared_lock_is_seen_by_another_description_and_not_by_its_own() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let other = std::fs::File::open(file.path()).unwrap();
+        lock_shared(file.as_fd(), 101).unwrap();
+        assert!(is_locked_by_others(other.as_fd(), 101).unwrap());
+        assert!(!is_locked_by_others(other.as_fd(), 100).unwrap());
+        assert!(!is_locked_by_others(file.as_fd(), 101).unwrap());
+        drop(file);
+        assert!(!is_locked_by_others(other.as_fd(), 101).unwrap());
+    }
+}
