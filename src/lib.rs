@@ -3,6 +3,7 @@
 
 mod error;
 mod image;
+mod layout;
 mod observe;
 mod range;
 mod request;
@@ -12,6 +13,7 @@ mod verify;
 
 pub use error::{Error, ErrorKind, TargetState};
 pub use image::{Decoder, Extent, ExtentKind, Image, ImageError, ImageInfo};
+pub use layout::{DiskLayout, Partition, Signature, TableKind, Usage};
 pub use observe::{CancelToken, Event, Observer, Phase};
 pub use range::ByteRange;
 pub use request::{
