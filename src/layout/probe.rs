@@ -191,6 +191,9 @@ mod tests {
             check(&[(at, &md(sector))], "linux_raid_member", sector * 512, Some("host:0"), ID_TEXT);
         }
         assert!(probe(&disk(&[(4096, &md(0))])).unwrap().is_empty(), "a copy elsewhere is no member");
+        let mut odd = disk(&[(2032 * 512, &md(2032))]);
+        odd.resize(odd.len() + 7 * 512 + 5, 0);
+        assert_eq!(probe(&odd).unwrap().len(), 1, "md rounds down to 4 KiB from an odd end");
         let old: [(usize, &[u8]); 3] =
             [(983_040, &[0xfc, 0x4e, 0x2b, 0xa9]), (983_060, &ID[..4]), (983_092, &ID[4..])];
         let uuid = Some("04030201-0807-0605-0c0b-0a09100f0e0d");
