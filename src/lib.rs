@@ -6,6 +6,7 @@ mod error;
 mod guard;
 mod image;
 mod journal;
+mod layout;
 mod observe;
 mod range;
 mod request;
@@ -19,6 +20,7 @@ pub use image::{
     BackingFault, Decoder, DigestAlgorithm, EntryFault, Extent, ExtentKind, FileIdentity, Image, ImageError,
     ImageInfo, LayerInfo, TableReport,
 };
+pub use layout::{DiskLayout, Partition, Signature, TableKind, Usage};
 pub use observe::{CancelToken, Event, Observer, Phase};
 pub use range::ByteRange;
 pub use request::{
