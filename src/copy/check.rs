@@ -119,20 +119,14 @@ impl Pieces<'_> {
     }
 }
 
-/// What a repair did about one mismatch.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Repaired {
-    /// The first byte that was wrong; `None` when it could not be told because it reads right by now.
-    pub(crate) first_differing: Option<u64>,
-}
-
-/// Writes what the image holds at the mismatch again; the caller syncs and reads back.
+/// Writes what the image holds at the mismatch again, and returns the first byte that was wrong (`None` if
+/// it reads right by now); the caller syncs and reads back.
 pub(crate) fn repair(
     image: &dyn Image,
     target: &dyn Target,
     mismatch: &Mismatch,
     digests: &DigestTable,
-) -> Result<Repaired, CopyError> {
+) -> Result<Option<u64>, CopyError> {
     let len = usize::try_from(CHUNK).expect("a chunk fits in memory");
     let mut found = AlignedBuffer::zeroed(len).map_err(CopyError::Memory)?;
     target.read(mismatch.range, &mut found)?;
@@ -144,7 +138,7 @@ pub(crate) fn repair(
         let bytes = usize::try_from(mismatch.range.len()).expect("a chunk fits in memory");
         let first_differing = first_of(&vec![0; bytes]);
         target.write_zeroes(mismatch.range)?;
-        return Ok(Repaired { first_differing });
+        return Ok(first_differing);
     };
     let chunk = read_chunk(image, mismatch.range)?;
     if chunk.chunk_digest() != Some(digest) || digests.get(mismatch.range.start()) != Some(digest) {
@@ -152,7 +146,7 @@ pub(crate) fn repair(
     }
     let first_differing = first_of(chunk.bytes());
     target.write(&chunk)?;
-    Ok(Repaired { first_differing })
+    Ok(first_differing)
 }
 
 /// One chunk of the image, read again.

@@ -78,7 +78,7 @@ pub(crate) fn transfer(
         bytes_zeroed: 0,
         whole: None,
     };
-    let (mut skipped, mut done_bytes) = (std::cell::Cell::new(0_u64), 0_u64);
+    let (skipped, mut done_bytes) = (std::cell::Cell::new(0_u64), 0_u64);
     watch.started();
     let next = || loop {
         if watch.cancel.is_cancelled() {
@@ -114,7 +114,7 @@ pub(crate) fn transfer(
         watch.progress((done_bytes + skipped.get()).min(watch.bytes_total));
         Ok(())
     })?;
-    watch.progress((done_bytes + skipped.take()).min(watch.bytes_total));
+    watch.progress((done_bytes + skipped.get()).min(watch.bytes_total));
     result.digests.sort();
     result.whole = whole.map(WholeDigester::finish);
     Ok(result)

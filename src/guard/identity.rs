@@ -128,3 +128,9 @@ pub(crate) fn open_path_only(path: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?.into())
 }
+
+/// The identity of a block device of that number.
+pub(crate) fn device_identity(device: u64) -> StorageIdentity {
+    let (major, minor) = numbers(device);
+    StorageIdentity::Device { major, minor }
+}

@@ -10,7 +10,7 @@ mod refusal;
 
 pub(crate) use claim::{Access, Claim, Held, Subject, claim_host_disk};
 pub use identity::{DataDiskEvidence, StorageIdentity};
-pub(crate) use identity::{data_disks_now, identify};
+pub(crate) use identity::{data_disks_now, device_identity};
 pub use refusal::Refusal;
 
 /// What an embedder promises when it brings a target of its own, which the guard cannot examine.

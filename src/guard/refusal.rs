@@ -92,6 +92,12 @@ pub enum Refusal {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A data disk is not what it was before the run.
+    #[error("the data disk is not what it was when the run began")]
+    DataDiskChanged {
+        /// The data disk as it was named.
+        path: PathBuf,
+    },
     /// It is the image or one of its backing files.
     #[error("it is {path:?}, which the image is read from")]
     Image {
@@ -120,6 +126,7 @@ impl Refusal {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Mounted { .. } | Self::Swap { .. } | Self::Busy | Self::Locked { .. } => ErrorKind::InUse,
+            Self::DataDiskChanged { .. } => ErrorKind::DataDiskChanged,
             Self::DataDisk { .. }
             | Self::DataDiskUnknown { .. }
             | Self::Image { .. }
@@ -154,6 +161,7 @@ impl Refusal {
             Self::DataDiskUnknown { .. } => {
                 "correct the data disk's path, so that it can be told apart from the system disk"
             }
+            Self::DataDiskChanged { .. } => "find out what wrote to it",
             Self::Image { .. } => "name another target: the image must survive",
             Self::Seed { .. } => "give the seed a file of its own",
             Self::Expected { .. } => {

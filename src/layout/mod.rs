@@ -30,7 +30,7 @@ pub use describe::{DiskLayout, Partition, TableKind};
 pub(crate) use gpt::GptFault;
 pub use probe::{Signature, Usage};
 pub(crate) use probe::{probe, ptuuid};
-pub(crate) use relocate::{ImageBackup, Outcome, Patch, Relocation, relocate};
+pub(crate) use relocate::{ImageBackup, Outcome, Patch, Relocation, apply, overlay, relocate};
 pub(crate) use sector::{SectorSize, fits_sector, sector_size};
 
 use crate::error::ErrorKind;

@@ -16,6 +16,23 @@ pub(crate) struct Patch {
     pub(crate) bytes: Vec<u8>,
 }
 
+/// Overlays what the patches change onto `bytes`, which are the disk's bytes at `range`.
+pub(crate) fn apply(patches: &[Patch], range: ByteRange, bytes: &mut [u8]) {
+    for patch in patches {
+        overlay((patch.range, &patch.bytes), range, bytes);
+    }
+}
+
+/// Copies what two ranges of a disk share from the bytes of one to those of the other.
+pub(crate) fn overlay((from, source): (ByteRange, &[u8]), range: ByteRange, bytes: &mut [u8]) {
+    let Some(common) = range.intersection(from) else { return };
+    let place = |start: u64| {
+        let at = usize::try_from(common.start() - start).expect("both lie in memory");
+        at..at + usize::try_from(common.len()).expect("both lie in memory")
+    };
+    bytes[place(range.start())].copy_from_slice(&source[place(from.start())]);
+}
+
 /// What has to be different on the target, and why.
 #[derive(Debug)]
 pub(crate) struct Relocation {

@@ -64,6 +64,17 @@ impl HostDisk {
         Ok(disk)
     }
 
+    /// Whether another program holds flock(2) on it, as a run does that writes it.
+    pub(crate) fn is_locked_by_another(&self) -> bool {
+        use rustix::fs::{FlockOperation, flock};
+        let locked = flock(&self.file, FlockOperation::NonBlockingLockShared).is_err();
+        if !locked {
+            // It is given back when the file closes, too.
+            let _ = flock(&self.file, FlockOperation::NonBlockingUnlock);
+        }
+        locked
+    }
+
     /// Drops what the page cache holds of the disk, so that the next read is one of the store.
     pub(crate) fn drop_cache(&self) -> io::Result<()> {
         match self.medium {

@@ -23,7 +23,17 @@ pub(crate) struct Staged {
     file: File,
     /// The file whose place it takes.
     old: Option<File>,
-    done: bool,
+    place: Place,
+}
+
+/// Whether the new file has its place yet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Waiting,
+    /// There was no old file.
+    Taken,
+    /// The old file bears the temporary name now.
+    Exchanged,
 }
 
 /// Makes the new file: beside the old one, readable by nobody else, with what can be copied beforehand.
@@ -39,7 +49,7 @@ pub(super) fn stage(
     let file = rustix::fs::openat(&folder, &temporary, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|error| TargetError::new("making the new file", None, error.into()))?;
     let file = File::from(file);
-    let staged = |file, folder| Staged { folder, temporary, name, file, old, done: false };
+    let staged = |file, folder| Staged { folder, temporary, name, file, old, place: Place::Waiting };
     let staged = staged(file.try_clone().map_err(TargetError::during("making the new file"))?, folder);
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
         .map_err(|error| TargetError::new("locking the new file", None, error.into()))?;
@@ -51,30 +61,32 @@ pub(super) fn stage(
 }
 
 impl Staged {
-    /// Puts the new file into the old one's place and removes the old one; durable when it returns.
-    pub(crate) fn publish(mut self) -> Result<(), TargetError> {
+    /// Puts the new file into the old one's place; when this fails, the old one is still there.
+    pub(crate) fn publish(&mut self) -> Result<(), TargetError> {
         let failed = || TargetError::during("putting the new file into its place");
-        match &self.old {
-            Some(old) => {
-                let mode = old.metadata().map_err(failed())?.mode() & 0o7777;
-                copy_attribute(old, &self.file, OsStr::new(ACCESS_LIST)).map_err(failed())?;
-                rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode))
-                    .map_err(io::Error::from)
-                    .map_err(failed())?;
-                self.file.sync_all().map_err(failed())?;
-                self.exchange(old).map_err(failed())?;
-            }
-            None => {
-                self.file.sync_all().map_err(failed())?;
-                self.rename(RenameFlags::NOREPLACE).map_err(failed())?;
-                self.done = true;
-            }
-        }
-        rustix::fs::fsync(&self.folder).map_err(io::Error::from).map_err(failed())?;
-        // From here on the new disk is in place whatever happens.
-        if !self.done {
-            self.done = true;
-            self.remove().and_then(|()| Ok(rustix::fs::fsync(&self.folder)?)).map_err(failed())?;
+        let Some(old) = &self.old else {
+            self.file.sync_all().and_then(|()| self.rename(RenameFlags::NOREPLACE)).map_err(failed())?;
+            self.place = Place::Taken;
+            return Ok(());
+        };
+        let mode = old.metadata().map_err(failed())?.mode() & 0o7777;
+        copy_attribute(old, &self.file, OsStr::new(ACCESS_LIST)).map_err(failed())?;
+        rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode))
+            .map_err(io::Error::from)
+            .map_err(failed())?;
+        self.file.sync_all().and_then(|()| self.exchange(old)).map_err(failed())?;
+        self.place = Place::Exchanged;
+        Ok(())
+    }
+
+    /// Removes the old file; everything is durable when this returns.
+    pub(crate) fn settle(self) -> Result<(), TargetError> {
+        let sync = || rustix::fs::fsync(&self.folder).map_err(io::Error::from);
+        // First the exchange: until it is durable, the old disk must not go.
+        sync().map_err(TargetError::during("making the exchange durable"))?;
+        if self.place == Place::Exchanged {
+            let removed = self.remove().and_then(|()| sync());
+            removed.map_err(TargetError::during("removing the old file"))?;
         }
         Ok(())
     }
@@ -103,7 +115,7 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        if !self.done {
+        if self.place == Place::Waiting {
             // Nothing more can be done about a failure here; the next run removes what is left.
             let _ = self.remove();
         }

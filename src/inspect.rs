@@ -1,0 +1,264 @@
+//! Looks at images and disks for a person or another program; writes nothing.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::copy::{self, CopyError, Pool, Scope, Sink, Transfer, Watch};
+use crate::error::{Error, ErrorKind, TargetState};
+use crate::image::{ExtentKind, Image, ImageInfo, TableReport};
+use crate::layout::{self, DiskLayout, ReadBytes, marker};
+use crate::observe::{CancelToken, Observer, Phase};
+use crate::plan::{self, DiskBytes, Ends, GptPlan, ImageBytes, image_error};
+use crate::range::ByteRange;
+use crate::rebuild::copy_error;
+use crate::request::{GptPolicy, ImageOptions, Request};
+use crate::target::{Disk, HostDisk};
+use crate::verify::Digest;
+
+/// How many cells a picture of a disk has.
+const CELLS: u64 = 64;
+
+/// What an image is and holds.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// The image and its chain.
+    pub image: ImageInfo,
+    /// What its disk consists of.
+    pub content: TableReport,
+    /// The partitions and file systems on it.
+    pub layout: DiskLayout,
+    /// The disk in 64 parts of equal length, in order (fewer for a disk of fewer bytes).
+    pub picture: Vec<Cell>,
+}
+
+/// A part of a disk: how many of its bytes are of which kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Cell {
+    /// The part.
+    pub range: ByteRange,
+    /// Bytes that are stored as they are.
+    pub data_bytes: u64,
+    /// Bytes that are stored compressed.
+    pub compressed_bytes: u64,
+}
+
+/// Opens an image, checks all of its metadata, and says what it is.
+///
+/// # Errors
+///
+/// As a rebuild would refuse the image.
+pub fn inspect(path: &Path, options: &ImageOptions) -> Result<Inspection, Error> {
+    let image = plan::open(path, options)?;
+    let refused = |fault| image_error(ErrorKind::Image, fault);
+    let content = image.check_tables().map_err(refused)?;
+    if let Some(expected) = options.expect_digest {
+        plan::check_digest(image.as_ref(), expected)?;
+    }
+    let bytes = ImageBytes(image.as_ref());
+    let unreadable = |error| Error::new(ErrorKind::Image, error).at_path(path);
+    let layout = layout::describe(&bytes).map_err(unreadable)?;
+    let picture = picture(image.as_ref()).map_err(refused)?;
+    Ok(Inspection { image: image.info(), content, layout, picture })
+}
+
+fn picture(image: &dyn Image) -> Result<Vec<Cell>, crate::image::ImageError> {
+    let size = image.virtual_size();
+    let cell_len = size.div_ceil(CELLS).max(1);
+    let cells = ByteRange::between(0, size).cut(cell_len);
+    let mut cells: Vec<_> = cells.map(|range| Cell { range, data_bytes: 0, compressed_bytes: 0 }).collect();
+    let mut at = 0;
+    while at < size {
+        for extent in image.map(ByteRange::between(at, size))? {
+            at = extent.range.end();
+            if extent.kind == ExtentKind::Zero {
+                continue;
+            }
+            for part in extent.range.cut(cell_len) {
+                let place = usize::try_from(part.start() / cell_len).expect("there are few cells");
+                match extent.kind {
+                    ExtentKind::Compressed { .. } => cells[place].compressed_bytes += part.len(),
+                    _ => cells[place].data_bytes += part.len(),
+                }
+            }
+        }
+    }
+    Ok(cells)
+}
+
+/// What was compared, when a disk holds what it should.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// The root of the image's chunk digests.
+    pub root: Digest,
+    /// The disk's size.
+    pub target_bytes: u64,
+    /// Bytes that were read and compared.
+    pub bytes_read: u64,
+    /// Bytes that the file system proves to be holes.
+    pub bytes_proved_holes: u64,
+    /// The bytes that rightly differ from the image, because the backup GPT moved.
+    pub gpt: GptPlan,
+}
+
+/// A disk does not hold what the image holds.
+#[derive(Debug, thiserror::Error)]
+enum Difference {
+    #[error("{count} pieces of the disk differ, the first of them at {first}")]
+    Pieces { count: usize, first: ByteRange },
+    #[error("the disk has {size} bytes and the image's disk {virtual_size}")]
+    TooSmall { size: u64, virtual_size: u64 },
+    #[error("the disk's head says that a rebuild is unfinished (journal {journal})")]
+    Unfinished { journal: String },
+}
+
+/// Compares the request's system disk with its image; writes nothing.
+///
+/// Behind the image's end the disk must be zero; a backup GPT that moved is what it should be.
+///
+/// # Errors
+///
+/// With kind `Mismatch` where the disk differs, and as a rebuild would refuse the image.
+pub fn verify(
+    request: &Request,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<VerifyReport, Error> {
+    let image = plan::open_checked(request, observer)?;
+    let path = &request.instance.system_disk.path;
+    let disk = open_disk(path)?;
+    let differs = |fault| Error::new(ErrorKind::Mismatch, fault).at_path(path);
+    if let Some(marker) = read_marker(&disk, path)? {
+        return Err(
+            differs(Difference::Unfinished { journal: marker.journal }).hint_that("run the rebuild again")
+        );
+    }
+    let (size, virtual_size) = (disk.size(), image.virtual_size());
+    if size < virtual_size {
+        return Err(differs(Difference::TooSmall { size, virtual_size }));
+    }
+    let relocation = match request.options.gpt {
+        GptPolicy::Keep => None,
+        GptPolicy::Relocate => plan::relocation(image.as_ref(), size).map_err(|fault| {
+            Error::new(fault.kind(), fault).at_path(path).hint_that("compare with --gpt keep")
+        })?,
+    };
+    let patches = relocation.map(|relocation| relocation.patches).unwrap_or_default();
+    let failed = |fault: CopyError| copy_error(fault, path);
+    let pool = Pool::start(request.options.threads).map_err(|error| failed(CopyError::Memory(error)))?;
+    let watch = Watch { observer, cancel, phase: Phase::Preflight, bytes_total: virtual_size };
+    let whole = Transfer { image: image.as_ref(), sink: Sink::Digests, whole: None };
+    let digests = copy::transfer(&pool, whole, &watch).map_err(failed)?.digests;
+    let ends = Ends::of(size);
+    let watch = Watch { observer, cancel, phase: Phase::ReadBack, bytes_total: size };
+    let middle = (&digests, ends.middle());
+    let read = copy::check(&pool, &disk, middle, Scope::Everything, &watch).map_err(failed)?;
+    let mut wrong: Vec<_> = read.mismatches.iter().map(|mismatch| mismatch.range).collect();
+    for end in [ends.head, ends.tail] {
+        wrong.extend(compare_end(image.as_ref(), &disk, (end, &patches), path)?);
+    }
+    wrong.sort_unstable();
+    if let Some(first) = wrong.first() {
+        return Err(differs(Difference::Pieces { count: wrong.len(), first: *first })
+            .at_range(*first)
+            .hint_that("rebuild the disk, or find out what wrote to it"));
+    }
+    Ok(VerifyReport {
+        root: digests.root(),
+        target_bytes: size,
+        bytes_read: read.bytes_read + ends.head.len() + ends.tail.len(),
+        bytes_proved_holes: read.bytes_proved,
+        gpt: GptPlan::of(&patches),
+    })
+}
+
+/// The part of one end from the first differing byte on, if there is one.
+fn compare_end(
+    image: &dyn Image,
+    disk: &HostDisk,
+    (range, patches): (ByteRange, &[layout::Patch]),
+    path: &Path,
+) -> Result<Option<ByteRange>, Error> {
+    let len = usize::try_from(range.len()).expect("an end fits in memory");
+    let mut right = vec![0; len];
+    let of_image = range.intersection(ByteRange::new(0, image.virtual_size()));
+    if let Some(of_image) = of_image {
+        let read = ImageBytes(image).read_at(of_image, &mut right);
+        read.map_err(|error| Error::new(ErrorKind::ImageFault, error))?;
+    }
+    layout::apply(patches, range, &mut right);
+    let mut found = vec![0; len];
+    DiskBytes(disk)
+        .read_at(range, &mut found)
+        .map_err(|error| Error::new(ErrorKind::TargetUnusable, error).at_path(path))?;
+    let first = right.iter().zip(&found).position(|(right, found)| right != found);
+    Ok(first.map(|at| ByteRange::between(range.start() + at as u64, range.end())))
+}
+
+/// What a system disk says about itself.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct DiskStatus {
+    /// What lies on the disk.
+    pub state: DiskState,
+    /// The journal of the unfinished rebuild.
+    pub journal: Option<String>,
+    /// What is on the disk otherwise.
+    pub layout: DiskLayout,
+    /// What to do.
+    pub advice: &'static str,
+}
+
+/// Whether a rebuild of the disk is unfinished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum DiskState {
+    /// No rebuild is under way: the instance can be started.
+    Stopped,
+    /// A rebuild is writing it.
+    Rebuilding,
+    /// A rebuild was interrupted; the disk cannot boot.
+    Failed,
+}
+
+/// Reads what a system disk says about itself.
+///
+/// # Errors
+///
+/// When it cannot be opened or read.
+pub fn status(path: &Path) -> Result<DiskStatus, Error> {
+    let disk = open_disk(path)?;
+    let marker = read_marker(&disk, path)?;
+    let unreadable = |error| Error::new(ErrorKind::TargetUnusable, error).at_path(path);
+    let layout = layout::describe(&DiskBytes(&disk)).map_err(unreadable)?;
+    let (state, advice) = match &marker {
+        None => (DiskState::Stopped, "nothing: no rebuild is unfinished"),
+        Some(_) if disk.is_locked_by_another() => (DiskState::Rebuilding, "wait for the rebuild to end"),
+        Some(_) => (DiskState::Failed, "run the rebuild again: the disk cannot boot until it is complete"),
+    };
+    Ok(DiskStatus { state, journal: marker.map(|marker| marker.journal), layout, advice })
+}
+
+fn open_disk(path: &Path) -> Result<HostDisk, Error> {
+    HostDisk::open(path).map_err(|error| {
+        Error::new(ErrorKind::TargetUnusable, error)
+            .at_path(path)
+            .hint_that("name a block device or a file that this user may read")
+            .leaving(TargetState::Untouched)
+    })
+}
+
+fn read_marker(disk: &HostDisk, path: &Path) -> Result<Option<marker::Marker>, Error> {
+    let len = marker::LEN as u64;
+    if disk.size() < len {
+        return Ok(None);
+    }
+    let mut head = [0; marker::LEN];
+    let read = DiskBytes(disk).read_at(ByteRange::new(0, len), &mut head);
+    read.map_err(|error| Error::new(ErrorKind::TargetUnusable, error).at_path(path))?;
+    Ok(marker::read(&head))
+}

@@ -1,0 +1,134 @@
+//! A plan as a person or another program reads it.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::Fit;
+use crate::guard::{Claim, Held, StorageIdentity};
+use crate::image::{Image, ImageInfo, TableReport};
+use crate::layout::{Outcome, Patch};
+use crate::range::ByteRange;
+use crate::request::{GptPolicy, Placement, Request};
+use crate::seed::{ComposedSeed, SeedReport};
+
+/// What a rebuild will do; sizes in bytes.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct PlanSummary {
+    /// The instance's name, where one is known.
+    pub instance: Option<String>,
+    /// The image.
+    pub image: ImageInfo,
+    /// What the image's disk consists of.
+    pub content: TableReport,
+    /// The system disk.
+    pub target: PathBuf,
+    /// What kind of system disk it is.
+    pub target_kind: TargetKind,
+    /// Which storage it is; `None` for a new file.
+    pub target_identity: Option<StorageIdentity>,
+    /// Its size now.
+    pub target_bytes: u64,
+    /// Its size when the run has ended.
+    pub size_after: u64,
+    /// What becomes of the backup GPT.
+    pub gpt: GptPlan,
+    /// The seed that will be written.
+    pub seed: Option<SeedReport>,
+    /// The disks that will not be opened for writing.
+    pub data_disks: Vec<PathBuf>,
+    /// What a person should know before saying yes.
+    pub warnings: Vec<String>,
+}
+
+/// What kind of system disk is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TargetKind {
+    /// A block device.
+    Device,
+    /// A file that is replaced by a new one.
+    ReplacedFile,
+    /// A file that is written into.
+    InPlaceFile,
+    /// A file that does not exist yet.
+    NewFile,
+    /// What the caller brought along.
+    CallersOwn,
+}
+
+/// What becomes of the backup GPT.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum GptPlan {
+    /// It is left as the image has it, or the image has none.
+    Kept,
+    /// It moves to the end of the disk.
+    Moved {
+        /// The bytes of the target that differ from the image because of it.
+        changed: Vec<ByteRange>,
+    },
+}
+
+impl GptPlan {
+    pub(crate) fn of(patches: &[Patch]) -> Self {
+        match patches {
+            [] => Self::Kept,
+            _ => Self::Moved { changed: patches.iter().map(|patch| patch.range).collect() },
+        }
+    }
+}
+
+pub(super) fn summarise(
+    request: &Request,
+    (image, content): (&dyn Image, TableReport),
+    (claim, fit): (&Claim, &Fit),
+    seed: Option<&ComposedSeed>,
+) -> PlanSummary {
+    PlanSummary {
+        instance: request.instance.id.clone(),
+        image: image.info(),
+        content,
+        target: claim.path().to_owned(),
+        target_kind: kind_of(request, claim),
+        target_identity: claim.identity(),
+        target_bytes: claim.size(),
+        size_after: fit.size,
+        gpt: GptPlan::of(fit.patches()),
+        seed: seed.map(ComposedSeed::summary),
+        data_disks: request.instance.data_disks.iter().map(|disk| disk.path.clone()).collect(),
+        warnings: warnings(request, fit),
+    }
+}
+
+fn kind_of(request: &Request, claim: &Claim) -> TargetKind {
+    match claim.held() {
+        Held::Device { .. } => TargetKind::Device,
+        Held::File { .. } if request.options.placement == Placement::InPlace => TargetKind::InPlaceFile,
+        Held::File { .. } => TargetKind::ReplacedFile,
+        Held::NewFile { .. } => TargetKind::NewFile,
+        Held::Promised(_) => TargetKind::CallersOwn,
+    }
+}
+
+fn warnings(request: &Request, fit: &Fit) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(Outcome::Moved { image_backup, .. }) = fit.relocation.as_ref().map(|moved| &moved.outcome) {
+        match image_backup {
+            crate::layout::ImageBackup::Same => {}
+            crate::layout::ImageBackup::Differs => warnings.push(
+                "the image's backup GPT is another table than its first GPT; the first one counts".into(),
+            ),
+            crate::layout::ImageBackup::Unusable(fault) => warnings.push(format!(
+                "the image's own backup GPT is unusable ({fault}); a new one is written from its first GPT"
+            )),
+        }
+    }
+    if request.options.gpt == GptPolicy::Keep {
+        warnings.push("the backup GPT stays where the image has it, even on a larger disk".into());
+    }
+    warnings
+}

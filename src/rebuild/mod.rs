@@ -1,0 +1,51 @@
+//! The order of a rebuild: prepare, invalidate, copy, read back, seed, finish, report.
+//!
+//! Each step is one function of `Run`, in this order, and keeps the state that an error will tell.
+
+mod ends;
+mod report;
+mod run;
+mod steps;
+
+pub use report::{DataDiskReport, Durations, RepairReport, Report};
+pub(crate) use run::copy_error;
+
+use std::time::Instant;
+
+use crate::error::Error;
+use crate::observe::{CancelToken, Observer};
+use crate::plan::Plan;
+use run::Run;
+
+/// Carries a plan out: afterwards the disk holds the image, and its first block was written last.
+///
+/// ```no_run
+/// # fn main() -> Result<(), reimage::Error> {
+/// # let request = reimage::Request::new("debian-13.qcow2", "/dev/vg0/i-0a1b");
+/// let plan = reimage::plan(&request, &reimage::Credential::keep_image(), &())?;
+/// let report = reimage::rebuild(plan, &(), &reimage::CancelToken::new())?;
+/// println!("root of what is on the disk: {}", report.root);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// With the state in which the disk is left; whatever that is, it cannot boot until it is complete.
+pub fn rebuild(plan: Plan, observer: &dyn Observer, cancel: &CancelToken) -> Result<Report, Error> {
+    let started = Instant::now();
+    let mut run = Run::prepare(plan, observer, cancel)?;
+    match carry_out(&mut run) {
+        Ok(()) => run.report(started),
+        Err(error) => Err(error.leaving(run.abandon())),
+    }
+}
+
+/// From the first changed byte to the last.
+fn carry_out(run: &mut Run<'_>) -> Result<(), Error> {
+    run.invalidate()?;
+    run.copy()?;
+    run.read_back()?;
+    run.seed()?;
+    run.finish()
+}

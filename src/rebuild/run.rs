@@ -1,0 +1,201 @@
+//! A rebuild under way: what it holds from the first step to the last, and how it begins.
+
+use std::time::Instant;
+
+use super::report::{self, Durations, RepairReport};
+use crate::copy::{self, CopyError, Pool, ReadBack, Sink, Transfer, Transferred, Watch};
+use crate::error::{Error, ErrorKind, TargetState};
+use crate::guard::{DataDiskEvidence, StorageIdentity};
+use crate::image::Image;
+use crate::journal::{Journal, JournalError, Record};
+use crate::observe::{CancelToken, Observer, Phase};
+use crate::plan::{Fit, Plan, PlanSummary, image_error};
+use crate::request::{Options, Preflight};
+use crate::seed::{Replace, SeedReport, StagedSeed};
+use crate::target::{self, Opened, Staged, Target, TargetError};
+use crate::verify::{CHUNK, DigestTable};
+
+/// A rebuild under way.
+pub(super) struct Run<'a> {
+    pub(super) observer: &'a dyn Observer,
+    pub(super) cancel: &'a CancelToken,
+    pub(super) options: Options,
+    pub(super) summary: PlanSummary,
+    pub(super) image: Box<dyn Image>,
+    pub(super) fit: Fit,
+    pub(super) pool: Pool,
+    pub(super) target: Box<dyn Target>,
+    /// The new file that replaces the old disk; until it does, the old disk is untouched.
+    pub(super) staged: Option<Staged>,
+    pub(super) seed: Option<StagedSeed>,
+    pub(super) journal: Journal,
+    pub(super) identity: Option<StorageIdentity>,
+    pub(super) data_disks: Vec<DataDiskEvidence>,
+    /// What the target holds; that is the system disk itself unless a new file is staged.
+    pub(super) state: TargetState,
+    pub(super) copied: Option<Transferred>,
+    pub(super) read: ReadBack,
+    pub(super) repairs: Vec<RepairReport>,
+    pub(super) seeded: Option<SeedReport>,
+    pub(super) durations: Durations,
+}
+
+impl<'a> Run<'a> {
+    /// Everything that can fail without touching the disk.
+    pub(super) fn prepare(
+        plan: Plan,
+        observer: &'a dyn Observer,
+        cancel: &'a CancelToken,
+    ) -> Result<Self, Error> {
+        let started = Instant::now();
+        let summary = plan.summary().clone();
+        let Plan { request, image, claim, brought, fit, seed, data_disks, .. } = plan;
+        let options = request.options;
+        let no_threads = |error| {
+            Error::new(ErrorKind::Internal, TargetError::new("starting threads", None, error))
+                .hint_that("check the limits on threads and memory of this user")
+        };
+        let pool = Pool::start(options.threads).map_err(no_threads)?;
+        if options.preflight == Preflight::Deep {
+            decode_everything(image.as_ref(), &pool, observer, cancel)?;
+        }
+        let seed = seed.map(|seed| seed.stage(Replace::Existing)).transpose()?;
+        let (identity, path) = (claim.identity(), claim.path().to_owned());
+        let key = report::claim_key(&claim);
+        let mut journal = Journal::begin(&options.state_dir, &key).map_err(journal_error)?;
+        let opened = begin(&mut journal, (&summary, &key)).and_then(|()| {
+            let opened = match brought {
+                Some(target) => Ok(target::bring(claim, target)),
+                None => target::open(claim, options.placement, fit.size),
+            };
+            opened.map_err(|fault| unusable(fault).at_path(&path))
+        });
+        let Opened { target, staged } = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                journal.discard();
+                return Err(error);
+            }
+        };
+        let durations = Durations { prepare_ms: report::ms(started), ..Durations::default() };
+        Ok(Self {
+            observer,
+            cancel,
+            options,
+            summary,
+            image,
+            fit,
+            pool,
+            target,
+            staged,
+            seed,
+            journal,
+            identity,
+            data_disks,
+            state: TargetState::Untouched,
+            copied: None,
+            read: ReadBack::default(),
+            repairs: Vec::new(),
+            seeded: None,
+            durations,
+        })
+    }
+
+    /// Ends a run that failed and says what the system disk holds; one that was not touched needs no journal.
+    pub(super) fn abandon(self) -> TargetState {
+        let state = if self.staged.is_some() { TargetState::Untouched } else { self.state };
+        if state == TargetState::Untouched {
+            self.journal.discard();
+        }
+        state
+    }
+
+    pub(super) fn watch(&self, phase: Phase, bytes_total: u64) -> Watch<'a> {
+        Watch { observer: self.observer, cancel: self.cancel, phase, bytes_total }
+    }
+
+    pub(super) fn digests(&self) -> &DigestTable {
+        &self.copied.as_ref().expect("the copy comes before what asks for its digests").digests
+    }
+
+    pub(super) fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
+        self.journal.record(record).map_err(journal_error)
+    }
+
+    /// A fault of a pass over the disk, with the path that it is about.
+    pub(super) fn error(&self, fault: CopyError) -> Error {
+        copy_error(fault, &self.summary.target)
+    }
+}
+
+fn begin(journal: &mut Journal, (summary, key): (&PlanSummary, &serde_json::Value)) -> Result<(), Error> {
+    let id = journal.id().to_owned();
+    let begun = Record::Begun {
+        journal: &id,
+        image: &report::to_json(&summary.image),
+        target: key,
+        chunk_bytes: CHUNK,
+        target_bytes: summary.size_after,
+        gpt: &report::to_json(&summary.gpt),
+    };
+    journal.record(&begun).map_err(journal_error)
+}
+
+/// Decodes every cluster before anything is written.
+fn decode_everything(
+    image: &dyn Image,
+    pool: &Pool,
+    observer: &dyn Observer,
+    cancel: &CancelToken,
+) -> Result<(), Error> {
+    let watch = Watch { observer, cancel, phase: Phase::Preflight, bytes_total: image.virtual_size() };
+    let transfer = Transfer { image, sink: Sink::Digests, whole: None };
+    copy::transfer(pool, transfer, &watch).map(drop).map_err(|fault| match fault {
+        CopyError::Image(fault) => image_error(ErrorKind::Image, fault),
+        fault => copy_error(fault, std::path::Path::new("")),
+    })
+}
+
+/// A fault of a pass over a disk, as the caller sees it.
+pub(crate) fn copy_error(fault: CopyError, target: &std::path::Path) -> Error {
+    match fault {
+        CopyError::Image(fault) => image_error(ErrorKind::ImageFault, fault),
+        CopyError::ImageChanged { range } => Error::new(ErrorKind::ImageFault, fault)
+            .at_range(range)
+            .hint_that("start again when nobody changes the image"),
+        CopyError::Target(fault) => {
+            let range = fault.range();
+            let error = Error::new(ErrorKind::TargetIo, fault)
+                .at_path(target)
+                .hint_that("check the disk, its room and the kernel's log, then run the rebuild again");
+            match range {
+                Some(range) => error.at_range(range),
+                None => error,
+            }
+        }
+        CopyError::Memory(_) => {
+            Error::new(ErrorKind::Internal, fault).hint_that("free memory, or use fewer threads (--threads)")
+        }
+        CopyError::Cancelled => {
+            Error::new(ErrorKind::Cancelled, fault).hint_that("run the rebuild again to complete the disk")
+        }
+    }
+}
+
+pub(super) fn journal_error(fault: JournalError) -> Error {
+    let (kind, hint) = match &fault {
+        JournalError::Folder { .. } => {
+            (ErrorKind::Usage, "name a folder that can be written with --state-dir")
+        }
+        JournalError::Held { .. } => (ErrorKind::InUse, "wait for the other run to end"),
+        JournalError::Write { .. } => {
+            (ErrorKind::TargetIo, "make room in the state folder, then run the rebuild again")
+        }
+    };
+    Error::new(kind, fault).hint_that(hint)
+}
+
+fn unusable(fault: TargetError) -> Error {
+    Error::new(ErrorKind::TargetUnusable, fault)
+        .hint_that("check the folder's rights and room, or --in-place to write into the old file")
+}
