@@ -8,7 +8,9 @@ mod content;
 mod files;
 mod header;
 mod mutation;
+mod qcow2_rs;
 mod sizes;
+mod speed;
 mod tables;
 
 use std::io::Write;
