@@ -140,6 +140,10 @@ pub trait Image: Send + Sync {
     /// # Errors
     ///
     /// When metadata cannot be read or is not as the format demands.
+    ///
+    /// # Panics
+    ///
+    /// If the range is not within the virtual disk.
     fn map(&self, range: ByteRange) -> Result<Vec<Extent>, ImageError>;
 
     /// Fills `buffer` with the bytes of `extents`, which are neighbours and come from `map`.
@@ -147,6 +151,10 @@ pub trait Image: Send + Sync {
     /// # Errors
     ///
     /// When bytes cannot be read or decompressed; the error names the bytes of the layer's file.
+    ///
+    /// # Panics
+    ///
+    /// If the buffer is not exactly as long as the extents.
     fn read(&self, extents: &[Extent], buffer: &mut [u8], decoder: &mut Decoder) -> Result<(), ImageError>;
 
     /// Walks all metadata of all layers once and checks it; counts what the virtual disk consists of.

@@ -12,6 +12,9 @@ use crate::range::ByteRange;
 /// How many bytes of L2 tables are in memory at once, per layer.
 const WINDOW_LEN: u64 = 256 << 10;
 
+/// What a file's known holes take at most, which counts as tables too.
+const STRETCHES_LEN: u64 = 256 << 10;
+
 /// What is kept of a layer's tables.
 pub(super) struct Tables {
     /// The offset of each L2 table that the virtual disk needs, 0 where there is none.
@@ -32,7 +35,7 @@ impl Tables {
     /// Reads the L1 table and checks each of its entries that the virtual disk needs.
     pub(super) fn read(file: &SourceFile, header: &Header, budget: &mut Budget) -> Result<Self, ImageError> {
         let needed = header.l1_entries_needed();
-        budget.take(WINDOW_LEN.max(header.cluster_size().min(WINDOW_LEN)) + needed * 8, file)?;
+        budget.take(WINDOW_LEN + STRETCHES_LEN + needed * 8, file)?;
         let mut l1 = Vec::with_capacity(usize::try_from(needed).expect("an L1 table is at most 32 MiB"));
         let mut bytes = vec![0; 64 << 10];
         for part in ByteRange::new(header.l1_table.start(), needed * 8).cut(64 << 10) {

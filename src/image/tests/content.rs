@@ -73,3 +73,9 @@ fn a_file_is_digested_as_it_lies() {
         image.file_digest(DigestAlgorithm::Sha256).unwrap().iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(digest, sha256(&bytes));
 }
+
+#[test]
+fn a_decoder_can_be_moved_to_another_thread() {
+    fn check<T: Send>(_: T) {}
+    check(Decoder::default());
+}

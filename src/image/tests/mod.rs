@@ -3,7 +3,15 @@
 //! Method: images made by qemu-img lie in `testdata/images`, with the digests of what they hold; faulty ones are
 //! made here by changing bytes of those.
 
+mod chains;
 mod content;
+mod files;
+mod header;
+mod mutation;
+mod qcow2_rs;
+mod sizes;
+mod speed;
+mod tables;
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -161,4 +169,16 @@ pub(super) fn field(path: &Path, offset: u64) -> u64 {
 
 pub(super) fn append(path: &Path, bytes: &[u8]) {
     std::fs::OpenOptions::new().append(true).open(path).unwrap().write_all(bytes).unwrap();
+}
+
+/// Fails unless the result is an error of that variant whose text has those words.
+#[track_caller]
+pub(super) fn check_refused(case: &str, result: Result<(), ImageError>, variant: &str, words: &str) {
+    let error = match result {
+        Ok(()) => panic!("{case}: read without an error"),
+        Err(error) => error,
+    };
+    let debug = format!("{error:?}");
+    assert!(debug.starts_with(variant) && error.to_string().contains(words), "{case}: {debug}: {error}");
+    assert!(error.path().is_some(), "{case}");
 }

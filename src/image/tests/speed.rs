@@ -1,0 +1,122 @@
+//! Goal: large and mostly empty images cost next to nothing to check and to map.
+//!
+//! Method: CPU time of this thread, with bounds far above what a release build takes, so that only a change of
+//! order fails. The figures are printed with `--nocapture`.
+
+use std::time::Duration;
+
+use super::*;
+
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
+}
+
+#[track_caller]
+fn check(what: &str, bound: Duration, work: impl FnOnce()) {
+    let before = cpu_time();
+    work();
+    let took = cpu_time().checked_sub(before).unwrap();
+    println!("{what}: {} us of CPU", took.as_micros());
+    assert!(took < bound, "{what} took {took:?}");
+}
+
+fn map_all(image: &dyn Image) -> u64 {
+    let mut rest = ByteRange::new(0, image.virtual_size());
+    let mut count = 0;
+    while !rest.is_empty() {
+        let extents = image.map(rest).unwrap();
+        count += u64::try_from(extents.len()).unwrap();
+        rest = ByteRange::between(extents.last().unwrap().range.end(), rest.end());
+    }
+    count
+}
+
+/// Where a made image has its tables: L1 at 4 MiB, L2 tables from 8 MiB on, data from 4 GiB on.
+const L1_AT: u64 = 4 << 20;
+const L2_AT: u64 = 8 << 20;
+const DATA_AT: u64 = 4 << 30;
+
+/// An image of 64 KiB clusters; `cluster` gives the number of the data cluster that each one lies in.
+fn made(folder: &Folder, clusters: u64, cluster: impl Fn(u64) -> u64) -> PathBuf {
+    let path = folder.unpack("empty.qcow2", "made.qcow2");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(DATA_AT + clusters * 65536).unwrap();
+    let tables = clusters.div_ceil(8192);
+    let l1: Vec<u8> =
+        (0..tables).flat_map(|index| ((L2_AT + index * 65536) | 1 << 63).to_be_bytes()).collect();
+    let entry = |index| (DATA_AT + cluster(index) * 65536) | 1 << 63;
+    let l2: Vec<u8> = (0..clusters).flat_map(|index| entry(index).to_be_bytes()).collect();
+    file.write_all_at(&l1, L1_AT).unwrap();
+    file.write_all_at(&l2, L2_AT).unwrap();
+    patch(&path, 24, &(clusters * 65536).to_be_bytes());
+    patch(&path, 36, &u32::try_from(tables).unwrap().to_be_bytes());
+    patch(&path, 40, &L1_AT.to_be_bytes());
+    path
+}
+
+#[test]
+fn tables_of_a_fully_allocated_image_of_256_gib_are_checked_in_no_time() {
+    let folder = Folder::new();
+    let path = made(&folder, 4 << 20, |index| index);
+    let image = open_alone(&path).unwrap();
+    check("check_tables of 256 GiB, clusters in order", Duration::from_secs(5), || {
+        let report = image.check_tables().unwrap();
+        assert_eq!(report.data_bytes, 0, "no cluster is stored: all lie in holes of the file");
+        assert_eq!(report.zero_bytes, 256 << 30);
+    });
+}
+
+#[test]
+fn scattered_clusters_cost_little_more() {
+    let folder = Folder::new();
+    let path = made(&folder, 1 << 20, |index| index ^ 1);
+    let image = open_alone(&path).unwrap();
+    check("check_tables of 64 GiB, no two neighbours", Duration::from_secs(20), || {
+        image.check_tables().unwrap();
+    });
+}
+
+#[test]
+fn an_empty_image_of_8_tib_is_mapped_in_no_time() {
+    let folder = Folder::new();
+    let path = folder.unpack("empty.qcow2", "empty.qcow2");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(64 << 20).unwrap();
+    patch(&path, 24, &(8u64 << 40).to_be_bytes());
+    patch(&path, 36, &16384u32.to_be_bytes());
+    patch(&path, 40, &L1_AT.to_be_bytes());
+    let image = open_alone(&path).unwrap();
+    check("map of an empty 8 TiB", Duration::from_millis(100), || assert_eq!(map_all(&*image), 1));
+    check("check_tables of an empty 8 TiB", Duration::from_millis(100), || {
+        assert_eq!(image.check_tables().unwrap().zero_bytes, 8 << 40);
+    });
+}
+
+/// Prints how fast a real image is read by one thread: `IMAGE=path cargo test --release … -- --ignored --nocapture`.
+#[test]
+#[ignore = "needs an image named by IMAGE"]
+fn reading_speed_of_a_given_image() {
+    let image = open_alone(Path::new(&std::env::var_os("IMAGE").expect("IMAGE names an image"))).unwrap();
+    let mut decoder = Decoder::default();
+    let mut buffer = vec![0; 2 << 20];
+    let mut bytes = 0;
+    let before = cpu_time();
+    for part in ByteRange::new(0, image.virtual_size()).cut(2 << 20) {
+        let mut part = part;
+        while !part.is_empty() {
+            let mut extents = image.map(part).unwrap();
+            part = ByteRange::between(extents.last().unwrap().range.end(), part.end());
+            extents.retain(|extent| extent.kind != ExtentKind::Zero);
+            for neighbours in extents.chunk_by(|left, right| left.range.end() == right.range.start()) {
+                let len: u64 = neighbours.iter().map(|extent| extent.range.len()).sum();
+                let buffer = &mut buffer[..usize::try_from(len).unwrap()];
+                image.read(neighbours, buffer, &mut decoder).unwrap();
+                bytes += len;
+            }
+        }
+    }
+    let took = cpu_time().checked_sub(before).unwrap();
+    let mib = bytes >> 20;
+    println!("{mib} MiB in {took:?} of CPU: {} MiB/s", u128::from(mib) * 1000 / took.as_millis().max(1));
+}
