@@ -4,7 +4,6 @@
 //! `describe` (all of a disk, for `inspect`), `probe` (what lies at its head and end), `relocate` (the
 //! backup GPT at the end of a larger disk), `sector` (512 or 4096), `marker` (a disk in the middle of a
 //! rebuild), then `gpt` and `mbr`, which read the tables, and `bytes`.
-#![allow(dead_code, unused_imports)]
 
 #[cfg(test)]
 mod against_tools;
