@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -11,6 +11,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
 
 use super::file::FileTarget;
 use super::{Opened, TargetError, temporary_name};
+use crate::sys::locks;
 
 /// Ends the name of a file that is not complete yet.
 pub(crate) const TEMPORARY_SUFFIX: &str = ".reimage-unfinished";
@@ -53,6 +54,11 @@ pub(super) fn stage(
     let staged = staged(file.try_clone().map_err(TargetError::during("making the new file"))?, folder);
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
         .map_err(|error| TargetError::new("locking the new file", None, error.into()))?;
+    // From the exchange on it is the disk: until this run ends, no hypervisor shall start on it.
+    for byte in [locks::USES_WRITE, locks::FORBIDS_READ, locks::FORBIDS_WRITE] {
+        // A file system without such locks has no hypervisor that obeys them.
+        let _ = locks::lock_shared(file.as_fd(), byte);
+    }
     if let Some(old) = &staged.old {
         take_over(old, &file).map_err(TargetError::during("taking over owner and attributes"))?;
     }
