@@ -6,6 +6,7 @@ mod image;
 mod observe;
 mod range;
 mod request;
+mod seed;
 mod sys;
 mod target;
 mod verify;
@@ -19,5 +20,6 @@ pub use request::{
     Options, Os, Placement, PowerState, Preflight, Request, SeedFormat, SeedSpec, SystemDisk, TargetFormat,
     VerifyPolicy, WholeDigest,
 };
+pub use seed::{Credential, Password, PasswordHash, SeedError, SshKey};
 pub use target::{Target, TargetError};
 pub use verify::{Digest, VerifiedChunk};
