@@ -6,7 +6,9 @@
 mod credential;
 mod error;
 mod hash;
+mod iso9660;
 mod names;
+mod nocloud;
 mod ssh_key;
 
 pub use self::credential::{Credential, Password, PasswordHash};
