@@ -110,8 +110,8 @@ pub(crate) struct StagedSeed {
 /// # Errors
 ///
 /// [`Credentials`](crate::ErrorKind::Credentials) if the request is refused, and
-/// [`Seed`](crate::ErrorKind::Seed) if the file could not be written. Either way the file that was
-/// there is there still.
+/// [`Seed`](crate::ErrorKind::Seed) if the file could not be written. The file that was there is
+/// there still, unless only the last step failed: syncing the folder after the rename.
 pub fn write_seed(
     spec: &SeedSpec,
     hostname: Option<&str>,
