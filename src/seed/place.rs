@@ -196,7 +196,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         symlink("nowhere", at("link")).unwrap();
         fs::create_dir(at("folder")).unwrap();
-        for (name, mode) in [("open", 0o777), ("sticky", 0o1777)] {
+        for (name, mode) in [("open", 0o707), ("sticky", 0o1777), ("group", 0o770)] {
             fs::create_dir(at(name)).unwrap();
             fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).unwrap();
         }
@@ -217,6 +217,7 @@ mod tests {
             assert!(cause.ends_with(why), "{path:?}: {cause:?} does not say {why:?}");
         }
         place(&at("sticky/seed.iso"), b"new", Replace::Refuse).unwrap();
+        place(&at("group/seed.iso"), b"new", Replace::Refuse).unwrap();
         assert_eq!(names(&at("open")).len() + names(&at("folder")).len(), 0);
     }
 }

@@ -75,6 +75,7 @@ impl Reader<'_> {
                 at = at.next_multiple_of(SECTOR);
                 continue;
             }
+            assert!(at % SECTOR + size <= SECTOR, "no record lies across two sectors");
             let record = &self.volume[at..at + size];
             let (sector, bytes) = (self.u32_at(at + 2), self.u32_at(at + 10));
             let is_folder = record[25] & 2 != 0;
