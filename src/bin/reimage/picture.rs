@@ -135,13 +135,11 @@ fn bar(partition: &Partition, len: u64, room: usize) -> String {
         return String::new();
     }
     let (brush, cells) = (brush(), room - 2);
-    let place = |offset: u64| {
-        let cell = u128::from(offset.min(len)) * cells as u128 / u128::from(len);
-        usize::try_from(cell).expect("a place is within the bar")
-    };
-    let start = place(partition.range.start()).min(cells - 1);
-    // However small it is, it is somewhere.
-    let end = place(partition.range.end()).max(start + 1);
+    let scaled = |offset: u64| u128::from(offset.min(len)) * cells as u128;
+    let place = |cell: u128| usize::try_from(cell).expect("a place is within the bar");
+    // Rounded outwards: however small it is, it is somewhere.
+    let start = place(scaled(partition.range.start()) / u128::from(len)).min(cells - 1);
+    let end = place(scaled(partition.range.end()).div_ceil(u128::from(len)));
     let drawn: String =
         (0..cells).map(|at| if (start..end).contains(&at) { brush.partition } else { brush.zero }).collect();
     format!("{}{drawn}{}", brush.left, brush.right)

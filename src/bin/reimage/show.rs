@@ -32,24 +32,19 @@ impl Lines {
 /// What is going to happen.
 pub(crate) fn plan(plan: &PlanSummary) -> String {
     let mut lines = Lines::default();
-    lines.block(match &plan.instance {
-        Some(_) => "",
-        None => "Plan of a rebuild\n",
-    });
-    if let Some(id) = &plan.instance {
-        lines.block(&format!("Plan of a rebuild of {}\n", clean_name(id)));
-    }
+    let of_what = plan.instance.as_deref().map(|id| format!(" of {}", clean_name(id))).unwrap_or_default();
+    lines.block(&format!("Plan of a rebuild{of_what}\n"));
     lines.add("image", image(&plan.image));
     lines.add("", content(plan));
     lines.add("target", format!("{} ({})", clean_path(&plan.target), kind(plan)));
-    lines.add("", format!("everything on it will be lost; {}", sizes(plan)));
+    lines.add("", sizes(plan));
     lines.add("GPT", gpt(&plan.gpt));
     match &plan.seed {
         Some(seed) => lines.add("seed", format!("{} ({})", clean_path(&seed.path), seed_words(seed))),
         None => lines.add("seed", "none: the image's own credentials stay"),
     }
     for disk in &plan.data_disks {
-        lines.add("data disk", format!("{}: not opened, unchanged", clean_path(disk)));
+        lines.add("data disk", format!("{}: will not be opened", clean_path(disk)));
     }
     for warning in &plan.warnings {
         lines.add("warning", clean(warning));
@@ -106,7 +101,8 @@ pub(crate) fn report(report: &Report) -> String {
 pub(crate) fn verified(report: &VerifyReport, target: &Path) -> String {
     let mut lines = Lines::default();
     lines.block("The disk holds the image\n");
-    lines.add("target", format!("{} ({})", clean_path(target), exact(report.target_bytes)));
+    lines.add("target", clean_path(target));
+    lines.add("", exact(report.target_bytes));
     lines.add("root digest", report.root.to_string());
     lines.add("compared", read_back(report.bytes_read, report.bytes_proved_holes));
     lines.add("GPT", gpt(&report.gpt));
@@ -180,8 +176,8 @@ fn sizes(plan: &PlanSummary) -> String {
     let (now, then) = (plan.target_bytes, plan.size_after);
     match plan.target_kind {
         TargetKind::NewFile => format!("its size will be {}", exact(then)),
-        _ if now == then => format!("its size stays {}", exact(then)),
-        _ => format!("its size goes from {} to {}", exact(now), exact(then)),
+        _ if now == then => format!("everything on it will be lost; its size stays {}", exact(then)),
+        _ => format!("everything on it will be lost; its size goes from {} to {}", exact(now), exact(then)),
     }
 }
 
