@@ -329,7 +329,7 @@ pub(crate) enum OsArg {
 /// What the words on the command line came to.
 pub(crate) enum Typed {
     /// A command.
-    Command(Arguments),
+    Command(Box<Arguments>),
     /// A question that is answered at once: `--help`, `--version`.
     Answer(String),
     /// Nothing that is understood.
@@ -341,7 +341,7 @@ pub(crate) fn parse() -> Typed {
     let words: Vec<OsString> = std::env::args_os().collect();
     let wants_json = words.iter().skip(1).take_while(|word| *word != "--").any(|word| word == "--json");
     match Arguments::try_parse_from(words) {
-        Ok(args) => Typed::Command(args),
+        Ok(args) => Typed::Command(Box::new(args)),
         Err(error) => match error.kind() {
             ClapError::DisplayHelp | ClapError::DisplayVersion => Typed::Answer(error.to_string()),
             _ => Typed::Wrong { failure: usage(&error), output: Output::of(wants_json) },

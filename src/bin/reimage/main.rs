@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Typed::Wrong { failure, output } => return exit::failed(&failure, output),
     };
     let output = Output::of(args.json);
-    match commands::run(args) {
+    match commands::run(*args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => exit::failed(&failure, output),
     }
