@@ -1,8 +1,9 @@
-//! Signals: each cancels with its own exit code, and the disk is what the error says.
+//! What comes from outside during a run: signals cancel with their exit codes, and a change of a data disk is
+//! told.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -24,7 +25,17 @@ fn large(room: &Room) -> Command {
 
 /// Sends signals to a run as soon as it has told this event.
 #[track_caller]
-fn signalled(mut command: Command, event: &str, signals: &[Signal]) -> Ran {
+fn signalled(command: Command, event: &str, signals: &[Signal]) -> Ran {
+    interrupted(command, event, |child| {
+        for signal in signals {
+            kill_process(Pid::from_child(child), *signal).unwrap();
+        }
+    })
+}
+
+/// Does something as soon as a run has told this event.
+#[track_caller]
+fn interrupted(mut command: Command, event: &str, act: impl FnOnce(&Child)) -> Ran {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let (mut said, mut line) = (String::new(), String::new());
@@ -33,9 +44,7 @@ fn signalled(mut command: Command, event: &str, signals: &[Signal]) -> Ran {
         assert!(stderr.read_line(&mut line).unwrap() > 0, "it ended before it was cancelled: {said}");
         said.push_str(&line);
     }
-    for signal in signals {
-        kill_process(Pid::from_child(&child), *signal).unwrap();
-    }
+    act(&child);
     stderr.read_to_string(&mut said).unwrap();
     let output = child.wait_with_output().unwrap();
     Ran { stderr: said, ..Ran::of(output) }
@@ -81,4 +90,18 @@ fn a_signal_that_nohup_had_ignored_stays_ignored() {
     command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(inner.get_program()).args(inner.get_args());
     command.current_dir(room.path("."));
     signalled(command, COPYING, &[Signal::HUP, Signal::TERM]).error(143);
+}
+
+#[test]
+fn a_data_disk_that_somebody_else_writes_during_the_run_is_33_and_the_disk_is_complete() {
+    let room = Room::new();
+    let data = room.file("data.raw", "old");
+    File::create(room.path("image.raw")).unwrap().set_len(2 << 30).unwrap();
+    let mut command = room.command(["rebuild", "--yes", "--json", "--keep-image-credentials"]);
+    command.args(["--state-dir", "state", "--whole-digest", "--progress", "json", "--data-disk", "data.raw"]);
+    command.args(["image.raw", "disk.raw"]);
+    let error = interrupted(command, COPYING, |_| std::fs::write(&data, "new").unwrap()).error(33);
+    assert_eq!((&error["kind"], &error["target_state"]), (&"data_disk_changed".into(), &"verified".into()));
+    assert_eq!(error["path"], "data.raw");
+    room.plain(&["verify", "--json", "image.raw", "disk.raw"]).document();
 }
