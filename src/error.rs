@@ -144,8 +144,9 @@ impl fmt::Display for TargetState {
 /// Why something could not be done.
 ///
 /// ```
-/// use reimage::{ErrorKind, TargetState};
-/// let error = reimage::inspect("no-such-image.qcow2".as_ref(), &Default::default()).unwrap_err();
+/// use reimage::{ErrorKind, ImageOptions, Preflight, TargetState};
+/// let (path, options) = ("no-such-image.qcow2".as_ref(), ImageOptions::default());
+/// let error = reimage::inspect(path, &options, Preflight::Tables, &()).unwrap_err();
 /// assert_eq!(error.kind(), ErrorKind::Image);
 /// assert_eq!(error.target_state(), TargetState::Untouched);
 /// ```

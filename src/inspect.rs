@@ -12,7 +12,7 @@ use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{self, DiskBytes, Ends, GptPlan, ImageBytes, image_error};
 use crate::range::ByteRange;
 use crate::rebuild::copy_error;
-use crate::request::{GptPolicy, ImageOptions, Request};
+use crate::request::{GptPolicy, ImageOptions, Preflight, Request};
 use crate::target::{Disk, HostDisk};
 use crate::verify::Digest;
 
@@ -45,18 +45,19 @@ pub struct Cell {
     pub compressed_bytes: u64,
 }
 
-/// Opens an image, checks all of its metadata, and says what it is.
+/// Opens an image, checks of it what is wanted (always all metadata), and says what it is.
 ///
 /// # Errors
 ///
 /// As a rebuild would refuse the image.
-pub fn inspect(path: &Path, options: &ImageOptions) -> Result<Inspection, Error> {
-    let image = plan::open(path, options)?;
+pub fn inspect(
+    path: &Path,
+    options: &ImageOptions,
+    preflight: Preflight,
+    observer: &dyn Observer,
+) -> Result<Inspection, Error> {
+    let (image, content) = plan::open_checked(path, options, (preflight, None), observer)?;
     let refused = |fault| image_error(ErrorKind::Image, fault);
-    let content = image.check_tables().map_err(refused)?;
-    if let Some(expected) = options.expect_digest {
-        plan::check_digest(image.as_ref(), expected)?;
-    }
     let bytes = ImageBytes(image.as_ref());
     let unreadable = |error| Error::new(ErrorKind::Image, error).at_path(path);
     let layout = layout::describe(&bytes).map_err(unreadable)?;
@@ -127,7 +128,7 @@ pub fn verify(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<VerifyReport, Error> {
-    let image = plan::open_checked(request, observer)?;
+    let image = plan::open_image(request, observer)?.0;
     let path = &request.instance.system_disk.path;
     let disk = open_disk(path)?;
     let differs = |fault| Error::new(ErrorKind::Mismatch, fault).at_path(path);

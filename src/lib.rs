@@ -1,4 +1,35 @@
 //! Rebuild a virtual machine's system disk from a raw or qcow2 image, verified, with its seed.
+//!
+//! # From the top
+//!
+//! [`plan`] asks everything and writes nothing: it opens and checks the image, examines and claims the disk, and
+//! refuses what must not be done. [`rebuild`] carries a [`Plan`] out and returns a [`Report`]. An [`Observer`] is told
+//! what goes on, a [`CancelToken`] stops it; an [`Error`] says what kind it is and what the disk holds now.
+//!
+//! ```
+//! use reimage::{CancelToken, Credential, Password, Request, SeedSpec};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let here = |name: &str| folder.path().join(name);
+//! # std::fs::write(here("debian.raw"), vec![7; 1 << 20])?;
+//! let mut request = Request::new(here("debian.raw"), here("system.raw"));
+//! request.options.state_dir = here("state");
+//! let mut seed = SeedSpec::default();
+//! seed.path = here("seed.iso");
+//! request.instance.seed = Some(seed);
+//! let credential = Credential::password(Password::new("correct horse battery staple".to_owned())?);
+//!
+//! let plan = reimage::plan(&request, &credential, &())?;
+//! let report = reimage::rebuild(plan, &(), &CancelToken::new())?;
+//! assert_eq!(report.target_state, reimage::TargetState::Verified);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Nothing is ever started: the instance is stopped before, and stopped after. The library prints nothing, reads no
+//! environment, installs no signal handler and keeps no global state; its threads belong to one run and can open
+//! nothing. Sizes are bytes, times milliseconds.
 #![deny(unsafe_code)]
 
 mod copy;

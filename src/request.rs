@@ -170,7 +170,7 @@ pub struct Options {
     pub verify: VerifyPolicy,
     /// Whether the digest that `b3sum` gives for the raw disk is computed too.
     pub whole_digest: WholeDigest,
-    /// Threads that decode, write and compare; by default what the machine has, 16 at most.
+    /// Threads that decode, write and compare; by default twice the processors, 12 at most.
     pub threads: Option<NonZeroUsize>,
     /// Where journals are kept.
     pub state_dir: PathBuf,

@@ -14,7 +14,7 @@ use crate::sys::landlock;
 use crate::verify::CHUNK_LEN;
 
 /// More threads than this gain nothing on one disk and cost memory: a buffer and a decoder each.
-const MOST_THREADS: usize = 16;
+const MOST_THREADS: usize = 12;
 /// How often the calling thread looks up when no thread has anything to say.
 const LOOK_UP: Duration = Duration::from_millis(50);
 

@@ -4,20 +4,20 @@
 //! collected; the first by the documented order is the error, the others stand behind it.
 
 mod fit;
+mod open;
 mod summary;
 mod view;
 
 use crate::error::{Error, ErrorKind};
 use crate::guard::{self, Access, Claim, DataDiskEvidence, Promise, Refusal, StorageIdentity, Subject};
-use crate::image::{self, DigestAlgorithm, Image, ImageError, TableReport};
+use crate::image::{self, Image, TableReport};
 use crate::observe::{Event, Observer};
-use crate::request::{
-    ExpectedDigest, ImageFormat, ImageOptions, NestedFormat, Os, PowerState, Preflight, Request,
-};
+use crate::request::{Os, PowerState, Request};
 use crate::seed::{self, ComposedSeed, Credential};
 use crate::target::Target;
 
 pub(crate) use fit::{Ends, Fit, relocation};
+pub(crate) use open::{image_error, open_checked};
 pub use summary::{GptPlan, PlanSummary, TargetKind};
 pub(crate) use view::{DiskBytes, ImageBytes};
 
@@ -152,10 +152,6 @@ enum RequestFault {
     WindowsSeed,
     #[error("no seed is named, so that the machine would come up without new credentials")]
     NoSeed,
-    #[error("the digest is {found}, and {expected} was expected")]
-    Digest { found: String, expected: String },
-    #[error("a digest is to be checked and none is given")]
-    NoDigest,
 }
 
 fn check_request(request: &Request, storage: &Storage) -> Result<(), Error> {
@@ -167,9 +163,6 @@ fn check_request(request: &Request, storage: &Storage) -> Result<(), Error> {
     }
     if request.instance.image.is_none() {
         return usage(RequestFault::NoImage, "name one: reimage rebuild IMAGE TARGET, or --image FILE");
-    }
-    if request.options.preflight == Preflight::Digest && request.options.image.expect_digest.is_none() {
-        return usage(RequestFault::NoDigest, "give --expect-digest sha256:HEX or blake3:HEX");
     }
     let named_qcow2 = disk.path.extension().is_some_and(|name| name.eq_ignore_ascii_case("qcow2"));
     let is_new = on_host && disk.path.symlink_metadata().is_err();
@@ -202,85 +195,22 @@ fn compose_seed(request: &Request, credential: &Credential) -> Result<Option<Com
     }
 }
 
-/// Opens the image of a request and checks what `--preflight` wants checked before the disk changes.
-fn open_image(request: &Request, observer: &dyn Observer) -> Result<(Box<dyn Image>, TableReport), Error> {
+/// The image of a request, opened and checked as the request says.
+pub(crate) fn open_image(
+    request: &Request,
+    observer: &dyn Observer,
+) -> Result<(Box<dyn Image>, TableReport), Error> {
     let Some(path) = &request.instance.image else {
         return Err(Error::new(ErrorKind::Usage, RequestFault::NoImage));
     };
-    let image = open(path, &request.options.image).map_err(|error| match &request.instance.id {
-        Some(id) if error.path() == Some(path) && !path.exists() => error.hint_that(format!(
-            "the image that {id} was created from is gone: name another with --image FILE or as IMAGE"
-        )),
-        _ => error,
-    })?;
-    let tables = image.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
-    observer.event(&Event::Checked { name: "image", detail: format!("all metadata of {}", path.display()) });
-    if let Some(expected) = request.options.image.expect_digest.filter(|_| wants_digest(request)) {
-        check_digest(image.as_ref(), expected)?;
-        observer
-            .event(&Event::Checked { name: "digest", detail: "the image file is the expected one".into() });
-    }
-    Ok((image, tables))
-}
-
-/// The image of a request, checked as far as its options say.
-pub(crate) fn open_checked(request: &Request, observer: &dyn Observer) -> Result<Box<dyn Image>, Error> {
-    open_image(request, observer).map(|(image, _)| image)
-}
-
-fn wants_digest(request: &Request) -> bool {
-    request.options.preflight != Preflight::Tables
-}
-
-/// Opens an image as its options say.
-pub(crate) fn open(path: &std::path::Path, options: &ImageOptions) -> Result<Box<dyn Image>, Error> {
-    let options = image::OpenOptions {
-        format: match options.format {
-            ImageFormat::Auto => image::Format::Auto,
-            ImageFormat::Raw => image::Format::Raw,
-            ImageFormat::Qcow2 => image::Format::Qcow2,
-        },
-        nested: match options.nested {
-            NestedFormat::Refuse => image::Nested::Refuse,
-            NestedFormat::Allow => image::Nested::Allow,
-        },
-        backing_folders: &options.allow_backing,
-    };
-    image::open(path, &options).map_err(|fault| image_error(ErrorKind::Image, fault))
-}
-
-/// An image's fault as an error of the kind that the moment gives it.
-pub(crate) fn image_error(kind: ErrorKind, fault: ImageError) -> Error {
-    let (path, range, hint) = (fault.path().map(ToOwned::to_owned), fault.range(), fault.hint());
-    let mut error = Error::new(kind, fault);
-    if let Some(path) = path {
-        error = error.at_path(path);
-    }
-    if let Some(range) = range {
-        error = error.at_range(range);
-    }
-    match hint {
-        Some(hint) => error.hint_that(hint),
-        None => error,
-    }
-}
-
-/// Compares the image file, as it lies, with the digest that was given.
-pub(crate) fn check_digest(image: &dyn Image, expected: ExpectedDigest) -> Result<(), Error> {
-    let (algorithm, expected) = match expected {
-        ExpectedDigest::Sha256(bytes) => (DigestAlgorithm::Sha256, bytes),
-        ExpectedDigest::Blake3(bytes) => (DigestAlgorithm::Blake3, bytes),
-    };
-    let found = image.file_digest(algorithm).map_err(|fault| image_error(ErrorKind::Image, fault))?;
-    if found == expected {
-        return Ok(());
-    }
-    let hex = |bytes: [u8; 32]| bytes.map(|byte| format!("{byte:02x}")).concat();
-    let fault = RequestFault::Digest { found: hex(found), expected: hex(expected) };
-    let error = Error::new(ErrorKind::ImageDigest, fault).hint_that("fetch the image again");
-    Err(match image.identities().first() {
-        Some(file) => error.at_path(&file.path),
-        None => error,
+    let options = &request.options;
+    open_checked(path, &options.image, (options.preflight, options.threads), observer).map_err(|error| {
+        match &request.instance.id {
+            Some(id) if error.path() == Some(path) && !path.exists() => error.hint_that(format!(
+                "the image that {id} was created from is gone: name another with --image FILE or as IMAGE"
+            )),
+            _ => error,
+        }
     })
 }
 

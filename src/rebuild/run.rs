@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use super::report::{self, Durations, RepairReport};
-use crate::copy::{self, CopyError, Pool, ReadBack, Sink, Transfer, Transferred, Watch};
+use crate::copy::{CopyError, Pool, ReadBack, Transferred, Watch};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::{DataDiskEvidence, StorageIdentity};
 use crate::image::Image;
 use crate::journal::{Journal, JournalError, Record};
 use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{Fit, Plan, PlanSummary, image_error};
-use crate::request::{Options, Preflight};
+use crate::request::Options;
 use crate::seed::{ComposedSeed, SeedReport, StagedSeed};
 use crate::target::{self, Opened, Staged, Target, TargetError};
 use crate::verify::{CHUNK, DigestTable};
@@ -56,9 +56,6 @@ impl<'a> Run<'a> {
                 .hint_that("check the limits on threads and memory of this user")
         };
         let pool = Pool::start(options.threads).map_err(no_threads)?;
-        if options.preflight == Preflight::Deep {
-            decode_everything(image.as_ref(), &pool, observer, cancel)?;
-        }
         let seed = seed.map(ComposedSeed::stage).transpose()?;
         let (identity, path) = (claim.identity(), claim.path().to_owned());
         let key = report::claim_key(&claim);
@@ -139,21 +136,6 @@ fn begin(journal: &mut Journal, (summary, key): (&PlanSummary, &serde_json::Valu
         gpt: &report::to_json(&summary.gpt),
     };
     journal.record(&begun).map_err(journal_error)
-}
-
-/// Decodes every cluster before anything is written.
-fn decode_everything(
-    image: &dyn Image,
-    pool: &Pool,
-    observer: &dyn Observer,
-    cancel: &CancelToken,
-) -> Result<(), Error> {
-    let watch = Watch { observer, cancel, phase: Phase::Preflight, bytes_total: image.virtual_size() };
-    let transfer = Transfer { image, sink: Sink::Digests, whole: None };
-    copy::transfer(pool, transfer, &watch).map(drop).map_err(|fault| match fault {
-        CopyError::Image(fault) => image_error(ErrorKind::Image, fault),
-        fault => copy_error(fault, std::path::Path::new("")),
-    })
 }
 
 /// A fault of a pass over a disk, as the caller sees it.

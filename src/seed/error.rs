@@ -125,31 +125,29 @@ impl SeedError {
     fn hint(&self) -> &'static str {
         match self {
             Self::Password { .. } => {
-                "Put a password of 8 to 128 bytes on one line of its file; a hash goes into --password-hash-file."
+                "put a password of 8 to 128 bytes on one line of its file; a hash goes into --password-hash-file"
             }
             Self::PasswordHash { .. } => {
-                "Make one with `openssl passwd -6` or `mkpasswd -m sha512crypt`, or give the password itself."
+                "make one with `openssl passwd -6` or `mkpasswd -m sha512crypt`, or give the password itself"
             }
             Self::SshKey { .. } | Self::SshKeyCount { .. } => {
-                "Give the public half, one key a line, as `ssh-keygen` writes it to a file ending in .pub."
+                "give the public half, one key a line, as `ssh-keygen` writes it to a file ending in .pub"
             }
-            Self::KeptAndGiven => "Give new credentials or keep the image's, not both.",
-            Self::NothingToSeed => "Leave the seed out, or give a password or an SSH key.",
-            Self::User { .. } => "Name an account as `useradd` would take it, or none for the image's own.",
+            Self::KeptAndGiven => "give new credentials or keep the image's, not both",
+            Self::NothingToSeed => "leave the seed out, or give a password or an SSH key",
+            Self::User { .. } => "name an account as `useradd` would take it, or none for the image's own",
             Self::Hostname { .. } => {
-                "Use letters, digits and hyphens, at most 63 between dots and 253 in all."
+                "use letters, digits and hyphens, at most 63 between dots and 253 in all"
             }
-            Self::InstanceId { .. } => {
-                "Leave it out for a fresh one, or use one that this machine never had."
-            }
-            Self::NetworkConfig { .. } => "Give a cloud-init network configuration, version 1 or 2, as text.",
-            Self::TooLarge { .. } => "Shorten the network configuration or give fewer keys.",
+            Self::InstanceId { .. } => "leave it out for a fresh one, or use one that this machine never had",
+            Self::NetworkConfig { .. } => "give a cloud-init network configuration, version 1 or 2, as text",
+            Self::TooLarge { .. } => "shorten the network configuration or give fewer keys",
             Self::Place { .. } => {
-                "Name a plain file in a folder of the instance that only trusted users can write."
+                "name a plain file in a folder of the instance that only trusted users can write"
             }
-            Self::Unusable { .. } => "Check that the folder and the file exist and may be used.",
-            Self::Exists => "Say --replace if the seed that is there may go.",
-            Self::Io { .. } => "Look for a full or failing file system, then run the same command again.",
+            Self::Unusable { .. } => "check that the folder and the file exist and may be used",
+            Self::Exists => "say --replace if the seed that is there may go",
+            Self::Io { .. } => "look for a full or failing file system, then run the same command again",
         }
     }
 }

@@ -81,7 +81,7 @@ pub struct SeedReport {
 /// assert_eq!(format!("{:?}", reimage::CredentialKind::SshKey), "SshKey");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum CredentialKind {
     /// A password, of which the seed holds the hash.

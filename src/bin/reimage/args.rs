@@ -113,6 +113,12 @@ pub(crate) struct InspectArgs {
     /// The image
     #[arg(value_name = "IMAGE")]
     pub(crate) path: PathBuf,
+    /// Decode every cluster, too (the same as --preflight deep)
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// What is checked of the image
+    #[arg(long, value_name = "WHAT", conflicts_with = "check")]
+    pub(crate) preflight: Option<PreflightArg>,
     #[command(flatten)]
     pub(crate) image: ImageArgs,
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::CommandFactory;
-use reimage::{CancelToken, ErrorKind, Plan, PlanSummary, Replace, Request};
+use reimage::{CancelToken, ErrorKind, Plan, PlanSummary, Preflight, Replace, Request};
 
 use crate::args::{Arguments, Command, InspectArgs, JobArgs, SeedArgs, StatusArgs, VerifyArgs};
 use crate::consent::Terminal;
@@ -21,7 +21,7 @@ pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
         Command::Plan(args) => plan(&args, output, &progress),
         Command::Rebuild(args) => rebuild(&args, output, &progress),
         Command::Verify(args) => verify(&args, output, &progress),
-        Command::Inspect(args) => inspect(&args, output),
+        Command::Inspect(args) => inspect(&args, output, &progress),
         Command::Seed(args) => seed(&args, output),
         Command::Status(args) => status(&args, output),
         Command::Completions { shell } => {
@@ -96,8 +96,14 @@ fn verify(args: &VerifyArgs, output: Output, progress: &Progress) -> Result<(), 
     Ok(())
 }
 
-fn inspect(args: &InspectArgs, output: Output) -> Result<(), Failure> {
-    let inspection = reimage::inspect(&args.path, &request::image_options(&args.image))?;
+fn inspect(args: &InspectArgs, output: Output, progress: &Progress) -> Result<(), Failure> {
+    let preflight = match args.preflight {
+        Some(preflight) => request::preflight_of(preflight),
+        None if args.check => Preflight::Deep,
+        None => Preflight::Auto,
+    };
+    let options = request::image_options(&args.image);
+    let inspection = reimage::inspect(&args.path, &options, preflight, progress)?;
     output.show(&inspection, picture::inspection);
     Ok(())
 }

@@ -197,12 +197,7 @@ fn options(args: &JobArgs) -> Result<Options, Failure> {
     let RunArgs { preflight, check, verify, whole_digest, state_dir, yes: _ } = &args.run;
     let mut options = Options::default();
     options.image = image_options(&args.image);
-    options.preflight = match preflight {
-        PreflightArg::Auto => Preflight::Auto,
-        PreflightArg::Tables => Preflight::Tables,
-        PreflightArg::Digest => Preflight::Digest,
-        PreflightArg::Deep => Preflight::Deep,
-    };
+    options.preflight = preflight_of(*preflight);
     options.size = args.disk.size;
     options.placement = if args.disk.in_place { Placement::InPlace } else { Placement::Replace };
     options.verify = match verify {
@@ -239,4 +234,14 @@ fn default_state_dir() -> Result<PathBuf, Failure> {
         Failure::usage("neither XDG_STATE_HOME nor HOME says where journals go")
             .hinting("name a folder with --state-dir")
     })
+}
+
+/// What is checked of the image, in the library's words.
+pub(crate) fn preflight_of(preflight: PreflightArg) -> Preflight {
+    match preflight {
+        PreflightArg::Auto => Preflight::Auto,
+        PreflightArg::Tables => Preflight::Tables,
+        PreflightArg::Digest => Preflight::Digest,
+        PreflightArg::Deep => Preflight::Deep,
+    }
 }

@@ -1,0 +1,110 @@
+//! Opens an image and checks of it what `--preflight` wants checked before anything is written.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use crate::copy::{self, CopyError, Pool, Sink, Transfer, Watch};
+use crate::error::{Error, ErrorKind};
+use crate::image::{self, DigestAlgorithm, Image, ImageError, TableReport};
+use crate::observe::{CancelToken, Event, Observer, Phase};
+use crate::request::{ExpectedDigest, ImageFormat, ImageOptions, NestedFormat, Preflight};
+
+/// The image file is not the expected one, or nothing was expected.
+#[derive(Debug, thiserror::Error)]
+enum DigestFault {
+    #[error("the digest is {found}, and {expected} was expected")]
+    Differs { found: String, expected: String },
+    #[error("a digest is to be checked and none is given")]
+    NoneGiven,
+}
+
+/// Opens an image and checks it: always all metadata, and the file's digest or every cluster where wanted.
+pub(crate) fn open_checked(
+    path: &Path,
+    options: &ImageOptions,
+    (preflight, threads): (Preflight, Option<NonZeroUsize>),
+    observer: &dyn Observer,
+) -> Result<(Box<dyn Image>, TableReport), Error> {
+    if preflight == Preflight::Digest && options.expect_digest.is_none() {
+        return Err(Error::new(ErrorKind::Usage, DigestFault::NoneGiven)
+            .hint_that("give --expect-digest sha256:HEX or blake3:HEX"));
+    }
+    let checked = |name, detail: String| observer.event(&Event::Checked { name, detail });
+    let image = open(path, options)?;
+    let tables = image.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
+    checked("image", format!("all metadata of {}", path.display()));
+    if let Some(expected) = options.expect_digest.filter(|_| preflight != Preflight::Tables) {
+        check_digest(image.as_ref(), path, expected)?;
+        checked("digest", "the image file is the expected one".into());
+    }
+    if preflight == Preflight::Deep {
+        decode_everything(image.as_ref(), threads, observer)?;
+        checked("content", "every cluster of the image decodes".into());
+    }
+    Ok((image, tables))
+}
+
+fn open(path: &Path, options: &ImageOptions) -> Result<Box<dyn Image>, Error> {
+    let options = image::OpenOptions {
+        format: match options.format {
+            ImageFormat::Auto => image::Format::Auto,
+            ImageFormat::Raw => image::Format::Raw,
+            ImageFormat::Qcow2 => image::Format::Qcow2,
+        },
+        nested: match options.nested {
+            NestedFormat::Refuse => image::Nested::Refuse,
+            NestedFormat::Allow => image::Nested::Allow,
+        },
+        backing_folders: &options.allow_backing,
+    };
+    image::open(path, &options).map_err(|fault| image_error(ErrorKind::Image, fault))
+}
+
+/// An image's fault as an error of the kind that the moment gives it.
+pub(crate) fn image_error(kind: ErrorKind, fault: ImageError) -> Error {
+    let (path, range, hint) = (fault.path().map(ToOwned::to_owned), fault.range(), fault.hint());
+    let mut error = Error::new(kind, fault);
+    if let Some(path) = path {
+        error = error.at_path(path);
+    }
+    if let Some(range) = range {
+        error = error.at_range(range);
+    }
+    match hint {
+        Some(hint) => error.hint_that(hint),
+        None => error,
+    }
+}
+
+/// Compares the image file, as it lies, with the digest that was given.
+fn check_digest(image: &dyn Image, path: &Path, expected: ExpectedDigest) -> Result<(), Error> {
+    let (algorithm, expected) = match expected {
+        ExpectedDigest::Sha256(bytes) => (DigestAlgorithm::Sha256, bytes),
+        ExpectedDigest::Blake3(bytes) => (DigestAlgorithm::Blake3, bytes),
+    };
+    let found = image.file_digest(algorithm).map_err(|fault| image_error(ErrorKind::Image, fault))?;
+    if found == expected {
+        return Ok(());
+    }
+    let hex = |bytes: [u8; 32]| bytes.map(|byte| format!("{byte:02x}")).concat();
+    let fault = DigestFault::Differs { found: hex(found), expected: hex(expected) };
+    Err(Error::new(ErrorKind::ImageDigest, fault).at_path(path).hint_that("fetch the image again"))
+}
+
+/// Decodes every cluster of the image, and throws the bytes away.
+fn decode_everything(
+    image: &dyn Image,
+    threads: Option<NonZeroUsize>,
+    observer: &dyn Observer,
+) -> Result<(), Error> {
+    let internal = |fault: CopyError| Error::new(ErrorKind::Internal, fault);
+    let pool = Pool::start(threads).map_err(|error| internal(CopyError::Memory(error)))?;
+    let cancel = CancelToken::new();
+    let bytes_total = image.virtual_size();
+    let watch = Watch { observer, cancel: &cancel, phase: Phase::Preflight, bytes_total };
+    let transfer = Transfer { image, sink: Sink::Digests, whole: None };
+    copy::transfer(&pool, transfer, &watch).map(drop).map_err(|fault| match fault {
+        CopyError::Image(fault) => image_error(ErrorKind::Image, fault),
+        fault => internal(fault),
+    })
+}
