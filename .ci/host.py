@@ -167,7 +167,8 @@ class Program:
         self.state = scratch.folder_of("state")
 
     def words(self, command, *words):
-        return [self.binary, command, *map(str, words), "--state-dir", self.state, "--json", "--progress", "none"]
+        state = ("--state-dir", self.state) if command in ("plan", "rebuild") else ()
+        return [self.binary, command, *map(str, words), *state, "--json", "--progress", "none"]
 
     def run(self, command, *words, before=(), stdin=b"", timeout=300, env=None):
         """Runs one command; `before` are words that stand before the program, such as strace's."""
@@ -258,6 +259,25 @@ def flush(path):
     """The next read of a device asks the device."""
     if stat.S_ISBLK(os.stat(path).st_mode):
         tool("blockdev", "--flushbufs", path)
+
+
+def pieces(data):
+    """The parts of a disk that are not zero, as `restore` wants them."""
+    step = 64 << 10
+    parts = ((at, data[at : at + step]) for at in range(0, len(data), step))
+    return [(at, part) for at, part in parts if part.count(0) != len(part)]
+
+
+def restore(path, parts):
+    """Makes a disk hold these parts and zeroes elsewhere."""
+    tool("fallocate", "--punch-hole", "--offset", 0, "--length", size_of(path), path)
+    with open(path, "r+b") as disk:
+        for offset, part in parts:
+            disk.seek(offset)
+            disk.write(part)
+        disk.flush()
+        os.fsync(disk.fileno())
+    flush(path)
 
 
 def size_of(path):
