@@ -100,7 +100,7 @@ def labelled(path, kind):
         tool("sgdisk", "--clear", "--new=1:0:0", "--typecode=1:8300", path)
         names = {"gpt", "PMBR", "zfs_member", "linux_raid_member"}
     else:
-        tool("mkfs.ext4", "-q", "-F", path)
+        tool("mkfs.ext4", "-q", "-F", "-E", "nodiscard", path)
         names = {"ext4", "LVM2_member", "zfs_member", "linux_raid_member"}
     with open(path, "r+b") as disk:
         if kind != "gpt":
