@@ -1,0 +1,359 @@
+//! What was typed. What it means is decided in `request` and `credentials`.
+
+mod values;
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind as ClapError;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use reimage::{Expect, ExpectedDigest};
+
+use crate::exit::Failure;
+use crate::output::Output;
+
+/// Rebuild a virtual machine's system disk from a raw or qcow2 image, verified, with its seed.
+///
+/// Data disks are never written. Nothing is ever started: the instance stays Stopped.
+#[derive(Parser)]
+#[command(name = "reimage", version, max_term_width = 100, after_long_help = EXIT_CODES)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// Print one JSON document instead of text, errors included
+    #[arg(long, global = true, help_heading = "Output")]
+    pub(crate) json: bool,
+    /// How progress is told on standard error
+    #[arg(long, global = true, value_name = "KIND", default_value = "auto", help_heading = "Output")]
+    pub(crate) progress: ProgressKind,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0              done
+  1              internal error
+  2              usage
+  10             refused: the instance is not stopped, or the target is in use
+  11             refused: the target is another disk, a data disk, or the image
+  12             refused: size, room or sector size does not fit
+  13             refused: credentials or seed request
+  14             refused: the target cannot be opened, or is of the wrong kind
+  20, 21         the image cannot be used, or has another digest
+  30             the target could not be written (run it again)
+  31             the target does not hold what it should
+  32             the image could not be read during the copy (run it again)
+  33             a data disk was changed by somebody else; the system disk is complete
+  40             the seed could not be put in place (run it again)
+  129, 130, 143  cancelled by SIGHUP, SIGINT, SIGTERM (run it again)
+With 2 to 29 not one byte of the target has changed.";
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Check everything that a rebuild would check, and write nothing
+    Plan(JobArgs),
+    /// Rebuild the system disk from the image, and write the seed
+    Rebuild(JobArgs),
+    /// Compare a disk with an image, and write nothing; a difference is exit code 31
+    Verify(VerifyArgs),
+    /// Show what an image is and holds
+    Inspect(InspectArgs),
+    /// Write the seed alone
+    Seed(SeedArgs),
+    /// Say whether a rebuild of a disk is unfinished, and what to do
+    Status(StatusArgs),
+    /// Print the completions for a shell
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder, which must exist
+        folder: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct JobArgs {
+    #[command(flatten)]
+    pub(crate) subject: SubjectArgs,
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    #[command(flatten)]
+    pub(crate) disk: DiskArgs,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    #[command(flatten)]
+    pub(crate) credentials: CredentialArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) subject: SubjectArgs,
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+    #[command(flatten)]
+    pub(crate) check: CheckArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct InspectArgs {
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct SeedArgs {
+    /// The instance file (TOML) that says what the seed is for
+    #[arg(long, value_name = "FILE")]
+    pub(crate) instance: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+    #[command(flatten)]
+    pub(crate) credentials: CredentialArgs,
+    /// Replace a seed that is there
+    #[arg(long)]
+    pub(crate) replace: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct StatusArgs {
+    /// The system disk, or an instance file (a name that ends in .toml)
+    #[arg(value_name = "INSTANCE|TARGET", required_unless_present = "instance")]
+    pub(crate) subject: Option<PathBuf>,
+    /// The instance file (TOML)
+    #[arg(long, value_name = "FILE", conflicts_with = "subject")]
+    pub(crate) instance: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct SubjectArgs {
+    /// The image; with --instance it may be left out
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image_path: Option<PathBuf>,
+    /// The system disk, a block device or a file; with --instance it may be left out
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: Option<PathBuf>,
+    /// The instance file (TOML); flags say the same things and win
+    #[arg(long, value_name = "FILE")]
+    pub(crate) instance: Option<PathBuf>,
+    /// The image, where it is not the first word
+    #[arg(long = "image", value_name = "FILE")]
+    pub(crate) image_flag: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Image")]
+pub(crate) struct ImageArgs {
+    /// The image's format; auto lets the content decide, which must agree with the name
+    #[arg(long, value_name = "FORMAT", default_value = "auto")]
+    pub(crate) image_format: ImageFormatArg,
+    /// Take a raw image although it begins like another image format
+    #[arg(long)]
+    pub(crate) allow_nested_format: bool,
+    /// A folder in which the image may name backing files (repeatable; default: none)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) allow_backing: Vec<PathBuf>,
+    /// The digest of the image file as it lies: sha256:HEX or blake3:HEX
+    #[arg(long, value_name = "DIGEST", value_parser = values::digest)]
+    pub(crate) expect_digest: Option<ExpectedDigest>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Disks")]
+pub(crate) struct DiskArgs {
+    /// What the target is; auto is raw, unless name or content say qcow2 (which is refused)
+    #[arg(long, value_name = "FORMAT", default_value = "auto")]
+    pub(crate) target_format: TargetFormatArg,
+    /// The size of a target file in bytes, or with K, M, G, T (powers of 1024; default: as large as
+    /// the old disk or the image, the larger of the two)
+    #[arg(long, value_parser = values::size)]
+    pub(crate) size: Option<u64>,
+    /// Write into a target file instead of replacing it by a verified new one
+    #[arg(long)]
+    pub(crate) in_place: bool,
+    /// A disk that must survive, besides those of the instance file (repeatable)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data_disk: Vec<PathBuf>,
+    /// What the target must be, else it is refused: serial=…,wwn=…,size=…,ptuuid=…
+    #[arg(long, value_name = "KEY=VALUE,…", value_parser = values::expect)]
+    pub(crate) expect: Option<Expect>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Run")]
+pub(crate) struct RunArgs {
+    /// What is checked of the image before the target changes: tables is all metadata, digest also the
+    /// file's digest, deep also decodes every cluster; auto is digest where one is expected, else tables
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    pub(crate) preflight: PreflightArg,
+    #[command(flatten)]
+    pub(crate) check: CheckArgs,
+    /// How much is read back: every byte, what was written and both ends, or nothing
+    #[arg(long, value_name = "SCOPE", default_value = "full")]
+    pub(crate) verify: VerifyArg,
+    /// Also compute the BLAKE3 that b3sum gives for the raw disk (takes time on sparse disks)
+    #[arg(long)]
+    pub(crate) whole_digest: bool,
+    /// Where journals are kept [default: /var/lib/reimage for root, else $XDG_STATE_HOME/reimage or
+    /// ~/.local/state/reimage]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Do not ask before the disk is overwritten
+    #[arg(long, short = 'y')]
+    pub(crate) yes: bool,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Run")]
+pub(crate) struct CheckArgs {
+    /// What happens to the backup GPT on a larger disk: moved to its end, or left
+    #[arg(long, value_name = "POLICY", default_value = "relocate")]
+    pub(crate) gpt: GptArg,
+    /// Threads that decode, write and compare [default: as many as processors, at most 16]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Seed")]
+pub(crate) struct MachineArgs {
+    /// Where the seed goes: the file that the machine gets as a CD-ROM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) seed: Option<PathBuf>,
+    /// The seed's format: nocloud is cloud-init's NoCloud on ISO 9660 [default: nocloud]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) seed_format: Option<SeedFormatArg>,
+    /// What runs in the machine [default: linux]
+    #[arg(long, value_name = "OS")]
+    pub(crate) os: Option<OsArg>,
+    /// The identity under which cloud-init runs again [default: a fresh one]
+    #[arg(long, value_name = "ID")]
+    pub(crate) instance_id: Option<String>,
+    /// The host name that the machine gets
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// The account that gets the credentials [default: the image's default user]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// A cloud-init network configuration, passed on as it is
+    #[arg(long, value_name = "FILE")]
+    pub(crate) network_config: Option<PathBuf>,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Credentials")]
+pub(crate) struct CredentialArgs {
+    /// A file with the new password in one line; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// A file with the new password's hash, as mkpasswd -m sha-512 makes it; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "password_file")]
+    pub(crate) password_hash_file: Option<PathBuf>,
+    /// A file with public SSH keys, one a line (repeatable)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ssh_key: Vec<PathBuf>,
+    /// Leave the image's own credentials as they are, and write no seed
+    #[arg(long, conflicts_with_all = ["password_file", "password_hash_file", "ssh_key", "seed"])]
+    pub(crate) keep_image_credentials: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressKind {
+    /// bar on a terminal, else plain
+    Auto,
+    /// Bars
+    Bar,
+    /// A line now and then
+    Plain,
+    /// A JSON object a line, its type first
+    Json,
+    /// Nothing but warnings
+    None,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum ImageFormatArg {
+    Auto,
+    Raw,
+    Qcow2,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum TargetFormatArg {
+    Auto,
+    Raw,
+    Qcow2,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum PreflightArg {
+    Auto,
+    Tables,
+    Digest,
+    Deep,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum GptArg {
+    Relocate,
+    Keep,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum VerifyArg {
+    Full,
+    Written,
+    Off,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum SeedFormatArg {
+    Nocloud,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum OsArg {
+    Linux,
+    Windows,
+}
+
+/// What the words on the command line came to.
+pub(crate) enum Typed {
+    /// A command.
+    Command(Arguments),
+    /// A question that is answered at once: `--help`, `--version`.
+    Answer(String),
+    /// Nothing that is understood.
+    Wrong { failure: Failure, output: Output },
+}
+
+/// Reads the command line.
+pub(crate) fn parse() -> Typed {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let wants_json = words.iter().skip(1).take_while(|word| *word != "--").any(|word| word == "--json");
+    match Arguments::try_parse_from(words) {
+        Ok(args) => Typed::Command(args),
+        Err(error) => match error.kind() {
+            ClapError::DisplayHelp | ClapError::DisplayVersion => Typed::Answer(error.to_string()),
+            _ => Typed::Wrong { failure: usage(&error), output: Output::of(wants_json) },
+        },
+    }
+}
+
+fn usage(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    // clap's last paragraph points to --help, which is our hint.
+    let text = text.trim_end().trim_end_matches("For more information, try '--help'.").trim_end();
+    Failure::usage(text.to_owned())
+        .hinting("reimage --help shows the commands, reimage COMMAND --help its flags")
+}

@@ -1,0 +1,134 @@
+//! The commands: each makes a request of what was typed, asks the library, and shows what came of it.
+
+use std::path::Path;
+
+use clap::CommandFactory;
+use reimage::{CancelToken, ErrorKind, Plan, PlanSummary, Replace, Request};
+
+use crate::args::{Arguments, Command, InspectArgs, JobArgs, SeedArgs, StatusArgs, VerifyArgs};
+use crate::consent::Terminal;
+use crate::credentials::{self, SeedWanted};
+use crate::exit::Failure;
+use crate::output::{self, Output};
+use crate::progress::Progress;
+use crate::{picture, request, show, signals};
+
+/// Carries out what was typed.
+pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
+    let output = Output::of(args.json);
+    let progress = Progress::new(args.progress);
+    let done = match args.command {
+        Command::Plan(args) => plan(&args, output, &progress),
+        Command::Rebuild(args) => rebuild(&args, output, &progress),
+        Command::Verify(args) => verify(&args, output, &progress),
+        Command::Inspect(args) => inspect(&args, output),
+        Command::Seed(args) => seed(&args, output),
+        Command::Status(args) => status(&args, output),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "reimage", &mut script);
+            Output::Text.result(&String::from_utf8_lossy(&script));
+            return Ok(());
+        }
+        Command::Man { folder } => return man(&folder),
+    };
+    done.inspect_err(|failure| progress.failed(failure))
+}
+
+fn plan(args: &JobArgs, output: Output, progress: &Progress) -> Result<(), Failure> {
+    progress.start("plan");
+    let request = request::of_job(args)?;
+    let credential = credentials::gather(&args.credentials, seed_wanted(&request))?;
+    let plan = reimage::preview(&request, &credential, progress)?;
+    progress.plan(&plan);
+    output.show(&plan, show::plan);
+    Ok(())
+}
+
+fn rebuild(args: &JobArgs, output: Output, progress: &Progress) -> Result<(), Failure> {
+    progress.start("rebuild");
+    let request = request::of_job(args)?;
+    // Before anything long: without a terminal nobody can say yes.
+    let terminal = if args.run.yes { None } else { Some(Terminal::find()?) };
+    let credential = credentials::gather(&args.credentials, seed_wanted(&request))?;
+    let cancel = CancelToken::new();
+    signals::listen(&cancel, output);
+    let shown = match terminal {
+        None => None,
+        Some(terminal) => {
+            let shown = reimage::preview(&request, &credential, &())?;
+            output::message(&show::plan(&shown));
+            terminal.ask(&shown.target)?;
+            Some(shown)
+        }
+    };
+    let plan = reimage::plan(&request, &credential, progress)?;
+    if let Some(shown) = shown {
+        check_same(&shown, &plan)?;
+    }
+    progress.plan(plan.summary());
+    signals::run_begins();
+    let report = reimage::rebuild(plan, progress, &cancel)?;
+    progress.summary(&report);
+    output.show(&report, show::report);
+    Ok(())
+}
+
+/// The yes was said to what was shown, and to nothing else.
+fn check_same(shown: &PlanSummary, plan: &Plan) -> Result<(), Failure> {
+    let now = plan.summary();
+    if now.target_identity == shown.target_identity && now.target_bytes == shown.target_bytes {
+        return Ok(());
+    }
+    Err(Failure::of(ErrorKind::Identity, "the target is no longer the disk that was shown")
+        .hinting("find out what changed it, then start again")
+        .at(&now.target))
+}
+
+fn verify(args: &VerifyArgs, output: Output, progress: &Progress) -> Result<(), Failure> {
+    progress.start("verify");
+    let request = request::of_verify(args)?;
+    let cancel = CancelToken::new();
+    signals::listen(&cancel, output);
+    let report = reimage::verify(&request, progress, &cancel)?;
+    progress.end_phase();
+    output.show(&report, |report| show::verified(report, &request.instance.system_disk.path));
+    Ok(())
+}
+
+fn inspect(args: &InspectArgs, output: Output) -> Result<(), Failure> {
+    let inspection = reimage::inspect(&args.path, &request::image_options(&args.image))?;
+    output.show(&inspection, picture::inspection);
+    Ok(())
+}
+
+fn seed(args: &SeedArgs, output: Output) -> Result<(), Failure> {
+    let instance = request::of_machine(args.instance.as_deref(), &args.machine)?;
+    let Some(spec) = &instance.seed else {
+        return Err(Failure::usage("no seed is named").hinting("name the seed's file with --seed FILE"));
+    };
+    let credential = credentials::gather(&args.credentials, SeedWanted::Yes)?;
+    let replace = if args.replace { Replace::Existing } else { Replace::Refuse };
+    let report = reimage::write_seed(spec, instance.hostname.as_deref(), &credential, replace)?;
+    output.show(&report, show::seed);
+    Ok(())
+}
+
+fn status(args: &StatusArgs, output: Output) -> Result<(), Failure> {
+    let disk = request::system_disk(args.subject.as_deref(), args.instance.as_deref())?;
+    let status = reimage::status(&disk)?;
+    output.show(&status, |status| show::status(status, &disk));
+    Ok(())
+}
+
+fn man(folder: &Path) -> Result<(), Failure> {
+    clap_mangen::generate_to(Arguments::command(), folder).map_err(|error| {
+        Failure::usage(format!("the man pages cannot be written into {folder:?}: {error}"))
+            .hinting("name a folder that exists")
+            .at(folder)
+    })
+}
+
+fn seed_wanted(request: &Request) -> SeedWanted {
+    if request.instance.seed.is_some() { SeedWanted::Yes } else { SeedWanted::No }
+}

@@ -1,0 +1,131 @@
+//! Credentials: where a secret comes from. It never stands in the arguments or the environment.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+use reimage::{Credential, Error, ErrorKind, Password, PasswordHash, Secret, SshKey};
+use zeroize::Zeroizing;
+
+use crate::args::CredentialArgs;
+use crate::exit::Failure;
+
+/// More than any password, hash or file of keys has.
+const MOST_BYTES: usize = 1 << 20;
+
+/// Whether the run writes a seed, for which a person may be asked for a password.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SeedWanted {
+    Yes,
+    No,
+}
+
+/// The credentials that the machine gets.
+pub(crate) fn gather(args: &CredentialArgs, seed: SeedWanted) -> Result<Credential, Failure> {
+    if args.keep_image_credentials {
+        return Ok(Credential::keep_image());
+    }
+    if seed == SeedWanted::No {
+        return Err(Failure::of(
+            ErrorKind::Credentials,
+            "no seed is named, so that the machine would come up without new credentials",
+        )
+        .hinting("name the seed's file with --seed FILE, or say --keep-image-credentials"));
+    }
+    let mut keys = Vec::new();
+    for path in &args.ssh_key {
+        keys.extend(SshKey::parse_file(&read(path)?).map_err(about(path))?);
+    }
+    let mut secret = typed(args)?;
+    if secret.is_none() && keys.is_empty() {
+        secret = match from_systemd()? {
+            Some(secret) => Some(secret),
+            None => prompt()?,
+        };
+    }
+    if secret.is_none() && keys.is_empty() {
+        return Err(Failure::of(ErrorKind::Credentials, "no credentials are given").hinting(
+            "give --password-file, --password-hash-file or --ssh-key, or say --keep-image-credentials",
+        ));
+    }
+    Ok(Credential::new(secret, keys)?)
+}
+
+fn typed(args: &CredentialArgs) -> Result<Option<Secret>, Failure> {
+    match (&args.password_file, &args.password_hash_file) {
+        (Some(path), _) => password(path).map(Some),
+        (None, Some(path)) => hash(path).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+/// What `LoadCredential=` of the service's unit put there.
+fn from_systemd() -> Result<Option<Secret>, Failure> {
+    let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from) else {
+        return Ok(None);
+    };
+    let (clear, hashed) = (folder.join("password"), folder.join("password-hash"));
+    if clear.exists() {
+        return password(&clear).map(Some);
+    }
+    if hashed.exists() { hash(&hashed).map(Some) } else { Ok(None) }
+}
+
+fn password(path: &Path) -> Result<Secret, Failure> {
+    Password::from_file_bytes(read(path)?).map(Secret::Password).map_err(about(path))
+}
+
+fn hash(path: &Path) -> Result<Secret, Failure> {
+    PasswordHash::from_file_bytes(read(path)?).map(Secret::Hash).map_err(about(path))
+}
+
+fn about(path: &Path) -> impl FnOnce(Error) -> Failure {
+    move |error| Failure::From { path: path.to_owned(), error }
+}
+
+/// Asks a person at the terminal twice; `None` where there is no terminal.
+fn prompt() -> Result<Option<Secret>, Failure> {
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Ok(None);
+    }
+    let ask = |question| {
+        let answer = rpassword::prompt_password(question).map(|answer| Zeroizing::new(answer.into_bytes()));
+        answer.map_err(|error| {
+            Failure::of(ErrorKind::Credentials, format!("no password was typed: {error}"))
+                .hinting("give --password-file, --password-hash-file or --ssh-key")
+        })
+    };
+    let first = ask("New password for the machine: ")?;
+    if first != ask("The same again: ")? {
+        return Err(Failure::of(ErrorKind::Credentials, "the two passwords differ"));
+    }
+    Ok(Some(Secret::Password(Password::from_file_bytes(first)?)))
+}
+
+/// A small file, or standard input for `-`; wiped when dropped.
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let unreadable = |error: io::Error| {
+        Failure::of(ErrorKind::Credentials, format!("{path:?} cannot be read: {error}")).at(path)
+    };
+    if path == Path::new("-") {
+        return read_all(io::stdin().lock()).map_err(unreadable);
+    }
+    read_all(File::open(path).map_err(unreadable)?).map_err(unreadable)
+}
+
+fn read_all(mut from: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
+    // Read in place: a vector that grows would leave copies of the secret behind.
+    let mut bytes = Zeroizing::new(vec![0; MOST_BYTES]);
+    let mut len = 0;
+    loop {
+        match from.read(&mut bytes[len..]) {
+            Ok(0) if len == MOST_BYTES => return Err(io::Error::other("it is larger than 1 MiB")),
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
+}

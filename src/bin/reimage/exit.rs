@@ -1,0 +1,175 @@
+//! How a command fails: the chain of causes and a hint for a person, a document for a program, an exit code.
+
+use std::error::Error as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use reimage::{Error, ErrorKind, TargetState};
+use serde::Serialize;
+
+use crate::output::{self, Output};
+use crate::show::clean;
+use crate::signals;
+
+/// Why a command could not be carried out.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The library said so.
+    Library(Error),
+    /// The library said so about something that was read from this file.
+    From { path: PathBuf, error: Error },
+    /// What was typed, or a file that was named, is not as it should be.
+    Own { kind: ErrorKind, message: String, hint: Option<String>, path: Option<PathBuf> },
+}
+
+impl Failure {
+    pub(crate) fn of(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self::Own { kind, message: message.into(), hint: None, path: None }
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::of(ErrorKind::Usage, message)
+    }
+
+    /// The same with what to do about it.
+    pub(crate) fn hinting(mut self, text: impl Into<String>) -> Self {
+        if let Self::Own { hint, .. } = &mut self {
+            *hint = Some(text.into());
+        }
+        self
+    }
+
+    /// The same with the file that it is about.
+    pub(crate) fn at(mut self, file: &Path) -> Self {
+        if let Self::Own { path, .. } = &mut self {
+            *path = Some(file.to_owned());
+        }
+        self
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Library(error)
+    }
+}
+
+/// A failure as another program reads it; offsets and lengths in bytes.
+#[derive(Serialize)]
+pub(crate) struct ErrorDocument {
+    code: u8,
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    target_state: TargetState,
+    path: Option<PathBuf>,
+    offset: Option<u64>,
+    length: Option<u64>,
+    /// Further refusals that were found in the same run.
+    also: Vec<ErrorDocument>,
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    error: &'a ErrorDocument,
+}
+
+impl ErrorDocument {
+    pub(crate) fn of(failure: &Failure) -> Self {
+        match failure {
+            Failure::Library(error) => Self::of_error(error),
+            Failure::From { path, error } => {
+                let mut document = Self::of_error(error);
+                document.message = format!("{}: {path:?}", document.message);
+                document.path.get_or_insert_with(|| path.clone());
+                document
+            }
+            Failure::Own { kind, message, hint, path } => Self {
+                code: kind.exit_code(),
+                kind: *kind,
+                message: message.clone(),
+                hint: hint.clone(),
+                target_state: TargetState::Untouched,
+                path: path.clone(),
+                offset: None,
+                length: None,
+                also: Vec::new(),
+            },
+        }
+    }
+
+    fn of_error(error: &Error) -> Self {
+        let code = match error.kind() {
+            ErrorKind::Cancelled => signals::exit_code(),
+            kind => kind.exit_code(),
+        };
+        Self {
+            code,
+            kind: error.kind(),
+            message: chain(error),
+            hint: error.hint().map(ToOwned::to_owned),
+            target_state: error.target_state(),
+            path: error.path().map(ToOwned::to_owned),
+            offset: error.range().map(|range| range.start()),
+            length: error.range().map(|range| range.len()),
+            also: error.also().iter().map(Self::of_error).collect(),
+        }
+    }
+
+    /// The document as standard output gets it.
+    fn json(&self) -> String {
+        serde_json::to_string_pretty(&Document { error: self }).expect("an error document is plain data")
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("error: {}\n", clean(&self.message));
+        let mut add = |line: String| {
+            text.push_str(&line);
+            text.push('\n');
+        };
+        if let Some(hint) = &self.hint {
+            add(format!("  hint: {}", clean(hint)));
+        }
+        for other in &self.also {
+            add(format!("also: {}", clean(&other.message)));
+            if let Some(hint) = &other.hint {
+                add(format!("  hint: {}", clean(hint)));
+            }
+        }
+        match self.target_state {
+            TargetState::Untouched if self.kind == ErrorKind::Usage => {}
+            TargetState::Untouched => add("the target is untouched".to_owned()),
+            state => add(format!("the target is {state}")),
+        }
+        text
+    }
+
+    /// The message and the exit code, for an event.
+    pub(crate) fn parts(&self) -> (u8, &str, TargetState) {
+        (self.code, &self.message, self.target_state)
+    }
+}
+
+/// An error and its causes, each clause said once.
+fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let clause = error.to_string();
+        if !text.ends_with(&clause) {
+            text = format!("{text}: {clause}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Says what failed, and with which exit code the process ends.
+pub(crate) fn failed(failure: &Failure, output: Output) -> ExitCode {
+    let document = ErrorDocument::of(failure);
+    output::message(&document.text());
+    if output == Output::Json {
+        output.result(&document.json());
+    }
+    ExitCode::from(document.code)
+}

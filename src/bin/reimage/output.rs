@@ -1,0 +1,78 @@
+//! Standard output and standard error. A reader that has gone away stops nothing.
+
+use std::io::{self, IsTerminal, Write};
+
+use rustix::termios::tcgetwinsize;
+use serde::Serialize;
+
+/// In which form results are printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// For a person.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+impl Output {
+    pub(crate) fn of(json: bool) -> Self {
+        if json { Self::Json } else { Self::Text }
+    }
+
+    pub(crate) fn text() -> Self {
+        Self::Text
+    }
+
+    /// Prints a result: `value` as JSON, or what `text` makes of it.
+    pub(crate) fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
+        match self {
+            Self::Text => self.result(&text(value)),
+            Self::Json => {
+                let json = serde_json::to_string_pretty(value).expect("results are plain data");
+                self.result(&json);
+            }
+        }
+    }
+
+    /// Prints the text of a result on standard output.
+    pub(crate) fn result(self, text: &str) {
+        let mut stdout = io::stdout().lock();
+        let printed = stdout.write_all(with_newline(text).as_bytes()).and_then(|()| stdout.flush());
+        if let Err(error) = printed
+            && error.kind() != io::ErrorKind::BrokenPipe
+        {
+            message(&format!("warning: the result could not be printed: {error}"));
+        }
+    }
+}
+
+/// Tells a person something on standard error.
+pub(crate) fn message(text: &str) {
+    // A closed standard error must not stop a rebuild.
+    let _ = io::stderr().lock().write_all(with_newline(text).as_bytes());
+}
+
+fn with_newline(text: &str) -> String {
+    if text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") }
+}
+
+/// How many columns a result may have.
+pub(crate) fn columns() -> usize {
+    let stdout = io::stdout();
+    if !stdout.is_terminal() {
+        return 80;
+    }
+    tcgetwinsize(&stdout)
+        .map(|size| usize::from(size.ws_col))
+        .ok()
+        .filter(|columns| *columns > 0)
+        .unwrap_or(80)
+}
+
+/// Whether the locale's characters are UTF-8, by the rule of `setlocale(3)`.
+pub(crate) fn speaks_utf8() -> bool {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default();
+    let locale = locale.to_ascii_lowercase();
+    locale.contains("utf-8") || locale.contains("utf8")
+}

@@ -1,0 +1,241 @@
+//! How a run goes on, on standard error: bars, lines, or a JSON object a line.
+
+use std::cell::RefCell;
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use reimage::{ByteRange, Event, Observer, Phase, PlanSummary, Report, TargetState};
+use serde::Serialize;
+
+use crate::args::ProgressKind;
+use crate::exit::{ErrorDocument, Failure};
+use crate::output;
+use crate::show::{bytes, clean};
+
+/// At most ten progress events a second.
+const EVENT_INTERVAL: Duration = Duration::from_millis(100);
+const LINE_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Tells how a run goes on.
+pub(crate) struct Progress {
+    form: Form,
+    began: Instant,
+    state: RefCell<State>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Bar,
+    Plain,
+    Json,
+    None,
+}
+
+#[derive(Default)]
+struct State {
+    phase: Option<PhaseState>,
+    /// When progress was told last, in whichever phase.
+    told: Option<Instant>,
+    bar: Option<ProgressBar>,
+}
+
+struct PhaseState {
+    phase: Phase,
+    began: Instant,
+    bytes_done: u64,
+    bytes_total: u64,
+}
+
+/// One line of `--progress json`; sizes in bytes, times in milliseconds.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Line<'a> {
+    Start { version: &'static str, command: &'a str },
+    Plan { plan: &'a PlanSummary },
+    Check { name: &'a str, detail: &'a str },
+    Progress { phase: Phase, bytes_done: u64, bytes_total: u64, bytes_per_second: u64, elapsed_ms: u64 },
+    Warning { code: &'a str, message: &'a str, offset: Option<u64>, length: Option<u64> },
+    Error { code: u8, message: &'a str, target_state: TargetState },
+    Summary { report: &'a Report },
+}
+
+impl Progress {
+    pub(crate) fn new(kind: ProgressKind) -> Self {
+        let form = match kind {
+            ProgressKind::Auto if io::stderr().is_terminal() => Form::Bar,
+            ProgressKind::Bar => Form::Bar,
+            ProgressKind::Auto | ProgressKind::Plain => Form::Plain,
+            ProgressKind::Json => Form::Json,
+            ProgressKind::None => Form::None,
+        };
+        Self { form, began: Instant::now(), state: RefCell::default() }
+    }
+
+    /// A command begins.
+    pub(crate) fn start(&self, command: &str) {
+        self.event_line(&Line::Start { version: env!("CARGO_PKG_VERSION"), command });
+    }
+
+    /// What is going to happen.
+    pub(crate) fn plan(&self, plan: &PlanSummary) {
+        self.event_line(&Line::Plan { plan });
+    }
+
+    /// The run is over and went well.
+    pub(crate) fn summary(&self, report: &Report) {
+        self.end_phase();
+        self.event_line(&Line::Summary { report });
+    }
+
+    /// The run is over and did not go well; bars are cleared for the message.
+    pub(crate) fn failed(&self, failure: &Failure) {
+        self.end_phase();
+        let document = ErrorDocument::of(failure);
+        let (code, message, target_state) = document.parts();
+        self.event_line(&Line::Error { code, message, target_state });
+    }
+
+    /// A command that has no summary is over.
+    pub(crate) fn end_phase(&self) {
+        let mut state = self.state.borrow_mut();
+        if let Some(bar) = state.bar.take() {
+            bar.finish_and_clear();
+        }
+        if let (Form::Plain, Some(phase)) = (self.form, state.phase.take()) {
+            let took = phase.began.elapsed();
+            let (name, done) = (name(phase.phase), phase.bytes_done);
+            output::message(&format!("{name}: {} in {:.1} s", bytes(done), took.as_secs_f64()));
+        }
+    }
+
+    fn started(&self, phase: Phase, bytes_total: u64) {
+        self.end_phase();
+        let mut state = self.state.borrow_mut();
+        state.phase = Some(PhaseState { phase, began: Instant::now(), bytes_done: 0, bytes_total });
+        if self.form == Form::Bar {
+            state.bar = Some(new_bar(phase, bytes_total));
+        }
+        drop(state);
+        self.progressed(phase, 0, bytes_total);
+    }
+
+    fn progressed(&self, phase: Phase, bytes_done: u64, bytes_total: u64) {
+        let mut state = self.state.borrow_mut();
+        let State { phase: current, told, bar } = &mut *state;
+        let unknown = PhaseState { phase, began: Instant::now(), bytes_done, bytes_total };
+        let current = current.get_or_insert(unknown);
+        current.bytes_done = bytes_done;
+        if let Some(bar) = bar {
+            bar.set_length(bytes_total);
+            bar.set_position(bytes_done);
+        }
+        let interval = if self.form == Form::Plain { LINE_INTERVAL } else { EVENT_INTERVAL };
+        if told.is_some_and(|told| told.elapsed() < interval) {
+            return;
+        }
+        match self.form {
+            // The first line comes only when there is something to wait for.
+            Form::Plain if told.is_none() => {}
+            Form::Plain => output::message(&plain(current)),
+            Form::Json => self.event_line(&Line::Progress {
+                phase,
+                bytes_done,
+                bytes_total,
+                bytes_per_second: rate(current),
+                elapsed_ms: ms(self.began.elapsed()),
+            }),
+            Form::Bar | Form::None => return,
+        }
+        *told = Some(Instant::now());
+    }
+
+    fn warn(&self, code: &str, message: &str, range: Option<ByteRange>) {
+        let (offset, length) = (range.map(ByteRange::start), range.map(ByteRange::len));
+        match self.form {
+            Form::Json => self.event_line(&Line::Warning { code, message, offset, length }),
+            _ => self.above_the_bar(&format!("warning: {}", clean(message))),
+        }
+    }
+
+    fn checked(&self, name: &str, detail: &str) {
+        match self.form {
+            Form::Json => self.event_line(&Line::Check { name, detail }),
+            Form::None => {}
+            Form::Bar | Form::Plain => self.above_the_bar(&format!("checked {name}: {}", clean(detail))),
+        }
+    }
+
+    fn above_the_bar(&self, text: &str) {
+        match &self.state.borrow().bar {
+            Some(bar) => bar.suspend(|| output::message(text)),
+            None => output::message(text),
+        }
+    }
+
+    /// Writes one event; a reader that has gone away stops nothing.
+    fn event_line(&self, line: &Line<'_>) {
+        if self.form != Form::Json {
+            return;
+        }
+        let mut text = serde_json::to_vec(line).expect("events are plain data");
+        text.push(b'\n');
+        let _ = io::stderr().lock().write_all(&text);
+    }
+}
+
+impl Observer for Progress {
+    fn event(&self, event: &Event) {
+        match event {
+            Event::Started { phase, bytes_total } => self.started(*phase, *bytes_total),
+            Event::Progress { phase, bytes_done, bytes_total } => {
+                self.progressed(*phase, *bytes_done, *bytes_total);
+            }
+            Event::Checked { name, detail } => self.checked(name, detail),
+            Event::Warning { code, message } => self.warn(code, message, None),
+            Event::Rewriting { range } => {
+                let message = format!("{range} did not read back as written, and are written again");
+                self.warn("rewriting", &message, Some(*range));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn new_bar(phase: Phase, bytes_total: u64) -> ProgressBar {
+    // Does nothing unless standard error is a terminal.
+    let bar = ProgressBar::with_draw_target(Some(bytes_total), ProgressDrawTarget::stderr());
+    let template = "{prefix:>10} {wide_bar} {binary_bytes:>10} of {binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4}";
+    let style = ProgressStyle::with_template(template).expect("the template is a constant");
+    bar.with_style(style).with_prefix(name(phase))
+}
+
+fn plain(phase: &PhaseState) -> String {
+    let PhaseState { bytes_done, bytes_total, .. } = *phase;
+    let percent = u128::from(bytes_done) * 100 / u128::from(bytes_total.max(1));
+    let rate = rate(phase);
+    let left = bytes_total.saturating_sub(bytes_done).checked_div(rate);
+    let left = left.map(|seconds| format!(", {seconds} s left")).unwrap_or_default();
+    let (name, done, total) = (name(phase.phase), bytes(bytes_done), bytes(bytes_total));
+    format!("{name}: {percent} % ({done} of {total}, {}/s{left})", bytes(rate))
+}
+
+/// Bytes a second since the phase began.
+fn rate(phase: &PhaseState) -> u64 {
+    let elapsed = phase.began.elapsed().as_millis().max(1);
+    u64::try_from(u128::from(phase.bytes_done) * 1000 / elapsed).unwrap_or(u64::MAX)
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Preflight => "preflight",
+        Phase::Copy => "copy",
+        Phase::ReadBack => "read back",
+        Phase::Finish => "finish",
+        _ => "work",
+    }
+}

@@ -1,0 +1,238 @@
+//! What was typed means this: flags over the instance file, as a `Request`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use reimage::{
+    DataDisk, Expect, GptPolicy, ImageFormat, ImageOptions, InstanceSpec, NestedFormat, Options, Os,
+    Placement, Preflight, Request, SeedFormat, SeedSpec, TargetFormat, VerifyPolicy, WholeDigest,
+};
+
+use crate::args::{
+    CheckArgs, DiskArgs, GptArg, ImageArgs, ImageFormatArg, JobArgs, MachineArgs, OsArg, PreflightArg,
+    RunArgs, SubjectArgs, TargetFormatArg, VerifyArg, VerifyArgs,
+};
+use crate::exit::Failure;
+use crate::show::clean;
+
+/// The request of `plan` and `rebuild`.
+pub(crate) fn of_job(args: &JobArgs) -> Result<Request, Failure> {
+    let mut instance = of_subject(&args.subject)?;
+    apply_disks(&mut instance, &args.disk);
+    apply_machine(&mut instance, &args.machine)?;
+    if args.credentials.keep_image_credentials {
+        instance.seed = None;
+    }
+    let mut request = Request::default();
+    request.instance = instance;
+    request.options = options(args)?;
+    Ok(request)
+}
+
+/// The request of `verify`.
+pub(crate) fn of_verify(args: &VerifyArgs) -> Result<Request, Failure> {
+    let mut request = Request::default();
+    request.instance = of_subject(&args.subject)?;
+    request.options.image = image_options(&args.image);
+    apply_check(&mut request.options, &args.check);
+    Ok(request)
+}
+
+/// The machine of `seed`: it needs an instance file only for what the flags do not say.
+pub(crate) fn of_machine(file: Option<&Path>, args: &MachineArgs) -> Result<InstanceSpec, Failure> {
+    let mut instance = file.map(read_instance).transpose()?.unwrap_or_default();
+    apply_machine(&mut instance, args)?;
+    Ok(instance)
+}
+
+/// The system disk that an instance file or a word on the command line names.
+pub(crate) fn system_disk(subject: Option<&Path>, instance: Option<&Path>) -> Result<PathBuf, Failure> {
+    let is_file_name = |path: &&Path| path.extension().is_some_and(|extension| extension == "toml");
+    match (instance.or(subject.filter(is_file_name)), subject) {
+        (Some(file), _) => Ok(read_instance(file)?.system_disk.path),
+        (None, Some(disk)) => Ok(disk.to_owned()),
+        (None, None) => Err(Failure::usage("no disk is named").hinting("reimage status TARGET")),
+    }
+}
+
+/// How an image is opened.
+pub(crate) fn image_options(args: &ImageArgs) -> ImageOptions {
+    let mut options = ImageOptions::default();
+    options.format = match args.image_format {
+        ImageFormatArg::Auto => ImageFormat::Auto,
+        ImageFormatArg::Raw => ImageFormat::Raw,
+        ImageFormatArg::Qcow2 => ImageFormat::Qcow2,
+    };
+    options.nested = if args.allow_nested_format { NestedFormat::Allow } else { NestedFormat::Refuse };
+    options.allow_backing.clone_from(&args.allow_backing);
+    options.expect_digest = args.expect_digest;
+    options
+}
+
+fn of_subject(args: &SubjectArgs) -> Result<InstanceSpec, Failure> {
+    let mut instance = args.instance.as_deref().map(read_instance).transpose()?.unwrap_or_default();
+    let (image, target) = match (&args.image_path, &args.target, &args.image_flag) {
+        (Some(_), Some(_), Some(_)) => {
+            return Err(Failure::usage("the image is named twice").hinting("leave --image or IMAGE out"));
+        }
+        (Some(_), None, Some(_)) if args.instance.is_some() => {
+            return Err(Failure::usage(
+                "the image is named twice: one word more than --instance is the image",
+            )
+            .hinting("leave --image or IMAGE out"));
+        }
+        // Without an instance file the one word is what --image leaves open.
+        (Some(target), None, Some(image)) => (Some(image), Some(target)),
+        (image, target, flag) => (flag.as_ref().or(image.as_ref()), target.as_ref()),
+    };
+    if let Some(image) = image {
+        instance.image = Some(image.clone());
+    }
+    if let Some(target) = target {
+        instance.system_disk.path.clone_from(target);
+    }
+    if instance.image.is_none() {
+        return Err(Failure::usage("no image is named").hinting("give IMAGE TARGET, or --instance FILE"));
+    }
+    if instance.system_disk.path.as_os_str().is_empty() {
+        return Err(Failure::usage("no target is named").hinting("give IMAGE TARGET, or --instance FILE"));
+    }
+    Ok(instance)
+}
+
+/// Reads an instance file; its paths are relative to its folder.
+fn read_instance(path: &Path) -> Result<InstanceSpec, Failure> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        Failure::usage(format!("the instance file {path:?} cannot be read: {error}")).at(path)
+    })?;
+    let mut instance: InstanceSpec = toml::from_str(&text).map_err(|error| {
+        let place = match error.span() {
+            Some(span) => {
+                format!("{path:?} line {}", text[..span.start.min(text.len())].lines().count().max(1))
+            }
+            None => format!("{path:?}"),
+        };
+        let fault = clean(error.message().lines().next().unwrap_or("not as it should be"));
+        Failure::usage(format!("the instance file {place}: {fault}")).at(path)
+    })?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let resolve = |path: &mut PathBuf| {
+        if !path.as_os_str().is_empty() {
+            *path = folder.join(&*path);
+        }
+    };
+    instance.image.as_mut().map(resolve);
+    resolve(&mut instance.system_disk.path);
+    instance.data_disks.iter_mut().for_each(|disk| resolve(&mut disk.path));
+    if let Some(seed) = &mut instance.seed {
+        resolve(&mut seed.path);
+        seed.network_config.as_mut().map(resolve);
+    }
+    Ok(instance)
+}
+
+fn apply_disks(instance: &mut InstanceSpec, args: &DiskArgs) {
+    instance.system_disk.format = match args.target_format {
+        TargetFormatArg::Auto => instance.system_disk.format,
+        TargetFormatArg::Raw => TargetFormat::Raw,
+        TargetFormatArg::Qcow2 => TargetFormat::Qcow2,
+    };
+    if let Some(typed) = &args.expect {
+        let filed = std::mem::take(&mut instance.system_disk.expect);
+        let mut both = Expect::default();
+        both.serial = typed.serial.clone().or(filed.serial);
+        both.wwn = typed.wwn.clone().or(filed.wwn);
+        both.size = typed.size.or(filed.size);
+        both.ptuuid = typed.ptuuid.clone().or(filed.ptuuid);
+        instance.system_disk.expect = both;
+    }
+    // Never instead of the file's: what must survive only ever grows.
+    for path in &args.data_disk {
+        let mut disk = DataDisk::default();
+        disk.path.clone_from(path);
+        instance.data_disks.push(disk);
+    }
+}
+
+fn apply_machine(instance: &mut InstanceSpec, args: &MachineArgs) -> Result<(), Failure> {
+    if let Some(os) = args.os {
+        instance.os = match os {
+            OsArg::Linux => Os::Linux,
+            OsArg::Windows => Os::Windows,
+        };
+    }
+    if let Some(hostname) = &args.hostname {
+        instance.hostname = Some(hostname.clone());
+    }
+    if let Some(path) = &args.seed {
+        instance.seed.get_or_insert_with(SeedSpec::default).path.clone_from(path);
+    }
+    let of_a_seed = [
+        ("--seed-format", args.seed_format.is_some()),
+        ("--instance-id", args.instance_id.is_some()),
+        ("--user", args.user.is_some()),
+        ("--network-config", args.network_config.is_some()),
+    ];
+    let Some(seed) = &mut instance.seed else {
+        return match of_a_seed.iter().find(|(_, typed)| *typed) {
+            Some((flag, _)) => Err(Failure::usage(format!("{flag} is about a seed, and none is named"))
+                .hinting("name the seed's file with --seed FILE")),
+            None => Ok(()),
+        };
+    };
+    if args.seed_format.is_some() {
+        seed.format = SeedFormat::Nocloud;
+    }
+    seed.instance_id = args.instance_id.clone().or(seed.instance_id.take());
+    seed.user = args.user.clone().or(seed.user.take());
+    seed.network_config = args.network_config.clone().or(seed.network_config.take());
+    Ok(())
+}
+
+fn options(args: &JobArgs) -> Result<Options, Failure> {
+    let RunArgs { preflight, check, verify, whole_digest, state_dir, yes: _ } = &args.run;
+    let mut options = Options::default();
+    options.image = image_options(&args.image);
+    options.preflight = match preflight {
+        PreflightArg::Auto => Preflight::Auto,
+        PreflightArg::Tables => Preflight::Tables,
+        PreflightArg::Digest => Preflight::Digest,
+        PreflightArg::Deep => Preflight::Deep,
+    };
+    options.size = args.disk.size;
+    options.placement = if args.disk.in_place { Placement::InPlace } else { Placement::Replace };
+    options.verify = match verify {
+        VerifyArg::Full => VerifyPolicy::Full,
+        VerifyArg::Written => VerifyPolicy::Written,
+        VerifyArg::Off => VerifyPolicy::Off,
+    };
+    options.whole_digest = if *whole_digest { WholeDigest::Compute } else { WholeDigest::Skip };
+    options.state_dir = match state_dir {
+        Some(folder) => folder.clone(),
+        None => default_state_dir()?,
+    };
+    apply_check(&mut options, check);
+    Ok(options)
+}
+
+fn apply_check(options: &mut Options, args: &CheckArgs) {
+    options.gpt = match args.gpt {
+        GptArg::Relocate => GptPolicy::Relocate,
+        GptArg::Keep => GptPolicy::Keep,
+    };
+    options.threads = args.threads;
+}
+
+/// The folder of journals by the XDG base directory rules; root's is the system's.
+fn default_state_dir() -> Result<PathBuf, Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/reimage"));
+    }
+    // The rules say that relative paths in these variables are to be ignored.
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    state.map(|folder| folder.join("reimage")).ok_or_else(|| {
+        Failure::usage("neither XDG_STATE_HOME nor HOME says where journals go")
+            .hinting("name a folder with --state-dir")
+    })
+}

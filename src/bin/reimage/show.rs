@@ -1,0 +1,292 @@
+//! Results as a person reads them.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use reimage::{
+    ByteRange, DiskState, DiskStatus, GptPlan, ImageInfo, PlanSummary, RepairReport, Report, SeedReport,
+    StorageIdentity, TargetKind, TargetState, VerifyReport,
+};
+
+use crate::picture;
+
+/// Lines of a name and a value.
+#[derive(Default)]
+pub(crate) struct Lines(String);
+
+impl Lines {
+    pub(crate) fn add(&mut self, name: &str, value: impl AsRef<str>) {
+        // Writing to a string does not fail.
+        let _ = writeln!(self.0, "{name:<12}{}", value.as_ref());
+    }
+
+    pub(crate) fn block(&mut self, text: &str) {
+        self.0.push_str(text);
+    }
+
+    pub(crate) fn into_text(self) -> String {
+        self.0
+    }
+}
+
+/// What is going to happen.
+pub(crate) fn plan(plan: &PlanSummary) -> String {
+    let mut lines = Lines::default();
+    let of_what = plan.instance.as_deref().map(|id| format!(" of {}", clean_name(id))).unwrap_or_default();
+    lines.block(&format!("Plan of a rebuild{of_what}\n"));
+    lines.add("image", image(&plan.image));
+    lines.add("", content(plan));
+    lines.add("target", format!("{} ({})", clean_path(&plan.target), kind(plan)));
+    lines.add("", sizes(plan));
+    lines.add("GPT", gpt(&plan.gpt));
+    match &plan.seed {
+        Some(seed) => lines.add("seed", format!("{} ({})", clean_path(&seed.path), seed_words(seed))),
+        None => lines.add("seed", "none: the image's own credentials stay"),
+    }
+    for disk in &plan.data_disks {
+        lines.add("data disk", format!("{}: will not be opened", clean_path(disk)));
+    }
+    for warning in &plan.warnings {
+        lines.add("warning", clean(warning));
+    }
+    lines.into_text()
+}
+
+/// What a rebuild did.
+pub(crate) fn report(report: &Report) -> String {
+    let mut lines = Lines::default();
+    lines.block(match report.target_state {
+        TargetState::Verified => "Rebuilt and verified\n",
+        _ => "Rebuilt, not read back\n",
+    });
+    lines.add("image", image(&report.plan.image));
+    let target = format!("{} ({})", clean_path(&report.target), kind(&report.plan));
+    lines.add("target", target);
+    lines.add("", format!("{}, {}", exact(report.target_bytes), report.target_state));
+    lines.add("root digest", report.root.to_string());
+    if let Some(whole) = &report.whole_digest {
+        lines.add("BLAKE3", format!("{whole} (of the image's whole disk)"));
+    }
+    lines.add("written", exact(report.bytes_written));
+    lines.add("zeroed", exact(report.bytes_zeroed));
+    lines.add("read back", read_back(report.bytes_read_back, report.bytes_proved_holes));
+    lines.add("repairs", if report.repairs.is_empty() { "none" } else { "" });
+    report.repairs.iter().for_each(|repaired| lines.add("", repair(repaired)));
+    lines.add("GPT", gpt(&report.gpt));
+    match &report.seed {
+        Some(seed) => {
+            lines.add("seed", format!("{} ({})", clean_path(&seed.path), seed_words(seed)));
+            lines.add("instance id", clean_name(&seed.instance_id));
+        }
+        None => lines.add("seed", "none: the image's own credentials stay"),
+    }
+    for disk in &report.data_disks {
+        let found = if disk.unchanged { "not opened, unchanged" } else { "CHANGED by somebody else" };
+        lines.add("data disk", format!("{}: {found}", clean_path(&disk.before.path)));
+    }
+    let took = &report.durations;
+    let parts = [
+        ("prepare", took.prepare_ms),
+        ("copy", took.copy_ms),
+        ("read back", took.read_back_ms),
+        ("finish", took.finish_ms),
+    ];
+    let parts: Vec<_> = parts.iter().map(|(name, ms)| format!("{name} {}", seconds(*ms))).collect();
+    lines.add("time", format!("{} ({})", seconds(took.total_ms), parts.join(", ")));
+    lines.add("state", "the instance stays Stopped");
+    lines.into_text()
+}
+
+/// What was compared.
+pub(crate) fn verified(report: &VerifyReport, target: &Path) -> String {
+    let mut lines = Lines::default();
+    lines.block("The disk holds the image\n");
+    lines.add("target", clean_path(target));
+    lines.add("", exact(report.target_bytes));
+    lines.add("root digest", report.root.to_string());
+    lines.add("compared", read_back(report.bytes_read, report.bytes_proved_holes));
+    lines.add("GPT", gpt(&report.gpt));
+    lines.into_text()
+}
+
+/// What a disk says about itself.
+pub(crate) fn status(status: &DiskStatus, target: &Path) -> String {
+    let mut lines = Lines::default();
+    lines.add("target", clean_path(target));
+    lines.add(
+        "state",
+        match status.state {
+            DiskState::Stopped => "stopped",
+            DiskState::Rebuilding => "rebuilding",
+            DiskState::Failed => "failed: a rebuild is unfinished",
+            _ => "unknown",
+        },
+    );
+    if let Some(journal) = &status.journal {
+        lines.add("journal", clean_name(journal));
+    }
+    lines.add("to do", status.advice);
+    lines.block(&picture::partitions(&status.layout, None));
+    lines.into_text()
+}
+
+/// What a seed says.
+pub(crate) fn seed(seed: &SeedReport) -> String {
+    let mut lines = Lines::default();
+    lines.block("Seed written\n");
+    lines.add("seed", format!("{} ({})", clean_path(&seed.path), seed_words(seed)));
+    lines.add("instance id", clean_name(&seed.instance_id));
+    lines.add("BLAKE3", seed.blake3.to_string());
+    lines.into_text()
+}
+
+/// An image in a line.
+pub(crate) fn image(image: &ImageInfo) -> String {
+    let path = image.chain.first().map(|layer| clean_path(&layer.path)).unwrap_or_default();
+    format!("{path} ({}, a file of {})", image.format, bytes(image.file_size))
+}
+
+fn content(plan: &PlanSummary) -> String {
+    let content = &plan.content;
+    let parts = [
+        (content.data_bytes, "data"),
+        (content.compressed_bytes, "compressed"),
+        (content.zero_bytes, "zero"),
+    ];
+    let parts = parts.iter().filter(|(len, _)| *len > 0).map(|(len, kind)| format!("{} {kind}", bytes(*len)));
+    let parts: Vec<_> = parts.collect();
+    format!("a disk of {}: {}", exact(plan.image.virtual_size), parts.join(", "))
+}
+
+fn kind(plan: &PlanSummary) -> String {
+    let device = match plan.target_identity {
+        Some(StorageIdentity::Device { major, minor }) => format!("device {major}:{minor}"),
+        _ => "device".to_owned(),
+    };
+    match plan.target_kind {
+        TargetKind::Device => device,
+        TargetKind::ReplacedFile => "file, replaced whole".to_owned(),
+        TargetKind::InPlaceFile => "file, written in place".to_owned(),
+        TargetKind::NewFile => "new file".to_owned(),
+        _ => "the caller's own".to_owned(),
+    }
+}
+
+fn sizes(plan: &PlanSummary) -> String {
+    let (now, then) = (plan.target_bytes, plan.size_after);
+    match plan.target_kind {
+        TargetKind::NewFile => format!("its size will be {}", exact(then)),
+        _ if now == then => format!("everything on it will be lost; its size stays {}", exact(then)),
+        _ => format!("everything on it will be lost; its size goes from {} to {}", exact(now), exact(then)),
+    }
+}
+
+fn gpt(gpt: &GptPlan) -> String {
+    match gpt {
+        GptPlan::Moved { changed } => {
+            let ranges: Vec<_> = changed.iter().map(|range| span(*range)).collect();
+            format!("backup at the end of the disk; differs from the image in bytes {}", ranges.join(", "))
+        }
+        _ => "as the image has it".to_owned(),
+    }
+}
+
+fn seed_words(seed: &SeedReport) -> String {
+    // The kinds of credentials as their JSON names them.
+    let kinds = serde_json::to_value(&seed.credentials).unwrap_or_default();
+    let kinds = kinds.as_array().map(Vec::as_slice).unwrap_or_default();
+    let kinds: Vec<_> =
+        kinds.iter().filter_map(|kind| kind.as_str()).map(|kind| kind.replace('_', " ")).collect();
+    let user = seed.user.as_deref().map_or_else(|| "the image's default user".to_owned(), clean_name);
+    format!("{}, {} for {user}", clean_name(&seed.label), kinds.join(" and "))
+}
+
+fn read_back(read: u64, holes: u64) -> String {
+    match holes {
+        0 => exact(read),
+        _ => format!("{}, and {} that the file system proves to be holes", exact(read), bytes(holes)),
+    }
+}
+
+fn repair(repair: &RepairReport) -> String {
+    let first = repair.first_differing.map(|at| format!(", first wrong byte {at}")).unwrap_or_default();
+    format!("bytes {}: written again {} times{first}", span(repair.range), repair.rewrites)
+}
+
+fn span(range: ByteRange) -> String {
+    format!("{}..{}", range.start(), range.end())
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{:03} s", ms / 1000, ms % 1000)
+}
+
+/// A size for a person, and exactly.
+pub(crate) fn exact(len: u64) -> String {
+    let short = bytes(len);
+    if short.ends_with(" B") { format!("{len} bytes") } else { format!("{short} ({len} bytes)") }
+}
+
+/// A size for a person: `3.2 GiB`.
+pub(crate) fn bytes(len: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let Some(power) = (1..=6).rev().find(|power| len >> (10 * power) > 0) else {
+        return format!("{len} B");
+    };
+    let (unit, shift) = (UNITS[power - 1], 10 * power);
+    let (whole, rest) = (len >> shift, len & ((1 << shift) - 1));
+    let tenth = u128::from(rest) * 10 >> shift;
+    if tenth == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenth} {unit}") }
+}
+
+/// Text that cannot steer a terminal; line ends stay.
+pub(crate) fn clean(text: &str) -> String {
+    text.split('\n').map(clean_name).collect::<Vec<_>>().join("\n")
+}
+
+/// A name that somebody else gave, so that it cannot steer a terminal or pretend to be another line.
+pub(crate) fn clean_name(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        // Bidirectional controls reorder what is around them.
+        let reorders =
+            matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if c.is_control() || reorders || matches!(c, '\u{2028}' | '\u{2029}') {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
+/// A path as `clean_name` shows it.
+pub(crate) fn clean_path(path: &Path) -> String {
+    clean_name(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_said_in_the_largest_unit_that_is_not_below_one() {
+        for (len, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (1024 * 1024 - 1, "1023.9 KiB"),
+            (40 << 30, "40 GiB"),
+            (u64::MAX, "15.9 EiB"),
+        ] {
+            assert_eq!(bytes(len), text);
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_steer_a_terminal() {
+        assert_eq!(clean_name("a\u{1b}[2Jb\nc\u{202e}"), "a\\u{1b}[2Jb\\nc\\u{202e}");
+        assert_eq!(clean("first\nsecond\r"), "first\nsecond\\r");
+    }
+}
