@@ -1,8 +1,9 @@
 """Every refusal has its exit code and leaves every byte of the target as it was."""
 
 import os
+import struct
+import subprocess
 
-import disks
 import host
 from host import MIB, tool
 
@@ -121,8 +122,6 @@ def in_use(b, scratch):
         b.refused(10, f"an instance that is {state}", "", "", "--instance", spec, watch=[disk])
 
     # A program that has the disk open as qemu does, with its locks.
-    import subprocess
-
     holder = subprocess.Popen(["qemu-io", "-f", "raw", disk], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         holder.stdin.write(b"read 0 512\n")
@@ -317,20 +316,22 @@ def image_faults(b, scratch):
     data = scratch / "external.qcow2"
     tool("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={scratch / 'external.data'}", data, "3M")
     no("an external data file", data, "--allow-backing", scratch.folder)
-    broken = b.converted("broken.qcow2", "-c")
+    broken = text_image(scratch)
     spoil_compressed(broken, 2 * MIB)
     no("a cluster that does not decode, all decoded", broken, "--preflight", "deep")
 
 
+def text_image(scratch):
+    """A zlib image of 3 MiB of text."""
+    raw, path = scratch / "text.raw", scratch / "text.qcow2"
+    text = b"".join(b"%07d bottles of beer on the wall\n" % number for number in range(90_000))
+    host.write(host.make(raw, 0), text[: 3 * MIB].ljust(3 * MIB, b"."))
+    tool("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", raw, path)
+    return path
+
+
 def spoil_compressed(path, offset):
     """Damages the compressed cluster that holds the disk's byte `offset`."""
-    import json
-
-    text = tool("qemu-img", "map", "--output=json", "-f", "qcow2", path)
-    if not any(part["data"] for part in json.loads(text)):
-        raise host.Broken("the image has no data")
-    import struct
-
     with open(path, "r+b") as image:
         head = image.read(104)
         bits, l1 = struct.unpack(">I", head[20:24])[0], struct.unpack(">Q", head[40:48])[0]
