@@ -154,7 +154,9 @@ class Outcome:
         return self.error.get("target_state")
 
     def __str__(self):
-        return f"`{' '.join(self.words)}`: exit {self.code}\n    stdout: {self.out[-800:]}\n    stderr: {self.err[-800:]}"
+        said = f"`{' '.join(self.words)}`: exit {self.code}"
+        # On success the document is long and the exit code says it all.
+        return said if self.code == 0 else f"{said}\n    {self.out[-1200:]}\n    {self.err[-600:]}"
 
 
 class Program:
