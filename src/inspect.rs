@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::copy::{self, CopyError, Pool, Scope, Sink, Transfer, Watch};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::image::{ExtentKind, Image, ImageInfo, TableReport};
-use crate::layout::{self, DiskLayout, ReadBytes, marker};
+use crate::layout::{self, DiskLayout, ReadBytes, Signature, marker};
 use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{self, DiskBytes, Ends, GptPlan, ImageBytes, image_error};
 use crate::range::ByteRange;
@@ -146,7 +146,7 @@ pub fn verify(
             Error::new(fault.kind(), fault).at_path(path).hint_that("compare with --gpt keep")
         })?,
     };
-    let patches = relocation.map(|relocation| relocation.patches).unwrap_or_default();
+    let patches = relocation.as_ref().map_or(&[][..], |relocation| &relocation.patches);
     let failed = |fault: CopyError| copy_error(fault, path);
     let pool = Pool::start(request.options.threads).map_err(|error| failed(CopyError::Memory(error)))?;
     let watch = Watch { observer, cancel, phase: Phase::Preflight, bytes_total: virtual_size };
@@ -158,7 +158,7 @@ pub fn verify(
     let read = copy::check(&pool, &disk, middle, Scope::Everything, &watch).map_err(failed)?;
     let mut wrong: Vec<_> = read.mismatches.iter().map(|mismatch| mismatch.range).collect();
     for end in [ends.head, ends.tail] {
-        wrong.extend(compare_end(image.as_ref(), &disk, (end, &patches), path)?);
+        wrong.extend(compare_end(image.as_ref(), &disk, (end, patches), path)?);
     }
     wrong.sort_unstable();
     if let Some(first) = wrong.first() {
@@ -171,7 +171,7 @@ pub fn verify(
         target_bytes: size,
         bytes_read: read.bytes_read + ends.head.len() + ends.tail.len(),
         bytes_proved_holes: read.bytes_proved,
-        gpt: GptPlan::of(&patches),
+        gpt: GptPlan::of(relocation.as_ref()),
     })
 }
 
@@ -206,7 +206,9 @@ pub struct DiskStatus {
     pub state: DiskState,
     /// The journal of the unfinished rebuild.
     pub journal: Option<String>,
-    /// What is on the disk otherwise.
+    /// Every label that firmware, kernel or udev would find at its head or its end.
+    pub signatures: Vec<Signature>,
+    /// The partitions and file systems on it.
     pub layout: DiskLayout,
     /// What to do.
     pub advice: &'static str,
@@ -235,12 +237,13 @@ pub fn status(path: &Path) -> Result<DiskStatus, Error> {
     let marker = read_marker(&disk, path)?;
     let unreadable = |error| Error::new(ErrorKind::TargetUnusable, error).at_path(path);
     let layout = layout::describe(&DiskBytes(&disk)).map_err(unreadable)?;
+    let signatures = layout::probe(&DiskBytes(&disk)).map_err(unreadable)?;
     let (state, advice) = match &marker {
         None => (DiskState::Stopped, "nothing: no rebuild is unfinished"),
         Some(_) if disk.is_locked_by_another() => (DiskState::Rebuilding, "wait for the rebuild to end"),
         Some(_) => (DiskState::Failed, "run the rebuild again: the disk cannot boot until it is complete"),
     };
-    Ok(DiskStatus { state, journal: marker.map(|marker| marker.journal), layout, advice })
+    Ok(DiskStatus { state, journal: marker.map(|marker| marker.journal), signatures, layout, advice })
 }
 
 fn open_disk(path: &Path) -> Result<HostDisk, Error> {

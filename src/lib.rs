@@ -35,6 +35,8 @@ pub use request::{
     Options, Os, Placement, PowerState, Preflight, Request, SeedFormat, SeedSpec, SystemDisk, TargetFormat,
     VerifyPolicy, WholeDigest,
 };
-pub use seed::{Credential, Password, PasswordHash, Replace, Secret, SeedReport, SshKey, write_seed};
+pub use seed::{
+    Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey, write_seed,
+};
 pub use target::{Disk, Target, TargetError};
 pub use verify::{Digest, VerifiedChunk};

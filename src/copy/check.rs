@@ -8,7 +8,7 @@ use crate::image::{Decoder, Extent, Image};
 use crate::range::ByteRange;
 use crate::sys::aligned::AlignedBuffer;
 use crate::target::{Disk, Target};
-use crate::verify::{CHUNK, DigestTable, Expected, VerifiedChunk, holds};
+use crate::verify::{CHUNK, CHUNK_LEN, DigestTable, Expected, VerifiedChunk, holds};
 
 /// Pieces of a run of zeroes that wait to be read at once.
 const MOST_QUEUED: u64 = 256;
@@ -127,8 +127,7 @@ pub(crate) fn repair(
     mismatch: &Mismatch,
     digests: &DigestTable,
 ) -> Result<Option<u64>, CopyError> {
-    let len = usize::try_from(CHUNK).expect("a chunk fits in memory");
-    let mut found = AlignedBuffer::zeroed(len).map_err(CopyError::Memory)?;
+    let mut found = AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory)?;
     target.read(mismatch.range, &mut found)?;
     let first_of = |right: &[u8]| {
         let differing = right.iter().zip(found.iter()).position(|(right, found)| right != found);
@@ -151,8 +150,7 @@ pub(crate) fn repair(
 
 /// One chunk of the image, read again.
 fn read_chunk(image: &dyn Image, range: ByteRange) -> Result<VerifiedChunk, CopyError> {
-    let len = usize::try_from(CHUNK).expect("a chunk fits in memory");
-    let mut buffer = AlignedBuffer::zeroed(len).map_err(CopyError::Memory)?;
+    let mut buffer = AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory)?;
     let mut at = range.start();
     let mut decoder = Decoder::default();
     while at < range.end() {

@@ -11,7 +11,7 @@ use super::CopyError;
 use crate::image::Decoder;
 use crate::sys::aligned::AlignedBuffer;
 use crate::sys::landlock;
-use crate::verify::CHUNK;
+use crate::verify::CHUNK_LEN;
 
 /// More threads than this gain nothing on one disk and cost memory: a buffer and a decoder each.
 const MOST_THREADS: usize = 16;
@@ -33,8 +33,7 @@ pub(crate) struct Worker {
 impl Worker {
     /// A buffer of a chunk's size; content is whatever the last job left.
     pub(crate) fn take_buffer(&mut self) -> Result<AlignedBuffer, CopyError> {
-        let len = usize::try_from(CHUNK).expect("a chunk fits in memory");
-        self.buffer.take().map_or_else(|| AlignedBuffer::zeroed(len).map_err(CopyError::Memory), Ok)
+        self.buffer.take().map_or_else(|| AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory), Ok)
     }
 
     /// Keeps the buffer for the next job.

@@ -10,9 +10,13 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
 use super::identity::{self, StorageIdentity, identify, open_path_only};
+use super::locked::{lock_out_hypervisors, lock_out_udev, refuse_other_locks};
 use super::refusal::Refusal;
 use super::{Promise, in_use};
+use crate::layout;
+use crate::range::ByteRange;
 use crate::request::{Expect, Placement, TargetFormat};
+use crate::sys::aligned::AlignedBuffer;
 use crate::sys::{block, store};
 
 /// Whether the disk will be written, or only looked at for a plan.
@@ -157,8 +161,10 @@ fn device(subject: &Subject<'_>, looked_at: &File, access: Access) -> Result<Cla
     if block::is_read_only(&file).map_err(cannot_open)? {
         return Err(Refusal::ReadOnly);
     }
+    refuse_other_locks(&file)?;
     if access == Access::Write {
         lock_out_udev(&file)?;
+        lock_out_hypervisors(&file)?;
     }
     let size = block::size(&file).map_err(cannot_open)?;
     let sector_size = block::sector_size(&file).map_err(cannot_open)?;
@@ -166,20 +172,6 @@ fn device(subject: &Subject<'_>, looked_at: &File, access: Access) -> Result<Cla
     let identity = identify(&file.metadata().map_err(cannot_open)?);
     let held = Held::Device { file, sector_size };
     Ok(Claim { path: subject.path.to_owned(), identity, size, held })
-}
-
-/// systemd's convention (systemd.io/BLOCK_DEVICE_LOCKING): udev leaves a disk alone that is locked.
-///
-/// udev itself holds the lock while it probes, so a short wait is normal.
-fn lock_out_udev(file: &File) -> Result<(), Refusal> {
-    for _ in 0..20 {
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(100)),
-            Err(error) => return Err(Refusal::CannotOpen { source: error.into() }),
-        }
-    }
-    Err(Refusal::Locked { who: "it holds flock(2) on the device" })
 }
 
 fn file(
@@ -199,9 +191,11 @@ fn file(
             error => Refusal::CannotOpen { source: error.into() },
         })?;
     check_format(subject, &file)?;
+    refuse_other_locks(&file)?;
     if access == Access::Write {
         let lock = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
         lock.map_err(|_| Refusal::Locked { who: "it holds flock(2) on the file" })?;
+        lock_out_hypervisors(&file)?;
     }
     // A link is followed once, here; from now on the name is one in the folder that really holds it.
     let (folder, name) = folder_and_name(&real_path(looked_at)?)?;
@@ -276,6 +270,13 @@ fn folder_and_name(path: &Path) -> Result<(OwnedFd, OsString), Refusal> {
 }
 
 fn expectations(expect: &Expect, claim: &Claim) -> Vec<Refusal> {
+    let table = match &claim.held {
+        Held::Device { file, .. } | Held::File { file, .. } if expect.ptuuid.is_some() => {
+            layout::ptuuid(&HeldBytes { file, size: claim.size }).ok().flatten()
+        }
+        _ => None,
+    };
+    let wanted_table = expect.ptuuid.as_ref().map(|text| text.to_ascii_lowercase());
     let mut refusals = Vec::new();
     let mut compare = |what, expected: Option<&String>, found: Option<String>| {
         if let Some(expected) = expected.filter(|expected| Some(*expected) != found.as_ref()) {
@@ -290,7 +291,33 @@ fn expectations(expect: &Expect, claim: &Claim) -> Vec<Refusal> {
     compare("serial number", expect.serial.as_ref(), of_device(identity::serial));
     compare("WWN", expect.wwn.as_ref(), of_device(identity::wwn));
     compare("size", expect.size.map(|size| size.to_string()).as_ref(), Some(claim.size.to_string()));
+    compare("partition table", wanted_table.as_ref(), table);
     refusals
+}
+
+/// A held disk's bytes, as the layout room reads them; the descriptor may be one of O_DIRECT.
+struct HeldBytes<'a> {
+    file: &'a File,
+    size: u64,
+}
+
+impl layout::ReadBytes for HeldBytes<'_> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, range: ByteRange, buffer: &mut [u8]) -> io::Result<()> {
+        const BLOCK: u64 = 4096;
+        let start = range.start() - range.start() % BLOCK;
+        let index = |bytes: u64| usize::try_from(bytes).map_err(io::Error::other);
+        let (from, to) = (index(range.start() - start)?, index(range.end() - start)?);
+        let mut blocks = AlignedBuffer::zeroed(to.next_multiple_of(index(BLOCK)?).max(1))?;
+        if store::read_up_to(self.file, &mut blocks, start)? < to {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        buffer[..to - from].copy_from_slice(&blocks[from..to]);
+        Ok(())
+    }
 }
 
 /// Opens what `file` already is, with other rights: the inode that was looked at, whatever its name is now.

@@ -6,6 +6,7 @@
 mod claim;
 mod identity;
 mod in_use;
+mod locked;
 mod refusal;
 
 pub(crate) use claim::{Access, Claim, Held, Subject, claim_host_disk};

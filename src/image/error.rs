@@ -277,6 +277,7 @@ impl ImageError {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Missing { .. } => "correct the image's path, or name another image".into(),
             Self::BeingWritten { .. } => "stop what uses the image, or wait for it to end".into(),
             Self::NameDisagrees { .. } => "say the format with --image-format, or rename the file".into(),
             Self::NestedFormat { .. } => {

@@ -58,12 +58,6 @@ pub(super) struct SourceFile {
 /// How many stretches are remembered: about 200 KiB.
 const STRETCHES_MAX: usize = 4096;
 
-/// qemu's lock bytes: `100 + n` means "I use permission n", `200 + n` "nobody else may have n"; 0 is
-/// consistent read, 1 is write.
-const USES_READ: i64 = 100;
-const USES_WRITE: i64 = 101;
-const FORBIDS_WRITE: i64 = 201;
-
 impl SourceFile {
     /// Opens what the caller named: a regular file or a block device.
     pub(super) fn open(path: &Path) -> Result<Self, ImageError> {
@@ -213,14 +207,14 @@ fn refuse_wrong_kind(path: &Path, metadata: &Metadata) -> Result<(), ImageError>
 /// Our locks come before the look for others: of two that come together, the later sees the earlier.
 fn hold_against_writers(file: &File, path: &Path) -> Result<(), ImageError> {
     let being_written = || Err(ImageError::BeingWritten { path: path.into() });
-    for byte in [USES_READ, FORBIDS_WRITE] {
+    for byte in [locks::USES_READ, locks::FORBIDS_WRITE] {
         match locks::lock_shared(file.as_fd(), byte) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return being_written(),
             // A file system without locks: the check for changes remains.
             Ok(()) | Err(_) => {}
         }
     }
-    match locks::is_locked_by_others(file.as_fd(), USES_WRITE) {
+    match locks::is_locked_by_others(file.as_fd(), locks::USES_WRITE) {
         Ok(true) => being_written(),
         Ok(false) | Err(_) => Ok(()),
     }

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use super::samples::{MIB, gpt_disk};
-use super::{Outcome, SectorSize, describe, marker, probe, ptuuid, relocate};
+use super::sector::SectorSize;
+use super::{Outcome, describe, marker, probe, ptuuid, relocate};
 
 /// Runs a program and gives what it printed; `args` are separated by blanks.
 #[track_caller]

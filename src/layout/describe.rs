@@ -129,8 +129,8 @@ fn from_mbr(mbr: &Mbr) -> DiskLayout {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SectorSize;
     use super::super::samples::{MIB, from_sgdisk, gpt_disk};
+    use super::super::sector::SectorSize;
     use super::*;
 
     #[test]

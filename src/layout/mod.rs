@@ -23,14 +23,14 @@ mod type_names;
 
 use std::io;
 
-pub(crate) use bytes::{ReadBytes, Window};
+pub(crate) use bytes::ReadBytes;
 pub(crate) use describe::describe;
 pub use describe::{DiskLayout, Partition, TableKind};
 pub(crate) use gpt::GptFault;
 pub use probe::{Signature, Usage};
 pub(crate) use probe::{probe, ptuuid};
 pub(crate) use relocate::{ImageBackup, Outcome, Patch, Relocation, apply, overlay, relocate};
-pub(crate) use sector::{SectorSize, fits_sector, sector_size};
+pub(crate) use sector::{fits_sector, sector_size};
 
 use crate::error::ErrorKind;
 

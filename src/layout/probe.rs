@@ -114,8 +114,8 @@ fn tables(disk: &dyn ReadBytes) -> io::Result<Vec<Signature>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SectorSize;
     use super::super::samples::{MIB, from_sgdisk, gpt_disk};
+    use super::super::sector::SectorSize;
     use super::*;
 
     /// A mebibyte of zeroes but for these bytes at these offsets.

@@ -4,7 +4,7 @@ use std::io::Cursor;
 
 use gptman::{GPT, GPTPartitionEntry};
 
-use super::SectorSize;
+use super::sector::SectorSize;
 
 pub(super) const MIB: u64 = 1024 * 1024;
 

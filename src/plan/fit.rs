@@ -51,7 +51,7 @@ impl Fit {
             (_, Some(target)) => Some(target.sector_size()).filter(|sector| *sector > 1),
             _ => None,
         };
-        let about = |fault| layout_error(fault, claim);
+        let about = |fault| layout_error(fault, image, claim);
         if let Some(sector) = device_sector {
             layout::fits_sector(&ImageBytes(image), sector).map_err(about)?;
         }
@@ -155,7 +155,7 @@ fn check_room(request: &Request, tables: TableReport, claim: &Claim) -> Result<(
     Err(about(Misfit::NoRoom { free, needed }).hint_that(hint))
 }
 
-fn layout_error(fault: LayoutError, claim: &Claim) -> Error {
+fn layout_error(fault: LayoutError, image: &dyn Image, claim: &Claim) -> Error {
     let hint = match &fault {
         LayoutError::SectorSize { .. } => "use an image that was made for this sector size",
         LayoutError::NotRelocatable(_) => "--gpt keep leaves the partition table as the image has it",
@@ -163,7 +163,12 @@ fn layout_error(fault: LayoutError, claim: &Claim) -> Error {
         LayoutError::TooSmall { .. } => "grow the disk, or --gpt keep",
         LayoutError::Read(_) => "check the image",
     };
-    Error::new(fault.kind(), fault).at_path(claim.path()).hint_that(hint)
+    let path = match fault.kind() {
+        ErrorKind::Image => image.info().chain.first().map(|layer| layer.path.clone()),
+        _ => None,
+    };
+    let path = path.unwrap_or_else(|| claim.path().to_owned());
+    Error::new(fault.kind(), fault).at_path(path).hint_that(hint)
 }
 
 #[cfg(test)]

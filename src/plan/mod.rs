@@ -186,7 +186,7 @@ fn check_request(request: &Request, storage: &Storage) -> Result<(), Error> {
 fn compose_seed(request: &Request, credential: &Credential) -> Result<Option<ComposedSeed>, Error> {
     let refuse = |fault, hint: &str| Err(Error::new(ErrorKind::Credentials, fault).hint_that(hint));
     match &request.instance.seed {
-        None if credential.keeps_image() => Ok(None),
+        _ if credential.keeps_image() => Ok(None),
         None => refuse(
             RequestFault::NoSeed,
             "name the seed's file with --seed FILE, or say --keep-image-credentials",
@@ -194,7 +194,11 @@ fn compose_seed(request: &Request, credential: &Credential) -> Result<Option<Com
         Some(_) if request.instance.os == Os::Windows => {
             refuse(RequestFault::WindowsSeed, "seeds for Windows are not written yet")
         }
-        Some(spec) => seed::compose(spec, request.instance.hostname.as_deref(), credential).map(Some),
+        Some(spec) => {
+            let seed = seed::compose(spec, request.instance.hostname.as_deref(), credential)?;
+            seed.check_place()?;
+            Ok(Some(seed))
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Fit;
 use crate::guard::{Claim, Held, StorageIdentity};
 use crate::image::{Image, ImageInfo, TableReport};
-use crate::layout::{Outcome, Patch};
+use crate::layout::{Outcome, Relocation};
 use crate::range::ByteRange;
 use crate::request::{GptPolicy, Placement, Request};
 use crate::seed::{ComposedSeed, SeedReport};
@@ -68,16 +68,23 @@ pub enum GptPlan {
     Kept,
     /// It moves to the end of the disk.
     Moved {
+        /// Where its header lies in the image, or should.
+        from: u64,
+        /// Where its entries and its header lie on the target.
+        to: ByteRange,
         /// The bytes of the target that differ from the image because of it.
         changed: Vec<ByteRange>,
     },
 }
 
 impl GptPlan {
-    pub(crate) fn of(patches: &[Patch]) -> Self {
-        match patches {
-            [] => Self::Kept,
-            _ => Self::Moved { changed: patches.iter().map(|patch| patch.range).collect() },
+    pub(crate) fn of(relocation: Option<&Relocation>) -> Self {
+        match relocation {
+            Some(Relocation { patches, outcome: Outcome::Moved { from, to, .. } }) => {
+                let changed = patches.iter().map(|patch| patch.range).collect();
+                Self::Moved { from: *from, to: *to, changed }
+            }
+            _ => Self::Kept,
         }
     }
 }
@@ -97,10 +104,10 @@ pub(super) fn summarise(
         target_identity: claim.identity(),
         target_bytes: claim.size(),
         size_after: fit.size,
-        gpt: GptPlan::of(fit.patches()),
+        gpt: GptPlan::of(fit.relocation.as_ref()),
         seed: seed.map(ComposedSeed::summary),
         data_disks: request.instance.data_disks.iter().map(|disk| disk.path.clone()).collect(),
-        warnings: warnings(request, fit),
+        warnings: warnings(request, fit, seed),
     }
 }
 
@@ -114,8 +121,15 @@ fn kind_of(request: &Request, claim: &Claim) -> TargetKind {
     }
 }
 
-fn warnings(request: &Request, fit: &Fit) -> Vec<String> {
+fn warnings(request: &Request, fit: &Fit, seed: Option<&ComposedSeed>) -> Vec<String> {
     let mut warnings = Vec::new();
+    let stays = request.instance.seed.as_ref().filter(|spec| seed.is_none() && spec.path.exists());
+    if let Some(spec) = stays {
+        warnings.push(format!(
+            "the old seed {:?} stays, and a guest that reads it gets its credentials: detach it",
+            spec.path
+        ));
+    }
     if let Some(Outcome::Moved { image_backup, .. }) = fit.relocation.as_ref().map(|moved| &moved.outcome) {
         match image_backup {
             crate::layout::ImageBackup::Same => {}

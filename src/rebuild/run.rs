@@ -11,7 +11,7 @@ use crate::journal::{Journal, JournalError, Record};
 use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{Fit, Plan, PlanSummary, image_error};
 use crate::request::{Options, Preflight};
-use crate::seed::{Replace, SeedReport, StagedSeed};
+use crate::seed::{ComposedSeed, SeedReport, StagedSeed};
 use crate::target::{self, Opened, Staged, Target, TargetError};
 use crate::verify::{CHUNK, DigestTable};
 
@@ -59,7 +59,7 @@ impl<'a> Run<'a> {
         if options.preflight == Preflight::Deep {
             decode_everything(image.as_ref(), &pool, observer, cancel)?;
         }
-        let seed = seed.map(|seed| seed.stage(Replace::Existing)).transpose()?;
+        let seed = seed.map(ComposedSeed::stage).transpose()?;
         let (identity, path) = (claim.identity(), claim.path().to_owned());
         let key = report::claim_key(&claim);
         let mut journal = Journal::begin(&options.state_dir, &key).map_err(journal_error)?;

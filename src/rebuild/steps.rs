@@ -13,8 +13,9 @@ use crate::observe::{Event, Phase};
 use crate::plan::image_error;
 use crate::range::ByteRange;
 use crate::request::{PowerState, VerifyPolicy, WholeDigest};
+use crate::seed::Replace;
 use crate::sys::aligned::AlignedBuffer;
-use crate::verify::{CHUNK, WholeDigester, holds};
+use crate::verify::{CHUNK, CHUNK_LEN, WholeDigester, holds};
 
 /// How often what reads back wrong is written again.
 const MOST_REWRITES: u32 = 2;
@@ -107,8 +108,7 @@ impl Run<'_> {
         }
         let target = self.target.as_ref();
         target.sync().map_err(|fault| self.error(fault.into()))?;
-        let len = usize::try_from(CHUNK).expect("a chunk fits in memory");
-        let buffer = AlignedBuffer::zeroed(len).map_err(CopyError::Memory);
+        let buffer = AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory);
         let mut buffer = buffer.map_err(|fault| self.error(fault))?;
         let mut still_wrong = Vec::new();
         for mismatch in wrong {
@@ -124,7 +124,7 @@ impl Run<'_> {
     pub(super) fn seed(&mut self) -> Result<(), Error> {
         self.stop_if_cancelled()?;
         if let Some(seed) = self.seed.take() {
-            self.seeded = Some(seed.publish()?);
+            self.seeded = Some(seed.publish(Replace::Existing)?);
             self.record(&Record::Seeded)?;
         }
         Ok(())

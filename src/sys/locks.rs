@@ -3,6 +3,22 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+// qemu, block/file-posix.c (RAW_PERM_BASE, RAW_SHARED_BASE): byte 100 + n says "I use permission n", byte
+// 200 + n "nobody else may have it"; n is 0 for reading, 1 for writing, 2 to 4 for rarer ones.
+
+/// Every byte that says that a permission is used.
+pub(crate) const USES: std::ops::RangeInclusive<i64> = 100..=104;
+/// Somebody reads and counts on what it reads.
+pub(crate) const USES_READ: i64 = 100;
+/// Somebody writes.
+pub(crate) const USES_WRITE: i64 = 101;
+/// Every byte that says that a permission is denied to others.
+pub(crate) const FORBIDS: std::ops::RangeInclusive<i64> = 200..=204;
+/// Nobody else may read.
+pub(crate) const FORBIDS_READ: i64 = 200;
+/// Nobody else may write.
+pub(crate) const FORBIDS_WRITE: i64 = 201;
+
 /// Whether somebody else holds a lock, shared or exclusive, on that byte.
 pub(crate) fn is_locked_by_others(file: BorrowedFd<'_>, byte: i64) -> io::Result<bool> {
     // An exclusive lock would conflict with every lock there is; asking for one takes none, and F_OFD_GETLK

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod aligned;
+pub(crate) mod beside;
 pub(crate) mod block;
 pub(crate) mod landlock;
 pub(crate) mod locks;

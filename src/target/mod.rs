@@ -9,11 +9,9 @@ mod error;
 mod file;
 mod staged;
 
-use std::path::PathBuf;
-
 pub(crate) use disk::HostDisk;
 pub use error::TargetError;
-pub(crate) use staged::{Staged, TEMPORARY_SUFFIX};
+pub(crate) use staged::Staged;
 
 use crate::guard::{Claim, Held, Promise};
 use crate::range::ByteRange;
@@ -113,12 +111,4 @@ pub(crate) fn bring(claim: Claim, target: Box<dyn Target>) -> Opened {
     let (_, held) = claim.into_parts();
     assert!(matches!(held, Held::Promised(Promise::NobodyElseUsesIt)), "a caller's target needs its promise");
     Opened { target, staged: None }
-}
-
-/// The folder-relative name under which a new file is written until it is complete.
-pub(crate) fn temporary_name(name: &std::ffi::OsStr) -> PathBuf {
-    let mut temporary = std::ffi::OsString::from(".");
-    temporary.push(name);
-    temporary.push(TEMPORARY_SUFFIX);
-    PathBuf::from(temporary)
 }

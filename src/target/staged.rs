@@ -3,22 +3,19 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Mode, RenameFlags};
 
 use super::file::FileTarget;
-use super::{Opened, TargetError, temporary_name};
-
-/// Ends the name of a file that is not complete yet.
-pub(crate) const TEMPORARY_SUFFIX: &str = ".reimage-unfinished";
+use super::{Opened, TargetError};
+use crate::sys::{beside, locks};
 
 /// A new file that waits to take its place; dropped before, it is removed.
 pub(crate) struct Staged {
     folder: OwnedFd,
-    temporary: PathBuf,
+    temporary: OsString,
     name: OsString,
     file: File,
     /// The file whose place it takes.
@@ -43,16 +40,15 @@ pub(super) fn stage(
     old: Option<File>,
     size: u64,
 ) -> Result<Opened, TargetError> {
-    let temporary = temporary_name(&name);
-    remove_stale(&folder, &temporary).map_err(TargetError::during("removing an unfinished file"))?;
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&folder, &temporary, flags, Mode::RUSR | Mode::WUSR)
-        .map_err(|error| TargetError::new("making the new file", None, error.into()))?;
-    let file = File::from(file);
-    let staged = |file, folder| Staged { folder, temporary, name, file, old, place: Place::Waiting };
-    let staged = staged(file.try_clone().map_err(TargetError::during("making the new file"))?, folder);
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|error| TargetError::new("locking the new file", None, error.into()))?;
+    let making = || TargetError::during("making the new file");
+    let (temporary, file) = beside::create(&folder, &name).map_err(making())?;
+    let kept = file.try_clone().map_err(making())?;
+    let staged = Staged { folder, temporary, name, file: kept, old, place: Place::Waiting };
+    // From the exchange on it is the disk: until this run ends, no hypervisor shall start on it.
+    for byte in [locks::USES_WRITE, locks::FORBIDS_READ, locks::FORBIDS_WRITE] {
+        // A file system without such locks has no hypervisor that obeys them.
+        let _ = locks::lock_shared(file.as_fd(), byte);
+    }
     if let Some(old) = &staged.old {
         take_over(old, &file).map_err(TargetError::during("taking over owner and attributes"))?;
     }
@@ -109,7 +105,7 @@ impl Staged {
     }
 
     fn remove(&self) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(&self.folder, &self.temporary, AtFlags::empty())?)
+        beside::remove(&self.folder, &self.temporary)
     }
 }
 
@@ -120,20 +116,6 @@ impl Drop for Staged {
             let _ = self.remove();
         }
     }
-}
-
-/// Removes what an interrupted run left; a file that a living run holds stays.
-fn remove_stale(folder: &OwnedFd, temporary: &PathBuf) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = match rustix::fs::openat(folder, temporary, flags, Mode::empty()) {
-        Ok(file) => file,
-        Err(rustix::io::Errno::NOENT) => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        io::Error::new(io::ErrorKind::ResourceBusy, "another run is writing this system disk")
-    })?;
-    Ok(rustix::fs::unlinkat(folder, temporary, AtFlags::empty())?)
 }
 
 /// The access control list, which also holds the mode's bits and is therefore set at the end.

@@ -9,4 +9,4 @@ pub use chunk::VerifiedChunk;
 pub(crate) use chunk::{Run, is_zero};
 pub use digest::Digest;
 pub(crate) use read_back::{Expected, holds};
-pub(crate) use table::{CHUNK, DigestTable, WholeDigester};
+pub(crate) use table::{CHUNK, CHUNK_LEN, DigestTable, WholeDigester};

@@ -8,7 +8,9 @@ use crate::range::ByteRange;
 /// Bytes of a chunk: the unit of reading, digesting, writing and checking.
 ///
 /// Chosen by measuring 1, 2 and 4 MiB (ARCHITECTURE.md, "Measured").
-pub(crate) const CHUNK: u64 = 2 << 20;
+pub(crate) const CHUNK: u64 = CHUNK_LEN as u64;
+/// The same, to index with.
+pub(crate) const CHUNK_LEN: usize = 2 << 20;
 
 /// The digests of a disk's chunks that are not all zero.
 ///
@@ -37,11 +39,6 @@ impl DigestTable {
         self.digests.sort_unstable_by_key(|(index, _)| *index);
         assert!(self.digests.is_sorted_by(|left, right| left.0 < right.0), "no chunk was digested twice");
         self.sorted = true;
-    }
-
-    /// The disk's size in bytes.
-    pub(crate) fn virtual_size(&self) -> u64 {
-        self.virtual_size
     }
 
     /// Where the chunk of that index lies.
@@ -143,7 +140,7 @@ mod tests {
     use super::*;
 
     fn disk_of(len: usize) -> Vec<u8> {
-        (0..len).map(|at| if at / 100_000 % 3 == 0 { 0 } else { (at * 7 % 251) as u8 }).collect()
+        (0..len).map(|at| if at / 100_000 % 3 == 0 { 0 } else { (at * 7 % 251).to_le_bytes()[0] }).collect()
     }
 
     #[test]
@@ -152,7 +149,7 @@ mod tests {
             let mut table = Vec::new();
             table.extend((disk.len() as u64).to_le_bytes());
             table.extend(CHUNK.to_le_bytes());
-            for (index, chunk) in disk.chunks(CHUNK as usize).enumerate() {
+            for (index, chunk) in disk.chunks(CHUNK_LEN).enumerate() {
                 if chunk.iter().any(|byte| *byte != 0) {
                     table.extend((index as u64).to_le_bytes());
                     table.extend(blake3::hash(chunk).as_bytes());
@@ -160,15 +157,13 @@ mod tests {
             }
             Digest::of(&table)
         }
-        for len in [0, 1, CHUNK as usize - 1, CHUNK as usize, CHUNK as usize + 1, 3 * CHUNK as usize + 77] {
+        for len in [0, 1, CHUNK_LEN - 1, CHUNK_LEN, CHUNK_LEN + 1, 3 * CHUNK_LEN + 77] {
             let mut disk = disk_of(len);
-            if let Some(second) = disk.chunks_mut(CHUNK as usize).nth(1) {
+            if let Some(second) = disk.chunks_mut(CHUNK_LEN).nth(1) {
                 second.fill(0);
             }
             let mut table = DigestTable::new(len as u64);
-            for (index, chunk) in
-                disk.chunks(CHUNK as usize).enumerate().collect::<Vec<_>>().into_iter().rev()
-            {
+            for (index, chunk) in disk.chunks(CHUNK_LEN).enumerate().collect::<Vec<_>>().into_iter().rev() {
                 if chunk.iter().any(|byte| *byte != 0) {
                     table.insert(table.range(index as u64), Digest::of(chunk));
                 }
@@ -180,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_whole_digest_is_that_of_b3sum_in_whatever_order_the_chunks_come() {
-        let chunk = CHUNK as usize;
+        let chunk = CHUNK_LEN;
         for len in [0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk, 3 * chunk, 5 * chunk + 77, 8 * chunk] {
             let disk = disk_of(len);
             let mut whole = WholeDigester::new(len as u64);

@@ -29,6 +29,13 @@ pub(crate) struct Arguments {
     pub(crate) progress: ProgressKind,
 }
 
+impl Arguments {
+    /// In which form results are wanted.
+    pub(crate) fn output(&self) -> Output {
+        if self.json { Output::Json } else { Output::Text }
+    }
+}
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0              done
@@ -268,7 +275,7 @@ pub(crate) struct CredentialArgs {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProgressKind {
-    /// bar on a terminal, else plain
+    /// Bars on a terminal, else lines
     Auto,
     /// Bars
     Bar,
@@ -329,7 +336,7 @@ pub(crate) enum OsArg {
 /// What the words on the command line came to.
 pub(crate) enum Typed {
     /// A command.
-    Command(Arguments),
+    Command(Box<Arguments>),
     /// A question that is answered at once: `--help`, `--version`.
     Answer(String),
     /// Nothing that is understood.
@@ -339,12 +346,13 @@ pub(crate) enum Typed {
 /// Reads the command line.
 pub(crate) fn parse() -> Typed {
     let words: Vec<OsString> = std::env::args_os().collect();
-    let wants_json = words.iter().skip(1).take_while(|word| *word != "--").any(|word| word == "--json");
+    let mut flags = words.iter().skip(1).take_while(|word| *word != "--");
+    let output = if flags.any(|word| word == "--json") { Output::Json } else { Output::Text };
     match Arguments::try_parse_from(words) {
-        Ok(args) => Typed::Command(args),
+        Ok(args) => Typed::Command(Box::new(args)),
         Err(error) => match error.kind() {
             ClapError::DisplayHelp | ClapError::DisplayVersion => Typed::Answer(error.to_string()),
-            _ => Typed::Wrong { failure: usage(&error), output: Output::of(wants_json) },
+            _ => Typed::Wrong { failure: usage(&error), output },
         },
     }
 }

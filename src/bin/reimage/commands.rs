@@ -15,7 +15,7 @@ use crate::{picture, request, show, signals};
 
 /// Carries out what was typed.
 pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
-    let output = Output::of(args.json);
+    let output = args.output();
     let progress = Progress::new(args.progress);
     let done = match args.command {
         Command::Plan(args) => plan(&args, output, &progress),
@@ -58,7 +58,7 @@ fn rebuild(args: &JobArgs, output: Output, progress: &Progress) -> Result<(), Fa
         Some(terminal) => {
             let shown = reimage::preview(&request, &credential, &())?;
             output::message(&show::plan(&shown));
-            terminal.ask(&shown.target)?;
+            terminal.ask(&shown)?;
             Some(shown)
         }
     };

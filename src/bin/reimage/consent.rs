@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::path::Path;
 
+use reimage::{PlanSummary, TargetKind};
+
 use crate::exit::Failure;
 use crate::show::clean_path;
 
@@ -25,10 +27,15 @@ impl Terminal {
         terminal.map(Self).map_err(|_| nobody())
     }
 
-    /// Asks whether `target` may be overwritten; only its path or `yes` is a yes.
-    pub(crate) fn ask(mut self, target: &Path) -> Result<(), Failure> {
+    /// Asks whether the plan may be carried out; only the target's path or `yes` is a yes.
+    pub(crate) fn ask(mut self, plan: &PlanSummary) -> Result<(), Failure> {
+        let target = plan.target.as_path();
+        let loss = match plan.target_kind {
+            TargetKind::NewFile => "will be made",
+            _ => "will lose everything on it",
+        };
         let shown = clean_path(target);
-        let question = format!("Everything on {shown} will be lost. Type its path, or yes, to go on: ");
+        let question = format!("{shown} {loss}. Type its path, or yes, to go on: ");
         let unanswered = |error: io::Error| Failure::usage(format!("the question was not answered: {error}"));
         self.0.write_all(question.as_bytes()).map_err(unanswered)?;
         let mut answer = String::new();

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
-use reimage::{Credential, Error, ErrorKind, Password, PasswordHash, Secret, SshKey};
+use reimage::{Credential, Error, ErrorKind, Password, PasswordHash, SshKey};
 use zeroize::Zeroizing;
 
 use crate::args::CredentialArgs;
@@ -18,6 +18,12 @@ const MOST_BYTES: usize = 1 << 20;
 pub(crate) enum SeedWanted {
     Yes,
     No,
+}
+
+/// What sets the password.
+enum Secret {
+    Password(Password),
+    Hash(PasswordHash),
 }
 
 /// The credentials that the machine gets.
@@ -34,7 +40,7 @@ pub(crate) fn gather(args: &CredentialArgs, seed: SeedWanted) -> Result<Credenti
     }
     let mut keys = Vec::new();
     for path in &args.ssh_key {
-        keys.extend(SshKey::parse_file(&read(path)?).map_err(about(path))?);
+        keys.extend(SshKey::from_file_bytes(&read(path)?).map_err(about(path))?);
     }
     let mut secret = typed(args)?;
     if secret.is_none() && keys.is_empty() {
@@ -48,7 +54,16 @@ pub(crate) fn gather(args: &CredentialArgs, seed: SeedWanted) -> Result<Credenti
             "give --password-file, --password-hash-file or --ssh-key, or say --keep-image-credentials",
         ));
     }
-    Ok(Credential::new(secret, keys)?)
+    Ok(match secret {
+        None => Credential::ssh_keys(keys)?,
+        Some(secret) => {
+            let credential = match secret {
+                Secret::Password(password) => Credential::password(password),
+                Secret::Hash(hash) => Credential::password_hash(hash),
+            };
+            if keys.is_empty() { credential } else { credential.with_ssh_keys(keys)? }
+        }
+    })
 }
 
 fn typed(args: &CredentialArgs) -> Result<Option<Secret>, Failure> {

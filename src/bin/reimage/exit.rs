@@ -85,7 +85,7 @@ impl ErrorDocument {
                 document
             }
             Failure::Own { kind, message, hint, path } => Self {
-                code: kind.exit_code(),
+                code: code_of(*kind),
                 kind: *kind,
                 message: message.clone(),
                 hint: hint.clone(),
@@ -99,12 +99,8 @@ impl ErrorDocument {
     }
 
     fn of_error(error: &Error) -> Self {
-        let code = match error.kind() {
-            ErrorKind::Cancelled => signals::exit_code(),
-            kind => kind.exit_code(),
-        };
         Self {
-            code,
+            code: code_of(error.kind()),
             kind: error.kind(),
             message: chain(error),
             hint: error.hint().map(ToOwned::to_owned),
@@ -147,6 +143,13 @@ impl ErrorDocument {
     /// The message and the exit code, for an event.
     pub(crate) fn parts(&self) -> (u8, &str, TargetState) {
         (self.code, &self.message, self.target_state)
+    }
+}
+
+fn code_of(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Cancelled => signals::exit_code(),
+        kind => kind.exit_code(),
     }
 }
 

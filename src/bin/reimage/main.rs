@@ -24,13 +24,13 @@ fn main() -> ExitCode {
     let args = match args::parse() {
         Typed::Command(args) => args,
         Typed::Answer(text) => {
-            Output::text().result(&text);
+            Output::Text.result(&text);
             return ExitCode::SUCCESS;
         }
         Typed::Wrong { failure, output } => return exit::failed(&failure, output),
     };
-    let output = Output::of(args.json);
-    match commands::run(args) {
+    let output = args.output();
+    match commands::run(*args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => exit::failed(&failure, output),
     }

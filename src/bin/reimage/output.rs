@@ -15,14 +15,6 @@ pub(crate) enum Output {
 }
 
 impl Output {
-    pub(crate) fn of(json: bool) -> Self {
-        if json { Self::Json } else { Self::Text }
-    }
-
-    pub(crate) fn text() -> Self {
-        Self::Text
-    }
-
     /// Prints a result: `value` as JSON, or what `text` makes of it.
     pub(crate) fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
         match self {

@@ -103,17 +103,21 @@ fn of_subject(args: &SubjectArgs) -> Result<InstanceSpec, Failure> {
 /// Reads an instance file; its paths are relative to its folder.
 fn read_instance(path: &Path) -> Result<InstanceSpec, Failure> {
     let text = fs::read_to_string(path).map_err(|error| {
-        Failure::usage(format!("the instance file {path:?} cannot be read: {error}")).at(path)
+        Failure::usage(format!("the instance file {path:?} cannot be read: {error}"))
+            .hinting("correct its path, or its rights")
+            .at(path)
     })?;
     let mut instance: InstanceSpec = toml::from_str(&text).map_err(|error| {
         let place = match error.span() {
             Some(span) => {
-                format!("{path:?} line {}", text[..span.start.min(text.len())].lines().count().max(1))
+                format!("{path:?} line {}", 1 + text[..span.start.min(text.len())].matches('\n').count())
             }
             None => format!("{path:?}"),
         };
         let fault = clean(error.message().lines().next().unwrap_or("not as it should be"));
-        Failure::usage(format!("the instance file {place}: {fault}")).at(path)
+        Failure::usage(format!("the instance file {place}: {fault}"))
+            .hinting("correct the file: unknown keys are errors, so that a misspelt one is not overlooked")
+            .at(path)
     })?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let resolve = |path: &mut PathBuf| {

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use reimage::{
-    ByteRange, DiskState, DiskStatus, GptPlan, ImageInfo, PlanSummary, RepairReport, Report, SeedReport,
-    StorageIdentity, TargetKind, TargetState, VerifyReport,
+    ByteRange, CredentialKind, DiskState, DiskStatus, GptPlan, ImageInfo, PlanSummary, RepairReport, Report,
+    SeedReport, StorageIdentity, TargetKind, TargetState, VerifyReport,
 };
 
 use crate::picture;
@@ -136,7 +136,8 @@ pub(crate) fn seed(seed: &SeedReport) -> String {
     lines.block("Seed written\n");
     lines.add("seed", format!("{} ({})", clean_path(&seed.path), seed_words(seed)));
     lines.add("instance id", clean_name(&seed.instance_id));
-    lines.add("BLAKE3", seed.blake3.to_string());
+    lines.add("BLAKE3", &seed.blake3);
+    seed.ssh_key_fingerprints.iter().for_each(|fingerprint| lines.add("SSH key", fingerprint));
     lines.into_text()
 }
 
@@ -183,7 +184,7 @@ fn sizes(plan: &PlanSummary) -> String {
 
 fn gpt(gpt: &GptPlan) -> String {
     match gpt {
-        GptPlan::Moved { changed } => {
+        GptPlan::Moved { changed, .. } => {
             let ranges: Vec<_> = changed.iter().map(|range| span(*range)).collect();
             format!("backup at the end of the disk; differs from the image in bytes {}", ranges.join(", "))
         }
@@ -192,13 +193,15 @@ fn gpt(gpt: &GptPlan) -> String {
 }
 
 fn seed_words(seed: &SeedReport) -> String {
-    // The kinds of credentials as their JSON names them.
-    let kinds = serde_json::to_value(&seed.credentials).unwrap_or_default();
-    let kinds = kinds.as_array().map(Vec::as_slice).unwrap_or_default();
-    let kinds: Vec<_> =
-        kinds.iter().filter_map(|kind| kind.as_str()).map(|kind| kind.replace('_', " ")).collect();
+    let kind = |kind: &CredentialKind| match kind {
+        CredentialKind::Password => "password",
+        CredentialKind::PasswordHash => "password hash",
+        CredentialKind::SshKey => "SSH keys",
+        _ => "credentials",
+    };
+    let kinds: Vec<_> = seed.credentials.iter().map(kind).collect();
     let user = seed.user.as_deref().map_or_else(|| "the image's default user".to_owned(), clean_name);
-    format!("{}, {} for {user}", clean_name(&seed.label), kinds.join(" and "))
+    format!("{}, {} for {user}", seed.label, kinds.join(" and "))
 }
 
 fn read_back(read: u64, holes: u64) -> String {
@@ -235,7 +238,7 @@ pub(crate) fn bytes(len: u64) -> String {
     };
     let (unit, shift) = (UNITS[power - 1], 10 * power);
     let (whole, rest) = (len >> shift, len & ((1 << shift) - 1));
-    let tenth = u128::from(rest) * 10 >> shift;
+    let tenth = (u128::from(rest) * 10) >> shift;
     if tenth == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenth} {unit}") }
 }
 

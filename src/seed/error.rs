@@ -1,0 +1,166 @@
+//! Why a credential or a seed request is refused, or a seed could not be put in place.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind};
+
+/// Why a credential or a seed request is refused, or a seed could not be put in place.
+///
+/// It never carries a password, a hash, or a line of a file that may hold one.
+///
+/// ```
+/// use std::error::Error;
+/// let error = reimage::Password::new(String::from("short")).unwrap_err();
+/// assert!(error.source().unwrap().is::<reimage::SeedError>());
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SeedError {
+    /// A password that no guest should get, or that some guest would not take.
+    #[error("the password {why}")]
+    Password {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A password hash that would lock the account or weaken it.
+    #[error("the password hash {why}")]
+    PasswordHash {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A line that is no usable public key.
+    #[error("the SSH key in line {line} {why}")]
+    SshKey {
+        /// The line of the file, from 1.
+        line: usize,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// No key where one was promised, or too many.
+    #[error("{count} SSH keys were given where 1 to {most} are taken")]
+    SshKeyCount {
+        /// How many there are.
+        count: usize,
+        /// How many are taken.
+        most: usize,
+    },
+    /// Keys were added to a credential that keeps what the image has.
+    #[error("the image's credentials are kept, and yet others were given")]
+    KeptAndGiven,
+    /// A seed was asked for that would give the machine nothing.
+    #[error("the image's credentials are kept, so there is no seed to write")]
+    NothingToSeed,
+    /// An account name that cloud-init or the guest would not take.
+    #[error("the user name {user:?} {why}")]
+    User {
+        /// The name.
+        user: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A host name that is none by RFC 1123.
+    #[error("the host name {hostname:?} {why}")]
+    Hostname {
+        /// The name.
+        hostname: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// An instance id under which cloud-init would not run again, or not safely.
+    #[error("the instance id {instance_id:?} {why}")]
+    InstanceId {
+        /// The id.
+        instance_id: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A network configuration that cannot be passed on.
+    #[error("the network configuration {why}")]
+    NetworkConfig {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The seed's files are larger than any guest needs.
+    #[error("the seed would hold {size} bytes where {most} are allowed")]
+    TooLarge {
+        /// Bytes of content.
+        size: usize,
+        /// Bytes that are allowed.
+        most: usize,
+    },
+    /// A place where a seed must not lie.
+    #[error("the seed's path {why}")]
+    Place {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The folder or an input file cannot be used.
+    #[error("{doing} failed")]
+    Unusable {
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is there and may not be replaced.
+    #[error("a file is there already")]
+    Exists,
+    /// The operating system failed while the seed was written or put in place.
+    #[error("{doing} failed")]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl SeedError {
+    /// The crate's error, with the file that it is about.
+    pub(super) fn at(self, path: &Path) -> Error {
+        Error::from(self).at_path(PathBuf::from(path))
+    }
+
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::Password { .. } => {
+                "Put a password of 8 to 128 bytes on one line of its file; a hash goes into --password-hash-file."
+            }
+            Self::PasswordHash { .. } => {
+                "Make one with `openssl passwd -6` or `mkpasswd -m sha512crypt`, or give the password itself."
+            }
+            Self::SshKey { .. } | Self::SshKeyCount { .. } => {
+                "Give the public half, one key a line, as `ssh-keygen` writes it to a file ending in .pub."
+            }
+            Self::KeptAndGiven => "Give new credentials or keep the image's, not both.",
+            Self::NothingToSeed => "Leave the seed out, or give a password or an SSH key.",
+            Self::User { .. } => "Name an account as `useradd` would take it, or none for the image's own.",
+            Self::Hostname { .. } => {
+                "Use letters, digits and hyphens, at most 63 between dots and 253 in all."
+            }
+            Self::InstanceId { .. } => {
+                "Leave it out for a fresh one, or use one that this machine never had."
+            }
+            Self::NetworkConfig { .. } => "Give a cloud-init network configuration, version 1 or 2, as text.",
+            Self::TooLarge { .. } => "Shorten the network configuration or give fewer keys.",
+            Self::Place { .. } => {
+                "Name a plain file in a folder of the instance that only trusted users can write."
+            }
+            Self::Unusable { .. } => "Check that the folder and the file exist and may be used.",
+            Self::Exists => "Say --replace if the seed that is there may go.",
+            Self::Io { .. } => "Look for a full or failing file system, then run the same command again.",
+        }
+    }
+}
+
+impl From<SeedError> for Error {
+    fn from(error: SeedError) -> Self {
+        let kind = match error {
+            SeedError::Io { .. } => ErrorKind::Seed,
+            _ => ErrorKind::Credentials,
+        };
+        let hint = error.hint();
+        Error::new(kind, error).hint_that(hint)
+    }
+}

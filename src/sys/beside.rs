@@ -1,0 +1,68 @@
+//! A new file beside the one whose place it will take.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+
+/// Ends the name of a file that is not complete yet.
+const SUFFIX: &str = ".reimage-unfinished";
+
+/// Makes a file that only its owner reads, locked for as long as it is open; returns its name in `folder`.
+///
+/// The name follows from that of the place, so that the next run finds and removes what a killed one left.
+/// A file that a living run holds is an error (`ResourceBusy`).
+pub(crate) fn create(folder: &OwnedFd, place: &OsStr) -> io::Result<(OsString, File)> {
+    let mut name = OsString::from(".");
+    name.push(place);
+    name.push(SUFFIX);
+    remove_stale(folder, &name)?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(folder, &name, flags, Mode::RUSR | Mode::WUSR)?);
+    let prepared = rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR)
+        .and_then(|()| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive));
+    if let Err(error) = prepared {
+        remove(folder, &name)?;
+        return Err(error.into());
+    }
+    Ok((name, file))
+}
+
+/// Removes a file that `create` made.
+pub(crate) fn remove(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    Ok(rustix::fs::unlinkat(folder, name, AtFlags::empty())?)
+}
+
+fn remove_stale(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = match rustix::fs::openat(folder, name, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another run is writing it"))?;
+    remove(folder, name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_and_what_a_living_one_holds_is_not() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = OwnedFd::from(File::open(temporary.path()).unwrap());
+        let (name, file) = create(&folder, OsStr::new("disk.raw")).unwrap();
+        assert_eq!(name, ".disk.raw.reimage-unfinished");
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let second = create(&folder, OsStr::new("disk.raw")).unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::ResourceBusy);
+        drop(file);
+        create(&folder, OsStr::new("disk.raw")).expect("the lock went with the run");
+    }
+}

@@ -1,0 +1,11 @@
+//! Goal: what the command promises to the one who types it holds: results, refusals, exit codes, signals.
+//! Method: the built binary is run on real images in a temporary folder; every check of a refusal also compares
+//! the disk that was there with what is there afterwards. Nothing of the library is called.
+
+mod during;
+mod faults;
+mod progress;
+mod refusals;
+mod results;
+
+mod support;

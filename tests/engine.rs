@@ -1,0 +1,289 @@
+//! Goal: the order of a rebuild holds on any target, and what a disk does wrong is found.
+//! Method: a target in memory, brought along by the caller, that counts and spoils what is asked of it.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use reimage::{
+    ByteRange, CancelToken, Credential, Digest, Disk, Error, ErrorKind, Event, Options, Promise, Report,
+    Request, Target, TargetError, TargetState, VerifiedChunk, VerifyPolicy,
+};
+
+/// What the disk does wrong, and what it did.
+#[derive(Default)]
+struct Memory {
+    bytes: Vec<u8>,
+    /// Offsets at which a stored byte is flipped, and how many writes of it are spoilt.
+    flips: HashMap<u64, u32>,
+    /// The operation (of all writes, zeroes, syncs and reads) that fails.
+    fails_at: Option<usize>,
+    operations: usize,
+    log: Vec<(&'static str, ByteRange)>,
+}
+
+#[derive(Clone)]
+struct Spoilt(Arc<Mutex<Memory>>);
+
+impl Spoilt {
+    fn dirty(size: usize) -> Self {
+        Self(Arc::new(Mutex::new(Memory { bytes: vec![0xaa; size], ..Memory::default() })))
+    }
+
+    fn operate<T>(
+        &self,
+        what: &'static str,
+        range: ByteRange,
+        act: impl FnOnce(&mut Memory) -> T,
+    ) -> Result<T, TargetError> {
+        let mut memory = self.0.lock().unwrap();
+        memory.operations += 1;
+        memory.log.push((what, range));
+        if memory.fails_at == Some(memory.operations) {
+            return Err(TargetError::new(what, Some(range), io::Error::from_raw_os_error(5)));
+        }
+        Ok(act(&mut memory))
+    }
+}
+
+fn place(range: ByteRange) -> std::ops::Range<usize> {
+    usize::try_from(range.start()).unwrap()..usize::try_from(range.end()).unwrap()
+}
+
+impl Disk for Spoilt {
+    fn size(&self) -> u64 {
+        self.0.lock().unwrap().bytes.len() as u64
+    }
+
+    fn sector_size(&self) -> u32 {
+        512
+    }
+
+    fn read(&self, range: ByteRange, buffer: &mut [u8]) -> Result<(), TargetError> {
+        self.operate("read", range, |memory| {
+            let bytes = &memory.bytes[place(range)];
+            buffer[..bytes.len()].copy_from_slice(bytes);
+        })
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<ByteRange>, TargetError> {
+        Ok(Some(ByteRange::between(offset, self.size())).filter(|rest| !rest.is_empty()))
+    }
+}
+
+impl Target for Spoilt {
+    fn is_new(&self) -> bool {
+        false
+    }
+
+    fn write(&self, chunk: &VerifiedChunk) -> Result<(), TargetError> {
+        self.operate("write", chunk.range(), |memory| {
+            memory.bytes[place(chunk.range())].copy_from_slice(chunk.bytes());
+            let padded = chunk.range().end().next_multiple_of(512).min(memory.bytes.len() as u64);
+            memory.bytes[place(ByteRange::between(chunk.range().end(), padded))].fill(0);
+            let Memory { bytes, flips, .. } = memory;
+            for (offset, times) in flips {
+                if chunk.range().contains(*offset) && *times > 0 {
+                    *times -= 1;
+                    bytes[usize::try_from(*offset).unwrap()] ^= 0x10;
+                }
+            }
+        })
+    }
+
+    fn write_zeroes(&self, range: ByteRange) -> Result<(), TargetError> {
+        self.operate("zero", range, |memory| memory.bytes[place(range)].fill(0))
+    }
+
+    fn sync(&self) -> Result<(), TargetError> {
+        self.operate("sync", ByteRange::new(0, 0), |_| ())
+    }
+}
+
+const CHUNK: usize = 2 << 20;
+const MARKER: &[u8] = b"reimage: unfinished rebuild\n";
+
+/// A disk of noise with a stretch of zeroes in the middle and a length that is no multiple of anything.
+fn disk_of(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u32;
+    let mut noise = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()[0] | 1
+    };
+    (0..len).map(|at| if (3 * CHUNK..5 * CHUNK).contains(&at) { 0 } else { noise() }).collect()
+}
+
+struct Lab {
+    folder: tempfile::TempDir,
+    disk: Vec<u8>,
+}
+
+impl Lab {
+    fn new(len: usize) -> Self {
+        let lab = Self { folder: tempfile::tempdir().unwrap(), disk: disk_of(len) };
+        std::fs::write(lab.folder.path().join("image.raw"), &lab.disk).unwrap();
+        lab
+    }
+
+    fn request(&self) -> Request {
+        let mut request = Request::new(self.folder.path().join("image.raw"), "");
+        request.options = Options::default();
+        request.options.state_dir = self.folder.path().join("state");
+        request
+    }
+
+    fn rebuild(&self, request: &Request, target: &Spoilt) -> Result<Report, Error> {
+        let own: (Box<dyn Target>, _) = (Box::new(target.clone()), Promise::NobodyElseUsesIt);
+        let plan = reimage::plan_onto(request, &Credential::keep_image(), own, &())?;
+        reimage::rebuild(plan, &(), &CancelToken::new())
+    }
+
+    /// Whether the target holds the image and zeroes behind it.
+    #[track_caller]
+    fn check(&self, target: &Spoilt) {
+        let memory = target.0.lock().unwrap();
+        let (disk, rest) = memory.bytes.split_at(self.disk.len());
+        let first = disk.iter().zip(&self.disk).position(|(found, right)| found != right);
+        assert_eq!(first, None, "the first differing byte");
+        assert!(rest.iter().all(|byte| *byte == 0), "zeroes behind the image");
+    }
+}
+
+#[test]
+fn a_dirty_target_holds_the_image_and_zeroes_behind_it() {
+    let sizes =
+        [(0, 4096), (1, 4096), (1000, 512), (CHUNK, 0), (CHUNK + 1, CHUNK), (8 * CHUNK + 700, 3 * CHUNK)];
+    for (len, more) in sizes {
+        let lab = Lab::new(len);
+        let target = Spoilt::dirty((len + more).next_multiple_of(512));
+        let report = lab.rebuild(&lab.request(), &target).unwrap();
+        lab.check(&target);
+        assert_eq!(report.target_state, TargetState::Verified);
+        assert_eq!(report.bytes_read_back, target.size(), "{len} + {more}");
+    }
+}
+
+#[test]
+fn the_head_is_poisoned_first_and_its_first_block_is_written_last() {
+    let lab = Lab::new(8 * CHUNK);
+    let target = Spoilt::dirty(10 * CHUNK);
+    lab.rebuild(&lab.request(), &target).unwrap();
+    let memory = target.0.lock().unwrap();
+    let changes: Vec<_> = memory.log.iter().filter(|(what, _)| *what != "read").collect();
+    let (chunk, disk) = (CHUNK as u64, 10 * CHUNK as u64);
+    let first_block = ByteRange::new(0, 4096);
+    assert_eq!(*changes[0], ("write", first_block));
+    assert_eq!(changes[1].0, "sync", "the marker is durable before anything else changes");
+    let tail = ByteRange::between(disk - chunk, disk);
+    assert_eq!(*changes[2], ("zero", ByteRange::between(4096, chunk)));
+    assert_eq!(*changes[3], ("zero", tail));
+    assert_eq!(changes[4].0, "sync");
+    let (middle, end) = changes[5..].split_at(changes.len() - 10);
+    assert_eq!(*end[0], ("write", tail));
+    assert_eq!(*end[1], ("write", ByteRange::between(4096, chunk)));
+    assert_eq!((end[2].0, *end[3], end[4].0), ("sync", ("write", first_block), "sync"));
+    assert!(middle.iter().all(|(_, range)| range.is_empty() || range.start() >= chunk));
+}
+
+#[test]
+fn a_flipped_byte_is_rewritten_and_reported_with_its_offset() {
+    let lab = Lab::new(8 * CHUNK + 700);
+    // In the head's first block, its rest, the middle, and the tail; once and twice.
+    for offset in [5, 5000, CHUNK as u64 + 77, 8 * CHUNK as u64 + 699] {
+        for times in [1, 2] {
+            let target = Spoilt::dirty(9 * CHUNK);
+            // The marker is a write of the first block as well.
+            target.0.lock().unwrap().flips.insert(offset, times + u32::from(offset < 4096));
+            let report = lab.rebuild(&lab.request(), &target).unwrap();
+            lab.check(&target);
+            assert_eq!(report.repairs.len(), 1, "{offset}");
+            assert!(report.repairs[0].range.contains(offset));
+            assert_eq!(report.repairs[0].first_differing, Some(offset));
+            assert_eq!(report.repairs[0].rewrites, times);
+        }
+    }
+}
+
+#[test]
+fn a_byte_that_stays_wrong_is_a_mismatch_and_the_head_never_looks_complete() {
+    let lab = Lab::new(8 * CHUNK);
+    for offset in [CHUNK as u64 + 77, 8 * CHUNK as u64 - 1] {
+        let target = Spoilt::dirty(9 * CHUNK);
+        target.0.lock().unwrap().flips.insert(offset, u32::MAX);
+        let error = lab.rebuild(&lab.request(), &target).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Mismatch);
+        assert_eq!(error.kind().exit_code(), 31);
+        assert!(error.range().is_some_and(|range| range.contains(offset)), "{error}");
+        assert!(error.target_state() >= TargetState::Written);
+        assert!(target.0.lock().unwrap().bytes.starts_with(MARKER));
+    }
+}
+
+#[test]
+fn whatever_operation_fails_the_disk_is_old_or_says_that_it_is_unfinished_or_is_complete() {
+    let lab = Lab::new(4 * CHUNK + 700);
+    let target = Spoilt::dirty(5 * CHUNK);
+    let mut request = lab.request();
+    request.options.threads = std::num::NonZeroUsize::new(1);
+    lab.rebuild(&request, &target).unwrap();
+    let count = target.0.lock().unwrap().operations;
+    assert!(count > 15, "{count} operations are worth failing");
+    for fails_at in 1..=count {
+        let target = Spoilt::dirty(5 * CHUNK);
+        target.0.lock().unwrap().fails_at = Some(fails_at);
+        let error = lab.rebuild(&request, &target).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TargetIo, "operation {fails_at}");
+        assert!(error.target_state() != TargetState::Untouched, "operation {fails_at}");
+        let memory = target.0.lock().unwrap();
+        let old = memory.bytes.iter().all(|byte| *byte == 0xaa);
+        let complete = memory.bytes[..lab.disk.len()] == lab.disk;
+        assert!(
+            old || complete || memory.bytes.starts_with(MARKER),
+            "operation {fails_at} leaves something else"
+        );
+    }
+}
+
+#[test]
+fn without_read_back_nothing_is_read_and_the_state_says_so() {
+    let lab = Lab::new(4 * CHUNK);
+    let target = Spoilt::dirty(5 * CHUNK);
+    let mut request = lab.request();
+    request.options.verify = VerifyPolicy::Off;
+    let report = lab.rebuild(&request, &target).unwrap();
+    assert_eq!(report.target_state, TargetState::Written);
+    assert!(target.0.lock().unwrap().log.iter().all(|(what, _)| *what != "read"));
+    request.options.verify = VerifyPolicy::Written;
+    let report = lab.rebuild(&request, &target).unwrap();
+    assert!(report.bytes_read_back < target.size());
+    lab.check(&target);
+}
+
+#[test]
+fn the_whole_digest_is_that_of_the_raw_disk() {
+    let lab = Lab::new(7 * CHUNK + 700);
+    let mut request = lab.request();
+    request.options.whole_digest = reimage::WholeDigest::Compute;
+    let report = lab.rebuild(&request, &Spoilt::dirty(8 * CHUNK)).unwrap();
+    assert_eq!(report.whole_digest, Some(Digest::of(&lab.disk)));
+}
+
+#[test]
+fn a_cancelled_run_leaves_a_disk_that_says_so() {
+    let lab = Lab::new(8 * CHUNK);
+    let target = Spoilt::dirty(9 * CHUNK);
+    let own: (Box<dyn Target>, _) = (Box::new(target.clone()), Promise::NobodyElseUsesIt);
+    let plan = reimage::plan_onto(&lab.request(), &Credential::keep_image(), own, &()).unwrap();
+    let cancel = CancelToken::new();
+    let stop = |event: &Event| {
+        if matches!(event, Event::Progress { .. }) {
+            cancel.cancel();
+        }
+    };
+    let error = reimage::rebuild(plan, &stop, &cancel).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert!(error.target_state() > TargetState::Invalidated);
+    assert!(target.0.lock().unwrap().bytes.starts_with(MARKER));
+}
