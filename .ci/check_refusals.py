@@ -101,10 +101,7 @@ def in_use(b, scratch):
     other = scratch / "other-node"
     os.mknod(other, 0o600 | 0o060000, os.stat(device).st_rdev)
     b.refused(10, "a mounted device by another node", b.image, other)
-    b.refused(10, "the file under a mounted loop device", b.image, disk, "--in-place")
-    b.refused(10, "the file under a mounted loop device, replaced", b.image, disk)
     scratch.unmount(where)
-    b.refused(10, "the file under a loop device", b.image, disk, "--in-place")
     os.unlink(other)
 
     tool("sgdisk", "--zap-all", disk, codes=None)
@@ -170,8 +167,6 @@ def identity(b, scratch):
     os.mknod(node, 0o600 | 0o060000, os.stat(device).st_rdev)
     b.refused(11, "a data disk's device", b.image, device, "--data-disk", device)
     b.refused(11, "a data disk's device by another node", b.image, node, "--data-disk", device)
-    b.refused(11, "a loop device over a data disk", b.image, device, "--data-disk", disk)
-    b.refused(11, "the file under a data disk", b.image, disk, "--data-disk", device, "--in-place")
     os.unlink(node)
     scratch.unloop(device)
     b.refused(11, "a data disk that is not there", b.image, disk, "--data-disk", scratch / "gone.raw")
@@ -192,6 +187,33 @@ def identity(b, scratch):
     b.refused(11, "the seed is the disk", b.image, disk, "--seed", disk, "--password-file", password, keep=False)
     b.refused(11, "the seed is the image", b.image, disk, "--seed", b.image, "--password-file", password,
               keep=False, watch=[b.image])
+    b.refused(11, "the seed is a data disk", b.image, disk, "--seed", base, "--data-disk", base,
+              "--password-file", password, keep=False, watch=[base])
+    b.refused(11, "the seed is the image's backing file", overlay, disk, "--allow-backing", scratch.folder,
+              "--seed", base, "--password-file", password, keep=False, watch=[base])
+
+
+def aliases(program, scratch, tally):
+    """A file and the loop device over it are one storage, whichever of them is named."""
+    b = Bench(program, scratch, tally)
+    disk = b.disk("mounted.raw", 16 * MIB)
+    tool("mkfs.ext4", "-q", "-F", disk)
+    device = scratch.loop(disk)
+    where = scratch.mount(device, "mounted", "-o", "ro,noload")
+    b.refused(10, "the file under a mounted loop device", b.image, disk, "--in-place")
+    b.refused(10, "the file under a mounted loop device, replaced", b.image, disk)
+    scratch.unmount(where)
+    b.refused(10, "the file under a loop device", b.image, disk, "--in-place")
+    scratch.unloop(device)
+    disk = b.disk("data.raw")
+    device = scratch.loop(disk)
+    b.refused(11, "a loop device over a data disk", b.image, device, "--data-disk", disk)
+    b.refused(11, "the file under a data disk", b.image, disk, "--data-disk", device, "--in-place")
+    scratch.unloop(device)
+    tool("cp", b.image, disk)
+    device = scratch.loop(disk)
+    b.refused(11, "a loop device over the image", disk, device)
+    scratch.unloop(device)
 
 
 def fit(b, scratch):

@@ -23,7 +23,9 @@ def seed(program, _scratch, tally):
     """The seed, as cloud-init reads it."""
     check = os.path.join(ROOT, ".ci", "seed-check")
     code, text = speak(check, program.binary)
-    print("  " + text.strip().replace("\n", "\n  "))
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    for line in lines if code else lines[-1:]:
+        print(f"  {line.strip()}")
     tally.expect(code == 0, "seed-check", f"exit {code}")
 
 
@@ -42,6 +44,9 @@ def silence(_program, _scratch, tally):
             tally.expect(not loud, f"{os.path.relpath(path, ROOT)} is silent", loud)
 
 
+# Sections that run only when they are named: the guard does not know these aliases yet.
+NOT_YET = {"aliases": check_refusals.aliases}
+
 SECTIONS = {
     "silence": silence,
     "sizes": check_files.sizes,
@@ -58,8 +63,8 @@ SECTIONS = {
 
 def main():
     names = sys.argv[2:] or list(SECTIONS)
-    if len(sys.argv) < 2 or not set(names) <= set(SECTIONS):
-        sys.exit(f"{__doc__}\nSections: {' '.join(SECTIONS)}")
+    if len(sys.argv) < 2 or not set(names) <= {*SECTIONS, *NOT_YET}:
+        sys.exit(f"{__doc__}\nSections: {' '.join(SECTIONS)}; only by name: {' '.join(NOT_YET)}")
     if os.geteuid() != 0:
         sys.exit("checks.py needs root: it makes loop devices and mounts")
     tally = Tally()
@@ -68,7 +73,7 @@ def main():
         # Each section has a folder of its own, removed when it ends.
         scratch = Scratch(name)
         try:
-            SECTIONS[name](Program(sys.argv[1], scratch), scratch, tally)
+            {**SECTIONS, **NOT_YET}[name](Program(sys.argv[1], scratch), scratch, tally)
         except Broken as broken:
             tally.expect(False, name, f"a check could not be made: {broken}")
         finally:
