@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Room, Seen, text};
+use crate::support::{PASSWORD, Room, Seen, text};
 
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
@@ -120,4 +120,31 @@ fn a_difference_is_31_with_its_offset_and_nothing_is_written() {
         file.write_all_at(&byte, at).unwrap();
     }
     room.plain(&["verify", "--json", text(&image), text(&disk)]).document();
+}
+
+#[test]
+fn the_journal_that_a_failed_run_leaves_holds_no_password() {
+    let room = Room::new();
+    let image = damaged(&room);
+    let disk = room.old_disk("disk.raw", 2 << 20);
+    room.file("password", PASSWORD);
+    let words = ["rebuild", "--yes", "--json", "--in-place", "--state-dir", "state"];
+    let seed = ["--seed", "seed.iso", "--password-file", "password"];
+    room.plain(&[&words[..], &seed, &[text(&image), text(&disk)]].concat()).error(32);
+    let kept = files_below(&room.path("state"));
+    assert!(!kept.is_empty(), "a failed run leaves its journal");
+    for path in kept {
+        let bytes = fs::read(&path).unwrap();
+        let journal = String::from_utf8_lossy(&bytes);
+        assert!(!journal.contains(PASSWORD) && !journal.contains("$6$"), "{path:?}: {journal}");
+    }
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files
 }
