@@ -1,0 +1,76 @@
+"""Memory and time do not grow with the image, but with what it holds."""
+
+import os
+
+import host
+from host import MIB, tool
+
+GIB = 1024 * MIB
+MOST_MEMORY = 128 * MIB
+MOST_SECONDS = 0.2
+
+
+def limits(program, scratch, tally):
+    needed = 10 * GIB
+    room = os.statvfs(scratch.folder)
+    if room.f_bavail * room.f_frsize < needed:
+        raise host.Broken(f"{scratch.folder} needs {needed} bytes of room")
+    for part in (much_data, much_metadata, nothing):
+        part(program, scratch, tally)
+
+
+def run(program, tally, name, image, target, *flags):
+    if os.path.exists(target):
+        os.unlink(target)
+    words = (image, target, "--keep-image-credentials", "--yes", *flags)
+    outcome = program.measured("rebuild", *words)
+    tally.expect(outcome.code == 0, name, outcome)
+    memory = outcome.usage.ru_maxrss * 1024
+    seconds = outcome.usage.ru_utime + outcome.usage.ru_stime
+    # The kernel counts what this process had when it started the program, so this is an upper bound.
+    print(f"  {name}: at most {memory / MIB:.1f} MiB, {seconds:.2f} s of CPU")
+    tally.expect(memory < MOST_MEMORY, f"{name}: memory", f"{memory} bytes")
+    return seconds
+
+
+def much_data(program, scratch, tally):
+    """1 TiB with 4 GiB of data in four places."""
+    image, target = scratch / "large.qcow2", scratch / "large.raw"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", image, "1T")
+    writes = [word for place in (0, 300, 700, 1023) for word in ("-c", f"write -P {place % 200 + 1} {place}G 1G")]
+    tool("qemu-io", "-f", "qcow2", *writes, image)
+    run(program, tally, "1 TiB with 4 GiB of data", image, target)
+    for place in (0, 300, 700, 1023):
+        for offset, length in ((place * GIB, 4096), ((place + 1) * GIB - 4096, 4096)):
+            with open(target, "rb") as disk:
+                disk.seek(offset)
+                right = disk.read(length) == bytes([place % 200 + 1]) * length
+            tally.expect(right, f"1 TiB with 4 GiB of data: content at {offset}")
+    os.unlink(image)
+    os.unlink(target)
+
+
+def much_metadata(program, scratch, tally):
+    """256 GiB of clusters that are all allocated and were never written."""
+    image, target = scratch / "metadata.qcow2", scratch / "metadata.raw"
+    tool("qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", image, "256G")
+    run(program, tally, "256 GiB of metadata", image, target)
+    os.unlink(image)
+    os.unlink(target)
+
+
+def nothing(program, scratch, tally):
+    """8 TiB of nothing, onto a sparse file."""
+    target = scratch / "nothing.raw"
+    images = [scratch / "nothing.qcow2", host.make(scratch / "holes.raw", 8 << 40)]
+    tool("qemu-img", "create", "-q", "-f", "qcow2", images[0], "8T")
+    for image in images:
+        name = f"8 TiB of nothing, {os.path.splitext(image)[1][1:]}"
+        seconds = run(program, tally, name, image, target)
+        tally.expect(seconds <= MOST_SECONDS, f"{name}: CPU", f"{seconds} s")
+        tally.expect(os.path.getsize(target) == 8 << 40, f"{name}: size")
+        tally.expect(os.stat(target).st_blocks * 512 < MIB, f"{name}: room taken", os.stat(target).st_blocks)
+        outcome = program.rebuild(image, target)
+        tally.expect(outcome.code == 0, f"{name}: replaced", outcome)
+        outcome = program.rebuild(image, target, "--in-place")
+        tally.expect(outcome.code == 0, f"{name}: in place", outcome)
