@@ -129,6 +129,24 @@ pub(crate) fn claim_host_disk(subject: &Subject<'_>, access: Access) -> Result<C
     if refusals.is_empty() { Ok(claim) } else { Err(refusals) }
 }
 
+/// Whether the seed's path is that of a file which must survive.
+pub(crate) fn check_seed_path(
+    seed: &Path,
+    image_files: &[(PathBuf, StorageIdentity)],
+    data_disks: &[identity::DataDiskEvidence],
+) -> Result<(), Refusal> {
+    let Some(seed) = std::fs::metadata(seed).ok().and_then(|metadata| identify(&metadata)) else {
+        return Ok(());
+    };
+    if image_files.iter().any(|(_, image)| image.overlaps(seed)) {
+        return Err(Refusal::SeedReplaces { what: "the image or one of its backing files" });
+    }
+    if data_disks.iter().any(|disk| disk.identity.overlaps(seed)) {
+        return Err(Refusal::SeedReplaces { what: "a data disk" });
+    }
+    Ok(())
+}
+
 fn aliases(subject: &Subject<'_>, target: StorageIdentity) -> Vec<Refusal> {
     let images = subject.image_files.iter().filter(|(_, image)| image.overlaps(target));
     let images = images.map(|(path, _)| Refusal::Image { path: path.clone() });

@@ -9,7 +9,7 @@ mod in_use;
 mod locked;
 mod refusal;
 
-pub(crate) use claim::{Access, Claim, Held, Subject, claim_host_disk};
+pub(crate) use claim::{Access, Claim, Held, Subject, check_seed_path, claim_host_disk};
 pub use identity::{DataDiskEvidence, StorageIdentity};
 pub(crate) use identity::{data_disks_now, device_identity};
 pub use refusal::Refusal;

@@ -110,6 +110,12 @@ pub enum Refusal {
         /// The seed's path.
         path: PathBuf,
     },
+    /// The seed would replace a file that must survive.
+    #[error("the seed would replace {what}")]
+    SeedReplaces {
+        /// The image, one of its backing files, or a data disk.
+        what: &'static str,
+    },
     /// It is another disk than was expected.
     #[error("its {what} is {found}, and {expected} was expected")]
     Expected {
@@ -131,6 +137,7 @@ impl Refusal {
             | Self::DataDiskUnknown { .. }
             | Self::Image { .. }
             | Self::Seed { .. }
+            | Self::SeedReplaces { .. }
             | Self::Expected { .. } => ErrorKind::Identity,
             _ => ErrorKind::TargetUnusable,
         }
@@ -163,7 +170,7 @@ impl Refusal {
             }
             Self::DataDiskChanged { .. } => "find out what wrote to it",
             Self::Image { .. } => "name another target: the image must survive",
-            Self::Seed { .. } => "give the seed a file of its own",
+            Self::Seed { .. } | Self::SeedReplaces { .. } => "give the seed a file of its own",
             Self::Expected { .. } => {
                 "this is not the disk that was meant: find out which device name it has now"
             }

@@ -295,7 +295,24 @@ impl ImageError {
             Self::BeyondEnd { .. } => "fetch the image again and compare its digest".into(),
             Self::MarkedCorrupt { .. } => "repair a copy of it with `qemu-img check -r all`".into(),
             Self::Changed { .. } => "start again when nobody changes the image".into(),
-            _ => return None,
+            Self::WrongKind { .. } => "name the image's file, or a block device".into(),
+            Self::NotQcow2 { .. } => "leave --image-format out, or say --image-format raw".into(),
+            Self::Unsupported { .. } => {
+                "if the image is trusted, convert it where it was made: `qemu-img convert -O qcow2`".into()
+            }
+            Self::BadHeader { .. } | Self::BadEntry { .. } | Self::Overlap { .. } => {
+                "the image is damaged, or made to do harm: fetch it again and compare its digest".into()
+            }
+            Self::BadCompression { .. } => {
+                "the image is damaged: fetch it again and compare its digest".into()
+            }
+            Self::TooMuchMetadata { .. } => {
+                "convert the image to larger clusters: `qemu-img convert -O qcow2 -o cluster_size=64k`".into()
+            }
+            Self::BackingRefused { .. } | Self::ChainLoops { .. } | Self::ChainTooDeep { .. } => {
+                "correct the chain with `qemu-img rebase`, or make it one file with `qemu-img convert`".into()
+            }
+            Self::Io { .. } => "check the file's rights and its storage".into(),
         })
     }
 }

@@ -60,6 +60,15 @@ pub(crate) enum JournalError {
     },
 }
 
+impl JournalError {
+    /// The file or folder that it is about.
+    pub(crate) fn path(&self) -> &Path {
+        match self {
+            Self::Folder { folder: path, .. } | Self::Held { path } | Self::Write { path, .. } => path,
+        }
+    }
+}
+
 /// An open journal, locked for this run.
 #[derive(Debug)]
 pub(crate) struct Journal {

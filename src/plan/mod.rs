@@ -27,7 +27,7 @@ pub(crate) use view::{DiskBytes, ImageBytes};
 /// # fn main() -> Result<(), reimage::Error> {
 /// let request = reimage::Request::new("debian-13.qcow2", "/dev/vg0/i-0a1b");
 /// let plan = reimage::plan(&request, &reimage::Credential::keep_image(), &())?;
-/// println!("{} bytes will be lost", plan.summary().target_bytes);
+/// assert!(plan.summary().size_after >= plan.summary().image.virtual_size);
 /// # Ok(())
 /// # }
 /// ```
@@ -104,6 +104,7 @@ fn examine(
     let image = noted(open_image(request, observer), &mut refusals);
     let data_disks = noted(look_at_data_disks(request), &mut refusals);
     let image_files = image.as_ref().map(|(image, _)| identities(image.as_ref())).unwrap_or_default();
+    noted(check_seed_path(request, &image_files, data_disks.as_deref()), &mut refusals);
     let claimed = take_claim(request, storage, &image_files, data_disks.as_deref().unwrap_or_default());
     let (claim, brought) = match claimed {
         Ok((claim, brought)) => (Some(claim), brought),
@@ -220,6 +221,30 @@ fn look_at_data_disks(request: &Request) -> Result<Vec<DataDiskEvidence>, Error>
         let refusal = Refusal::DataDiskUnknown { path, source };
         refusal.about(&request.instance.system_disk.path)
     })
+}
+
+fn check_seed_path(
+    request: &Request,
+    image_files: &[(std::path::PathBuf, StorageIdentity)],
+    data_disks: Option<&[DataDiskEvidence]>,
+) -> Result<(), Error> {
+    let Some(seed) = &request.instance.seed else { return Ok(()) };
+    let disk = &request.instance.system_disk.path;
+    let checked = match same_new_file(&seed.path, disk) {
+        true => Err(Refusal::Seed { path: seed.path.clone() }),
+        false => guard::check_seed_path(&seed.path, image_files, data_disks.unwrap_or_default()),
+    };
+    checked.map_err(|refusal| refusal.about(&seed.path))
+}
+
+/// Whether two paths name one file that does not exist yet; files that exist are compared by their numbers.
+fn same_new_file(left: &std::path::Path, right: &std::path::Path) -> bool {
+    let place = |path: &std::path::Path| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(std::path::Path::new(".")).canonicalize().ok()?;
+        Some((folder, path.file_name()?.to_owned()))
+    };
+    place(left).is_some_and(|left| place(right) == Some(left))
 }
 
 fn identities(image: &dyn Image) -> Vec<(std::path::PathBuf, StorageIdentity)> {

@@ -24,7 +24,7 @@ use run::Run;
 /// # let request = reimage::Request::new("debian-13.qcow2", "/dev/vg0/i-0a1b");
 /// let plan = reimage::plan(&request, &reimage::Credential::keep_image(), &())?;
 /// let report = reimage::rebuild(plan, &(), &reimage::CancelToken::new())?;
-/// println!("root of what is on the disk: {}", report.root);
+/// assert_eq!(report.target_state, reimage::TargetState::Verified);
 /// # Ok(())
 /// # }
 /// ```

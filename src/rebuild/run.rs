@@ -174,7 +174,8 @@ pub(super) fn journal_error(fault: JournalError) -> Error {
             (ErrorKind::TargetIo, "make room in the state folder, then run the rebuild again")
         }
     };
-    Error::new(kind, fault).hint_that(hint)
+    let path = fault.path().to_owned();
+    Error::new(kind, fault).at_path(path).hint_that(hint)
 }
 
 fn unusable(fault: TargetError) -> Error {

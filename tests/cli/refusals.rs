@@ -232,3 +232,24 @@ fn all_refusals_are_told_and_the_first_by_the_documented_order_is_the_exit_code(
     let codes: Vec<_> = also.iter().map(|other| other["code"].as_u64().unwrap()).collect();
     assert_eq!(codes, [20, 11], "{error}");
 }
+
+#[test]
+fn a_seed_never_replaces_the_image_a_data_disk_or_the_system_disk() {
+    let (room, image, disk) = room();
+    let password = room.file("password", "correct horse battery staple\n");
+    let data = room.old_disk("data.raw", 4096);
+    symlink(&data, room.path("link.raw")).unwrap();
+    let (disk_text, data_text, password) = (text(&disk), text(&data), text(&password));
+    for seed in [&image, disk_text, data_text] {
+        let before = Seen::of(Path::new(seed));
+        let words =
+            ["--seed", seed, "--data-disk", data_text, "--password-file", password, &image, disk_text];
+        let planned = room.plain(&[&["plan", "--json"][..], &words].concat()).error(11);
+        let error = room.plain(&[&["rebuild", "--yes", "--json"][..], &words].concat()).error(11);
+        assert_eq!(planned["kind"], error["kind"]);
+        before.check(Path::new(seed));
+    }
+    let words = ["--seed", "new.raw", "--password-file", password, &image, "./new.raw"];
+    room.plain(&[&["rebuild", "--yes", "--json"][..], &words].concat()).error(11);
+    assert!(!room.path("new.raw").exists());
+}

@@ -27,6 +27,20 @@ pub(crate) struct Arguments {
     /// How progress is told on standard error
     #[arg(long, global = true, value_name = "KIND", default_value = "auto", help_heading = "Output")]
     pub(crate) progress: ProgressKind,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// What every command takes; only a run keeps journals and asks.
+#[derive(Args)]
+pub(crate) struct CommonArgs {
+    /// Where journals are kept [default: /var/lib/reimage for root, else $XDG_STATE_HOME/reimage or
+    /// ~/.local/state/reimage]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Run")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Do not ask before a disk is overwritten
+    #[arg(long, short = 'y', global = true, help_heading = "Run")]
+    pub(crate) yes: bool,
 }
 
 impl Arguments {
@@ -216,13 +230,6 @@ pub(crate) struct RunArgs {
     /// Also compute the BLAKE3 that b3sum gives for the raw disk (takes time on sparse disks)
     #[arg(long)]
     pub(crate) whole_digest: bool,
-    /// Where journals are kept [default: /var/lib/reimage for root, else $XDG_STATE_HOME/reimage or
-    /// ~/.local/state/reimage]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) state_dir: Option<PathBuf>,
-    /// Do not ask before the disk is overwritten
-    #[arg(long, short = 'y')]
-    pub(crate) yes: bool,
 }
 
 #[derive(Args)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use reimage::{CancelToken, ErrorKind, Plan, PlanSummary, Preflight, Replace, Request};
 
-use crate::args::{Arguments, Command, InspectArgs, JobArgs, SeedArgs, StatusArgs, VerifyArgs};
+use crate::args::{Arguments, Command, CommonArgs, InspectArgs, JobArgs, SeedArgs, StatusArgs, VerifyArgs};
 use crate::consent::Terminal;
 use crate::credentials::{self, SeedWanted};
 use crate::exit::Failure;
@@ -18,8 +18,8 @@ pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
     let output = args.output();
     let progress = Progress::new(args.progress);
     let done = match args.command {
-        Command::Plan(args) => plan(&args, output, &progress),
-        Command::Rebuild(args) => rebuild(&args, output, &progress),
+        Command::Plan(job) => plan((&job, &args.common), output, &progress),
+        Command::Rebuild(job) => rebuild((&job, &args.common), output, &progress),
         Command::Verify(args) => verify(&args, output, &progress),
         Command::Inspect(args) => inspect(&args, output, &progress),
         Command::Seed(args) => seed(&args, output),
@@ -35,9 +35,9 @@ pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
     done.inspect_err(|failure| progress.failed(failure))
 }
 
-fn plan(args: &JobArgs, output: Output, progress: &Progress) -> Result<(), Failure> {
+fn plan((args, common): (&JobArgs, &CommonArgs), output: Output, progress: &Progress) -> Result<(), Failure> {
     progress.start("plan");
-    let request = request::of_job(args)?;
+    let request = request::of_job(args, common.state_dir.as_deref())?;
     let credential = credentials::gather(&args.credentials, seed_wanted(&request))?;
     let plan = reimage::preview(&request, &credential, progress)?;
     progress.plan(&plan);
@@ -45,11 +45,15 @@ fn plan(args: &JobArgs, output: Output, progress: &Progress) -> Result<(), Failu
     Ok(())
 }
 
-fn rebuild(args: &JobArgs, output: Output, progress: &Progress) -> Result<(), Failure> {
+fn rebuild(
+    (args, common): (&JobArgs, &CommonArgs),
+    output: Output,
+    progress: &Progress,
+) -> Result<(), Failure> {
     progress.start("rebuild");
-    let request = request::of_job(args)?;
+    let request = request::of_job(args, common.state_dir.as_deref())?;
     // Before anything long: without a terminal nobody can say yes.
-    let terminal = if args.run.yes { None } else { Some(Terminal::find()?) };
+    let terminal = if common.yes { None } else { Some(Terminal::find()?) };
     let credential = credentials::gather(&args.credentials, seed_wanted(&request))?;
     let cancel = CancelToken::new();
     signals::listen(&cancel, output);

@@ -16,7 +16,7 @@ use crate::exit::Failure;
 use crate::show::clean;
 
 /// The request of `plan` and `rebuild`.
-pub(crate) fn of_job(args: &JobArgs) -> Result<Request, Failure> {
+pub(crate) fn of_job(args: &JobArgs, state_dir: Option<&Path>) -> Result<Request, Failure> {
     let mut instance = of_subject(&args.subject)?;
     apply_disks(&mut instance, &args.disk);
     apply_machine(&mut instance, &args.machine)?;
@@ -25,7 +25,7 @@ pub(crate) fn of_job(args: &JobArgs) -> Result<Request, Failure> {
     }
     let mut request = Request::default();
     request.instance = instance;
-    request.options = options(args)?;
+    request.options = options(args, state_dir)?;
     Ok(request)
 }
 
@@ -193,8 +193,8 @@ fn apply_machine(instance: &mut InstanceSpec, args: &MachineArgs) -> Result<(), 
     Ok(())
 }
 
-fn options(args: &JobArgs) -> Result<Options, Failure> {
-    let RunArgs { preflight, check, verify, whole_digest, state_dir, yes: _ } = &args.run;
+fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure> {
+    let RunArgs { preflight, check, verify, whole_digest } = &args.run;
     let mut options = Options::default();
     options.image = image_options(&args.image);
     options.preflight = preflight_of(*preflight);
@@ -207,7 +207,7 @@ fn options(args: &JobArgs) -> Result<Options, Failure> {
     };
     options.whole_digest = if *whole_digest { WholeDigest::Compute } else { WholeDigest::Skip };
     options.state_dir = match state_dir {
-        Some(folder) => folder.clone(),
+        Some(folder) => folder.to_owned(),
         None => default_state_dir()?,
     };
     apply_check(&mut options, check);
