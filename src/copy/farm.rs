@@ -3,7 +3,7 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, TrySendError};
+use std::sync::mpsc::{self, RecvTimeoutError, TrySendError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ impl Pool {
 
     /// Runs `work` on every job that `next` gives and hands each result to `done`, on this thread.
     ///
-    /// At most two jobs a thread wait; the first error ends the run after the jobs that are under way.
+    /// At most two jobs a thread wait; after the first error only the jobs under way are finished.
     pub(crate) fn run<J: Send, R: Send>(
         &self,
         mut next: impl FnMut() -> Result<Option<J>, CopyError>,
@@ -80,14 +80,18 @@ impl Pool {
         let (jobs, queue) = mpsc::sync_channel::<J>(2 * count);
         let queue = Mutex::new(queue);
         let (report, reports) = mpsc::channel::<Result<R, CopyError>>();
+        let stopped = AtomicBool::new(false);
         self.threads.in_place_scope(|scope| {
             for _ in 0..count {
-                let (queue, work, report) = (&queue, &work, report.clone());
+                let (queue, work, report, stopped) = (&queue, &work, report.clone(), &stopped);
                 scope.spawn(move |_| {
                     let mut worker = Worker::default();
                     loop {
                         let job = queue.lock().expect("no thread panics with the queue").recv();
                         let Ok(job) = job else { break };
+                        if stopped.load(Ordering::Relaxed) {
+                            continue;
+                        }
                         if report.send(work(&mut worker, job)).is_err() {
                             break;
                         }
@@ -96,7 +100,9 @@ impl Pool {
             }
             drop(report);
             // The queue closes when `feed` returns, so that every thread comes to its end.
-            feed(jobs, &reports, &mut next, &mut done)
+            let fed = feed(jobs, &reports, &mut next, &mut done);
+            stopped.store(fed.is_err(), Ordering::Relaxed);
+            fed
         })
     }
 }
@@ -114,8 +120,11 @@ fn feed<J, R>(
                 Ok(()) => {}
                 Err(TrySendError::Full(job)) => {
                     waiting = Some(job);
-                    if let Ok(result) = reports.recv_timeout(LOOK_UP) {
-                        done(result?)?;
+                    match reports.recv_timeout(LOOK_UP) {
+                        Ok(result) => done(result?)?,
+                        Err(RecvTimeoutError::Timeout) => {}
+                        // Every thread has panicked; the scope that waits for them goes on with that.
+                        Err(RecvTimeoutError::Disconnected) => return Ok(()),
                     }
                 }
                 Err(TrySendError::Disconnected(_)) => unreachable!("the threads live as long as the queue"),
@@ -130,4 +139,66 @@ fn feed<J, R>(
         done(result?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    fn pool() -> Pool {
+        Pool::start(NonZeroUsize::new(3)).unwrap()
+    }
+
+    fn up_to(count: usize) -> impl FnMut() -> Result<Option<usize>, CopyError> {
+        let mut jobs = 0..count;
+        move || Ok(jobs.next())
+    }
+
+    #[test]
+    fn every_job_is_done_once() {
+        let mut sum = 0;
+        pool()
+            .run(
+                up_to(1000),
+                |_, job| Ok(job),
+                |job| {
+                    sum += job;
+                    Ok(())
+                },
+            )
+            .unwrap();
+        assert_eq!(sum, 999 * 1000 / 2);
+    }
+
+    #[test]
+    fn an_error_ends_the_run_and_the_jobs_that_wait_are_dropped() {
+        let begun = AtomicUsize::new(0);
+        let work = |_: &mut Worker, job| {
+            begun.fetch_add(1, Ordering::SeqCst);
+            if job == 10 { Err(CopyError::Cancelled) } else { Ok(()) }
+        };
+        let ended = pool().run(up_to(1_000_000), work, |()| Ok(()));
+        assert!(matches!(ended, Err(CopyError::Cancelled)));
+        assert!(begun.load(Ordering::SeqCst) < 10_000);
+    }
+
+    #[test]
+    fn panicking_threads_end_the_run_instead_of_hanging_it() {
+        let work = |_: &mut Worker, _| -> Result<(), CopyError> { panic!("a fault of ours") };
+        let run = || pool().run(up_to(1000), work, |()| Ok(()));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+    }
+
+    #[test]
+    #[ignore = "needs a kernel with Landlock"]
+    fn the_threads_of_the_pool_open_nothing() {
+        let open = |_: &mut Worker, _| Ok(std::fs::File::open("/proc/self/status").is_ok());
+        let check = |opened: bool| {
+            assert!(!opened, "a thread of the pool opened a file");
+            Ok(())
+        };
+        pool().run(up_to(20), open, check).unwrap();
+    }
 }

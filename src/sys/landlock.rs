@@ -17,6 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[ignore = "needs a kernel with Landlock"]
     fn a_restricted_thread_opens_nothing_and_its_siblings_do() {
         let opened = std::thread::spawn(|| {
             forbid_opening().expect("the ruleset is made");
@@ -24,13 +25,7 @@ mod tests {
         })
         .join()
         .expect("the thread ends");
-        let supported = std::fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|text| {
-            let mut parts = text.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-            (parts.next(), parts.next()) >= (Some(6), Some(2))
-        });
-        if supported {
-            assert_eq!(opened.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
-        }
+        assert_eq!(opened.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
         std::fs::File::open("/proc/self/status").expect("the other threads are free");
     }
 }
