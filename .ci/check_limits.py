@@ -25,10 +25,8 @@ def run(program, tally, name, image, target, *flags):
     words = (image, target, "--keep-image-credentials", "--yes", *flags)
     outcome = program.measured("rebuild", *words)
     tally.expect(outcome.code == 0, name, outcome)
-    memory = outcome.usage.ru_maxrss * 1024
-    seconds = outcome.usage.ru_utime + outcome.usage.ru_stime
-    # The kernel counts what this process had when it started the program, so this is an upper bound.
-    print(f"  {name}: at most {memory / MIB:.1f} MiB, {seconds:.2f} s of CPU")
+    memory, seconds = outcome.usage
+    print(f"  {name}: {memory / MIB:.1f} MiB, {seconds:.2f} s of CPU")
     tally.expect(memory < MOST_MEMORY, f"{name}: memory", f"{memory} bytes")
     return seconds
 

@@ -159,6 +159,19 @@ class Outcome:
         return said if self.code == 0 else f"{said}\n    {self.out[-1200:]}\n    {self.err[-600:]}"
 
 
+# Starts a program, waits for it, and writes what it used to a file.
+STARTER = """
+import os, sys
+child = os.fork()
+if child == 0:
+    os.execvp(sys.argv[2], sys.argv[2:])
+_, status, used = os.wait4(child, 0)
+with open(sys.argv[1], "w") as figures:
+    figures.write(f"{used.ru_maxrss} {used.ru_utime + used.ru_stime}")
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 class Program:
     """The program under test, with a state folder of its own."""
 
@@ -188,22 +201,17 @@ class Program:
         return Outcome(words, started.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 
     def measured(self, command, *words, timeout=300):
-        """Like `run`, with the resources that the program itself used."""
+        """Like `run`, with the resources that the program itself used: memory in bytes, seconds of CPU.
+
+        The kernel counts as a program's memory what the process had that started it, so a small one does.
+        """
         words = self.words(command, *words)
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            started = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-            late = time.monotonic() + timeout
-            while True:
-                pid, status, usage = os.wait4(started.pid, os.WNOHANG)
-                if pid:
-                    break
-                if time.monotonic() > late:
-                    started.kill()
-                time.sleep(0.01)
-            started.returncode = os.waitstatus_to_exitcode(status)
-            out.seek(0), err.seek(0)
-            texts = out.read().decode(errors="replace"), err.read().decode(errors="replace")
-            return Outcome(words, started.returncode, *texts, usage)
+        with tempfile.NamedTemporaryFile("r") as figures:
+            starter = [sys.executable, "-S", "-c", STARTER, figures.name, *words]
+            ended = subprocess.run(starter, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
+            memory, seconds = figures.read().split()
+        texts = ended.stdout.decode(errors="replace"), ended.stderr.decode(errors="replace")
+        return Outcome(words, ended.returncode, *texts, (int(memory) * 1024, float(seconds)))
 
     def rebuild(self, image, target, *flags, **more):
         words = (image, target, "--keep-image-credentials", "--yes", *flags)
