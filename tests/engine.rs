@@ -100,7 +100,7 @@ impl Target for Spoilt {
     }
 }
 
-const CHUNK: usize = 2 << 20;
+const CHUNK: usize = 1 << 20;
 const MARKER: &[u8] = b"reimage: unfinished rebuild\n";
 
 /// A disk of noise with a stretch of zeroes in the middle and a length that is no multiple of anything.

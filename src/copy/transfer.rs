@@ -44,12 +44,13 @@ pub(crate) struct Transferred {
 }
 
 enum Job {
-    Copy(ByteRange, Vec<Extent>),
+    Copy(Vec<(ByteRange, Vec<Extent>)>),
     Zero(ByteRange),
     HashZeroes(ByteRange),
 }
 
 enum Outcome {
+    Chunks(Vec<Outcome>),
     Chunk {
         range: ByteRange,
         digest: Option<Digest>,
@@ -89,7 +90,7 @@ pub(crate) fn transfer(
         }
         match units.next()? {
             None => return Ok(None),
-            Some(Unit::Chunk(range, extents)) => return Ok(Some(Job::Copy(range, extents))),
+            Some(Unit::Chunks(chunks)) => return Ok(Some(Job::Copy(chunks))),
             Some(Unit::Zeroes(range)) if hashes_all => {
                 pending.extend(zero_jobs(&sink, range));
                 pending.extend(range.cut(CHUNK).map(Job::HashZeroes));
@@ -103,8 +104,10 @@ pub(crate) fn transfer(
         }
     };
     let work = |worker: &mut Worker, job| match job {
-        Job::Copy(range, extents) => {
-            copy_chunk(worker, image, &sink, (range, &extents), hashes_all.then_some(size))
+        Job::Copy(chunks) => {
+            let whole_of = hashes_all.then_some(size);
+            let copied = chunks.iter().map(|chunk| copy_chunk(worker, image, &sink, chunk, whole_of));
+            copied.collect::<Result<_, _>>().map(Outcome::Chunks)
         }
         Job::Zero(range) => zero_run(&sink, range),
         Job::HashZeroes(range) => hash_zeroes(worker, range, size),
@@ -176,9 +179,10 @@ fn copy_chunk(
     worker: &mut Worker,
     image: &dyn Image,
     sink: &Sink<'_>,
-    (range, extents): (ByteRange, &[Extent]),
+    (range, extents): &(ByteRange, Vec<Extent>),
     whole_of: Option<u64>,
 ) -> Result<Outcome, CopyError> {
+    let range = *range;
     let mut buffer = worker.take_buffer()?;
     let len = usize::try_from(range.len()).expect("a chunk fits in memory");
     image.read(extents, &mut buffer[..len], &mut worker.decoder)?;
@@ -202,6 +206,7 @@ fn copy_chunk(
 /// Notes an outcome; returns how many bytes of the disk it was about.
 fn absorb(outcome: Outcome, result: &mut Transferred, all: &mut Option<WholeDigester>) -> u64 {
     match outcome {
+        Outcome::Chunks(chunks) => chunks.into_iter().map(|chunk| absorb(chunk, result, all)).sum(),
         Outcome::Chunk { range, digest, whole, withheld } => {
             match digest {
                 Some(digest) => {
@@ -210,7 +215,7 @@ fn absorb(outcome: Outcome, result: &mut Transferred, all: &mut Option<WholeDige
                 }
                 None => result.bytes_zeroed += range.len(),
             }
-            if let (Some(all), Some(value)) = (all, whole) {
+            if let (Some(all), Some(value)) = (all.as_mut(), whole) {
                 all.insert(range, value);
             }
             result.withheld.extend(withheld);

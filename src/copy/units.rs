@@ -14,8 +14,10 @@ const LONGEST_ZEROES: u64 = 16 << 30;
 pub(crate) enum Unit {
     /// Whole chunks (or the rest of the disk) of zeroes, of any length.
     Zeroes(ByteRange),
-    /// One chunk, and the extents that fill it.
-    Chunk(ByteRange, Vec<Extent>),
+    /// Chunks with the extents that fill each: one, or two that share a compressed cluster.
+    ///
+    /// Such a cluster is decoded once, when one thread has both.
+    Chunks(Vec<(ByteRange, Vec<Extent>)>),
 }
 
 /// The units of an image, in order and without gaps.
@@ -50,16 +52,25 @@ impl<'a> Units<'a> {
             self.take(end);
             return Ok(Some(Unit::Zeroes(zeroes)));
         }
-        let range = ByteRange::between(self.at, chunk_end);
+        let mut chunks = vec![self.chunk(chunk_end)?];
+        if self.at < size && chunk_goes_on(&chunks[0].1, &self.front()?) {
+            chunks.push(self.chunk(chunk_end.saturating_add(CHUNK).min(size))?);
+        }
+        let mut extents = chunks.iter().flat_map(|(_, extents)| extents);
+        let all_zero = extents.all(|extent| extent.kind == ExtentKind::Zero);
+        Ok(Some(if all_zero { Unit::Zeroes(chunks[0].0) } else { Unit::Chunks(chunks) }))
+    }
+
+    /// The chunk from `at` to `end`.
+    fn chunk(&mut self, end: u64) -> Result<(ByteRange, Vec<Extent>), ImageError> {
+        let range = ByteRange::between(self.at, end);
         let mut extents = Vec::new();
-        while self.at < chunk_end {
-            let extent = self.front()?;
-            let part = extent.part(ByteRange::between(self.at, chunk_end));
+        while self.at < end {
+            let part = self.front()?.part(ByteRange::between(self.at, end));
             extents.push(part);
             self.take(part.range.end());
         }
-        let all_zero = extents.iter().all(|extent| extent.kind == ExtentKind::Zero);
-        Ok(Some(if all_zero { Unit::Zeroes(range) } else { Unit::Chunk(range, extents) }))
+        Ok((range, extents))
     }
 
     /// The extent that holds `at`.
@@ -79,5 +90,113 @@ impl<'a> Units<'a> {
         if self.mapped.front().is_some_and(|extent| extent.range.end() <= end) {
             self.mapped.pop_front();
         }
+    }
+}
+
+/// Whether the chunk's last extent and the next are parts of one compressed cluster.
+fn chunk_goes_on(chunk: &[Extent], next: &Extent) -> bool {
+    let cluster = |extent: &Extent| match extent.kind {
+        ExtentKind::Compressed { layer, host_offset, .. } => Some((layer, host_offset)),
+        _ => None,
+    };
+    chunk.last().is_some_and(|last| cluster(last).is_some() && cluster(last) == cluster(next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Decoder, DigestAlgorithm, FileIdentity, ImageInfo, TableReport};
+
+    /// An image of which only the map is asked; it gives one extent at a time.
+    struct Mapped(Vec<Extent>);
+
+    impl Image for Mapped {
+        fn virtual_size(&self) -> u64 {
+            self.0.last().map_or(0, |extent| extent.range.end())
+        }
+
+        fn map(&self, range: ByteRange) -> Result<Vec<Extent>, ImageError> {
+            let extent = self.0.iter().find(|extent| extent.range.contains(range.start()));
+            Ok(extent.map(|extent| extent.part(range)).into_iter().collect())
+        }
+
+        fn read(&self, _: &[Extent], _: &mut [u8], _: &mut Decoder) -> Result<(), ImageError> {
+            unreachable!("only the map is asked")
+        }
+
+        fn check_tables(&self) -> Result<TableReport, ImageError> {
+            unreachable!("only the map is asked")
+        }
+
+        fn info(&self) -> ImageInfo {
+            unreachable!("only the map is asked")
+        }
+
+        fn check_unchanged(&self) -> Result<(), ImageError> {
+            Ok(())
+        }
+
+        fn identities(&self) -> Vec<FileIdentity> {
+            Vec::new()
+        }
+
+        fn file_digest(&self, _: DigestAlgorithm) -> Result<[u8; 32], ImageError> {
+            unreachable!("only the map is asked")
+        }
+    }
+
+    const ZERO: ExtentKind = ExtentKind::Zero;
+    const DATA: ExtentKind = ExtentKind::Data { layer: 0, host_offset: 4096 };
+
+    fn packed(host_offset: u64) -> ExtentKind {
+        ExtentKind::Compressed { layer: 0, host_offset, host_len: 512, skip: 0 }
+    }
+
+    /// The units of neighbouring extents: `0` and the length for zeroes, else the lengths of the chunks.
+    #[track_caller]
+    fn check(extents: &[(u64, ExtentKind)], expected: &[&[u64]]) {
+        let mut at = 0;
+        let extent = |(len, kind): &(u64, ExtentKind)| {
+            let range = ByteRange::new(at, *len);
+            at += len;
+            Extent { range, kind: *kind }
+        };
+        let image = Mapped(extents.iter().map(extent).collect());
+        let (mut units, mut found, mut at) = (Units::of(&image), Vec::new(), 0);
+        while let Some(unit) = units.next().unwrap() {
+            let ranges: Vec<_> = match &unit {
+                Unit::Zeroes(range) => vec![*range],
+                Unit::Chunks(chunks) => chunks.iter().map(|(range, _)| *range).collect(),
+            };
+            for range in &ranges {
+                assert_eq!(range.start(), at, "units are gapless and in order");
+                at = range.end();
+            }
+            let zeroes = matches!(unit, Unit::Zeroes(_)).then_some(0);
+            found.push(zeroes.into_iter().chain(ranges.iter().map(|range| range.len())).collect::<Vec<_>>());
+        }
+        assert_eq!(found, expected);
+        assert_eq!(at, image.virtual_size());
+    }
+
+    #[test]
+    fn zeroes_are_taken_in_whole_chunks_and_the_rest_goes_with_the_data() {
+        check(&[], &[]);
+        check(&[(7, ZERO)], &[&[0, 7]]);
+        check(&[(5 * CHUNK + 7, ZERO)], &[&[0, 5 * CHUNK + 7]]);
+        check(&[(3 * CHUNK + 7, ZERO), (CHUNK, DATA)], &[&[0, 3 * CHUNK], &[CHUNK], &[7]]);
+        check(&[(100, DATA), (CHUNK, ZERO), (100, DATA)], &[&[CHUNK], &[200]]);
+        check(&[(CHUNK - 1, ZERO), (1, ZERO), (9, DATA)], &[&[0, CHUNK], &[9]]);
+        let long = LONGEST_ZEROES + CHUNK;
+        check(&[(long, ZERO)], &[&[0, LONGEST_ZEROES], &[0, CHUNK]]);
+    }
+
+    #[test]
+    fn two_chunks_of_one_compressed_cluster_go_together_and_of_two_clusters_do_not() {
+        let whole = 2 * CHUNK;
+        check(&[(whole, packed(0)), (whole, packed(512))], &[&[CHUNK, CHUNK], &[CHUNK, CHUNK]]);
+        check(&[(CHUNK, packed(0)), (CHUNK, packed(512))], &[&[CHUNK], &[CHUNK]]);
+        check(&[(CHUNK + 5, packed(0)), (CHUNK, ZERO)], &[&[CHUNK, CHUNK], &[0, 5]]);
+        check(&[(whole, DATA)], &[&[CHUNK], &[CHUNK]]);
     }
 }

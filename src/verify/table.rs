@@ -10,11 +10,11 @@ use crate::range::ByteRange;
 /// Chosen by measuring 1, 2 and 4 MiB (ARCHITECTURE.md, "Measured").
 pub(crate) const CHUNK: u64 = CHUNK_LEN as u64;
 /// The same, to index with.
-pub(crate) const CHUNK_LEN: usize = 2 << 20;
+pub(crate) const CHUNK_LEN: usize = 1 << 20;
 
 /// The digests of a disk's chunks that are not all zero.
 ///
-/// It takes 40 bytes a chunk with data: about 20 MiB for each TiB of data, whatever the virtual size is.
+/// It takes 40 bytes a chunk with data: 40 MiB for each TiB of data, whatever the virtual size is.
 pub(crate) struct DigestTable {
     virtual_size: u64,
     digests: Vec<(u64, Digest)>,
