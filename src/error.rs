@@ -95,7 +95,7 @@ impl ErrorKind {
             Self::Usage => "the request cannot be carried out as it stands",
             Self::NotStopped => "the instance is not stopped",
             Self::InUse => "the target is in use",
-            Self::Identity => "the target is not the disk that may be written",
+            Self::Identity => "this would write what must survive, or a disk that was not meant",
             Self::DoesNotFit => "the image does not fit the target",
             Self::Credentials => "the credentials or the seed request are refused",
             Self::TargetUnusable => "the target cannot be used",

@@ -108,8 +108,8 @@ pub struct VerifyReport {
 /// A disk does not hold what the image holds.
 #[derive(Debug, thiserror::Error)]
 enum Difference {
-    #[error("{count} pieces of the disk differ, the first of them at {first}")]
-    Pieces { count: usize, first: ByteRange },
+    #[error("it differs from the image in {count} of its chunks")]
+    Pieces { count: usize },
     #[error("the disk has {size} bytes and the image's disk {virtual_size}")]
     TooSmall { size: u64, virtual_size: u64 },
     #[error("the disk's head says that a rebuild is unfinished (journal {journal})")]
@@ -139,7 +139,8 @@ pub fn verify(
     }
     let (size, virtual_size) = (disk.size(), image.virtual_size());
     if size < virtual_size {
-        return Err(differs(Difference::TooSmall { size, virtual_size }));
+        return Err(differs(Difference::TooSmall { size, virtual_size })
+            .hint_that("this disk cannot hold the image: name another disk or image"));
     }
     let relocation = match request.options.gpt {
         GptPolicy::Keep => None,
@@ -163,7 +164,7 @@ pub fn verify(
     }
     wrong.sort_unstable();
     if let Some(first) = wrong.first() {
-        return Err(differs(Difference::Pieces { count: wrong.len(), first: *first })
+        return Err(differs(Difference::Pieces { count: wrong.len() })
             .at_range(*first)
             .hint_that("rebuild the disk, or find out what wrote to it"));
     }

@@ -15,9 +15,7 @@
 //! # std::fs::write(here("debian.raw"), vec![7; 1 << 20])?;
 //! let mut request = Request::new(here("debian.raw"), here("system.raw"));
 //! request.options.state_dir = here("state");
-//! let mut seed = SeedSpec::default();
-//! seed.path = here("seed.iso");
-//! request.instance.seed = Some(seed);
+//! request.instance.seed = Some(SeedSpec::at(here("seed.iso")));
 //! let credential = Credential::password(Password::new("correct horse battery staple".to_owned())?);
 //!
 //! let plan = reimage::plan(&request, &credential, &())?;

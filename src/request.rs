@@ -22,6 +22,8 @@ pub struct Request {
 
 impl Request {
     /// A rebuild of the system disk `target` from `image`, everything else as by default.
+    ///
+    /// Who is not root also names a folder for journals in `options.state_dir`.
     pub fn new(image: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
         let mut request = Self::default();
         request.instance.image = Some(image.into());
@@ -140,6 +142,13 @@ pub struct SeedSpec {
     /// The identity under which cloud-init runs again; by default a fresh `ri-<uuid4>`.
     #[serde(skip)]
     pub instance_id: Option<String>,
+}
+
+impl SeedSpec {
+    /// A seed in the file `path`, everything else as by default.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), ..Self::default() }
+    }
 }
 
 /// The seed formats that guests read.

@@ -103,7 +103,10 @@ pub(crate) fn claim_host_disk(subject: &Subject<'_>, access: Access) -> Result<C
     let looked_at = match open_path_only(subject.path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return new_file(subject.path).map_err(|refusal| vec![refusal]);
+            let claim = new_file(subject.path).map_err(|refusal| vec![refusal])?;
+            // A disk that is expected to be a certain one is not a file that does not exist.
+            let unexpected = expectations(subject.expect, &claim);
+            return if unexpected.is_empty() { Ok(claim) } else { Err(unexpected) };
         }
         Err(source) => return Err(vec![Refusal::CannotOpen { source }]),
     };

@@ -147,7 +147,7 @@ enum RequestFault {
     NoImage,
     #[error("a new file with a name that ends in .qcow2 would be a raw disk")]
     NewQcow2Name,
-    #[error("the instance is {state:?} as its caller says")]
+    #[error("its power_state is {}", format!("{state:?}").to_lowercase())]
     NotStopped { state: PowerState },
     #[error("a Windows guest does not read a NoCloud seed")]
     WindowsSeed,

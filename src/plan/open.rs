@@ -12,8 +12,8 @@ use crate::request::{ExpectedDigest, ImageFormat, ImageOptions, NestedFormat, Pr
 /// The image file is not the expected one, or nothing was expected.
 #[derive(Debug, thiserror::Error)]
 enum DigestFault {
-    #[error("the digest is {found}, and {expected} was expected")]
-    Differs { found: String, expected: String },
+    #[error("its {algorithm} is {found}, and {expected} was expected")]
+    Differs { algorithm: &'static str, found: String, expected: String },
     #[error("a digest is to be checked and none is given")]
     NoneGiven,
 }
@@ -78,17 +78,19 @@ pub(crate) fn image_error(kind: ErrorKind, fault: ImageError) -> Error {
 
 /// Compares the image file, as it lies, with the digest that was given.
 fn check_digest(image: &dyn Image, path: &Path, expected: ExpectedDigest) -> Result<(), Error> {
-    let (algorithm, expected) = match expected {
-        ExpectedDigest::Sha256(bytes) => (DigestAlgorithm::Sha256, bytes),
-        ExpectedDigest::Blake3(bytes) => (DigestAlgorithm::Blake3, bytes),
+    let (algorithm, by, expected) = match expected {
+        ExpectedDigest::Sha256(bytes) => ("SHA-256", DigestAlgorithm::Sha256, bytes),
+        ExpectedDigest::Blake3(bytes) => ("BLAKE3", DigestAlgorithm::Blake3, bytes),
     };
-    let found = image.file_digest(algorithm).map_err(|fault| image_error(ErrorKind::Image, fault))?;
+    let found = image.file_digest(by).map_err(|fault| image_error(ErrorKind::Image, fault))?;
     if found == expected {
         return Ok(());
     }
     let hex = |bytes: [u8; 32]| bytes.map(|byte| format!("{byte:02x}")).concat();
-    let fault = DigestFault::Differs { found: hex(found), expected: hex(expected) };
-    Err(Error::new(ErrorKind::ImageDigest, fault).at_path(path).hint_that("fetch the image again"))
+    let fault = DigestFault::Differs { algorithm, found: hex(found), expected: hex(expected) };
+    Err(Error::new(ErrorKind::ImageDigest, fault)
+        .at_path(path)
+        .hint_that("fetch the image again, or correct --expect-digest"))
 }
 
 /// Decodes every cluster of the image, and throws the bytes away.

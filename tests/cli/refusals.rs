@@ -253,3 +253,13 @@ fn a_seed_never_replaces_the_image_a_data_disk_or_the_system_disk() {
     room.plain(&[&["rebuild", "--yes", "--json"][..], &words].concat()).error(11);
     assert!(!room.path("new.raw").exists());
 }
+
+#[test]
+fn a_disk_that_is_expected_to_be_a_certain_one_is_no_new_file() {
+    let (room, image, _) = room();
+    for expect in ["serial=1", "wwn=1", "size=5", "ptuuid=0b2d4f2a"] {
+        room.run("plan", &[&image, "new.raw", "--expect", expect]).error(11);
+        room.rebuild(&[&image, "new.raw", "--expect", expect]).error(11);
+        assert!(!room.path("new.raw").exists());
+    }
+}

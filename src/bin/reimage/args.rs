@@ -238,7 +238,7 @@ pub(crate) struct CheckArgs {
     /// What happens to the backup GPT on a larger disk: moved to its end, or left
     #[arg(long, value_name = "POLICY", default_value = "relocate")]
     pub(crate) gpt: GptArg,
-    /// Threads that decode, write and compare [default: as many as processors, at most 16]
+    /// Threads that decode, write and compare, at most 12 [default: twice the processors]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
 }
@@ -272,7 +272,8 @@ pub(crate) struct MachineArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Credentials")]
 pub(crate) struct CredentialArgs {
-    /// A file with the new password in one line; - is standard input
+    /// A file with the new password in one line; - is standard input (a service's
+    /// $CREDENTIALS_DIRECTORY/password or password-hash is read when nothing else is given)
     #[arg(long, value_name = "FILE")]
     pub(crate) password_file: Option<PathBuf>,
     /// A file with the new password's hash, as mkpasswd -m sha-512 makes it; - is standard input
@@ -365,6 +366,10 @@ pub(crate) fn parse() -> Typed {
         Ok(args) => Typed::Command(Box::new(args)),
         Err(error) => match error.kind() {
             ClapError::DisplayHelp | ClapError::DisplayVersion => Typed::Answer(error.to_string()),
+            ClapError::DisplayHelpOnMissingArgumentOrSubcommand => {
+                let failure = Failure::usage("no command is named");
+                Typed::Wrong { failure: failure.hinting("reimage --help shows the commands"), output }
+            }
             _ => Typed::Wrong { failure: usage(&error), output },
         },
     }

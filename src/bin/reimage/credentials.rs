@@ -120,7 +120,9 @@ fn prompt() -> Result<Option<Secret>, Failure> {
 /// A small file, or standard input for `-`; wiped when dropped.
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let unreadable = |error: io::Error| {
-        Failure::of(ErrorKind::Credentials, format!("{path:?} cannot be read: {error}")).at(path)
+        Failure::of(ErrorKind::Credentials, format!("{path:?} cannot be read: {error}"))
+            .hinting("correct its path, or its rights")
+            .at(path)
     };
     if path == Path::new("-") {
         return read_all(io::stdin().lock()).map_err(unreadable);
