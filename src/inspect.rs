@@ -144,9 +144,11 @@ pub fn verify(
     }
     let relocation = match request.options.gpt {
         GptPolicy::Keep => None,
-        GptPolicy::Relocate => plan::relocation(image.as_ref(), size).map_err(|fault| {
-            Error::new(fault.kind(), fault).at_path(path).hint_that("compare with --gpt keep")
-        })?,
+        GptPolicy::Relocate => {
+            plan::relocation(image.as_ref(), size, disk.sector_size()).map_err(|fault| {
+                Error::new(fault.kind(), fault).at_path(path).hint_that("compare with --gpt keep")
+            })?
+        }
     };
     let patches = relocation.as_ref().map_or(&[][..], |relocation| &relocation.patches);
     let failed = |fault: CopyError| copy_error(fault, path);

@@ -136,7 +136,16 @@ pub(crate) fn repair(
     let Expected::Digest(digest) = mismatch.expected else {
         let bytes = usize::try_from(mismatch.range.len()).expect("a chunk fits in memory");
         let first_differing = first_of(&vec![0; bytes]);
-        target.write_zeroes(mismatch.range)?;
+        let sector = u64::from(target.sector_size());
+        let start = mismatch.range.start().next_multiple_of(sector).min(mismatch.range.end());
+        if start > mismatch.range.start() {
+            // The zeroes begin within the last sector of the image, which is written with them.
+            let last = digests.range(mismatch.range.start() / CHUNK);
+            target.write(&read_chunk(image, last)?)?;
+        }
+        if start < mismatch.range.end() {
+            target.write_zeroes(ByteRange::between(start, mismatch.range.end()))?;
+        }
         return Ok(first_differing);
     };
     let chunk = read_chunk(image, mismatch.range)?;

@@ -153,7 +153,11 @@ pub(crate) fn zero(
 /// What has to be zeroed of `range`: nothing in a new file, and nothing of the ends, which are zero already.
 fn zero_jobs(sink: &Sink<'_>, range: ByteRange) -> impl Iterator<Item = Job> + use<> {
     let part = match sink {
-        Sink::Target { target, middle } if !target.is_new() => range.intersection(*middle),
+        Sink::Target { target, middle } if !target.is_new() => {
+            // An image may end within a sector; the bytes behind it are to be zero anyway.
+            let end = range.end().next_multiple_of(u64::from(target.sector_size()));
+            ByteRange::between(range.start(), end).intersection(*middle)
+        }
         _ => None,
     };
     part.into_iter().flat_map(|part| part.cut(ZERO_REQUEST)).map(Job::Zero)

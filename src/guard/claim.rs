@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 
 use super::identity::{self, StorageIdentity, identify, open_path_only};
 use super::locked::{lock_out_hypervisors, lock_out_udev, refuse_other_locks};
@@ -17,7 +17,7 @@ use crate::layout;
 use crate::range::ByteRange;
 use crate::request::{Expect, Placement, TargetFormat};
 use crate::sys::aligned::AlignedBuffer;
-use crate::sys::{block, store};
+use crate::sys::{beside, block, store};
 
 /// Whether the disk will be written, or only looked at for a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ pub(crate) fn claim_host_disk(subject: &Subject<'_>, access: Access) -> Result<C
     let looked_at = match open_path_only(subject.path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let claim = new_file(subject.path).map_err(|refusal| vec![refusal])?;
+            let claim = new_file(subject).map_err(|refusal| vec![refusal])?;
             // A disk that is expected to be a certain one is not a file that does not exist.
             let unexpected = expectations(subject.expect, &claim);
             return if unexpected.is_empty() { Ok(claim) } else { Err(unexpected) };
@@ -148,6 +148,28 @@ pub(crate) fn check_seed_path(
         return Err(Refusal::SeedReplaces { what: "a data disk" });
     }
     Ok(())
+}
+
+/// Whether a new file can be made in the folder, and its temporary name is that of nothing that must survive.
+fn check_folder(subject: &Subject<'_>, folder: &OwnedFd, name: &std::ffi::OsStr) -> Result<(), Refusal> {
+    let writable = rustix::fs::accessat(folder, ".", rustix::fs::Access::WRITE_OK, AtFlags::empty());
+    writable.map_err(|error| match error {
+        rustix::io::Errno::ROFS => Refusal::ReadOnly,
+        error => Refusal::Folder { source: error.into() },
+    })?;
+    let inside = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+    let of_seed = |seed: &Path| Some(seed.with_file_name(beside::name_beside(seed.file_name()?)));
+    let temporary = [Some(inside.join(beside::name_beside(name))), subject.seed.and_then(of_seed)];
+    temporary.into_iter().flatten().find_map(|path| must_survive(subject, &path)).map_or(Ok(()), Err)
+}
+
+/// Whether a path leads to a file of the image, or to a data disk.
+fn must_survive(subject: &Subject<'_>, path: &Path) -> Option<Refusal> {
+    let found = std::fs::symlink_metadata(path).ok().and_then(|metadata| identify(&metadata))?;
+    let image = subject.image_files.iter().find(|(_, image)| image.overlaps(found));
+    let data_disk = subject.data_disks.iter().find(|disk| disk.identity.overlaps(found));
+    let data_disk = data_disk.map(|disk| Refusal::DataDisk { path: disk.path.clone() });
+    image.map(|(path, _)| Refusal::Image { path: path.clone() }).or(data_disk)
 }
 
 fn aliases(subject: &Subject<'_>, target: StorageIdentity) -> Vec<Refusal> {
@@ -206,27 +228,43 @@ fn file(
         Access::Write => OFlags::RDWR,
     };
     refuse_attributes(subject, looked_at, metadata)?;
-    let file =
-        reopen(looked_at, flags | OFlags::CLOEXEC | OFlags::NONBLOCK).map_err(|error| match error {
-            rustix::io::Errno::ROFS => Refusal::ReadOnly,
-            error => Refusal::CannotOpen { source: error.into() },
-        })?;
+    // Asked for a plan as well, which opens nothing for writing.
+    let path = format!("/proc/self/fd/{}", looked_at.as_raw_fd());
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).map_err(cannot_write)?;
+    let file = reopen(looked_at, flags | OFlags::CLOEXEC | OFlags::NONBLOCK).map_err(cannot_write)?;
     check_format(subject, &file)?;
     refuse_other_locks(&file)?;
-    if access == Access::Write {
-        let lock = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
-        lock.map_err(|_| Refusal::Locked { who: "it holds flock(2) on the file" })?;
-        lock_out_hypervisors(&file)?;
+    let other = |_| Refusal::Locked { who: "it holds flock(2) on the file" };
+    match access {
+        Access::Look => {
+            rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).map_err(other)?;
+            // Given back at once; when the file closes it would go as well.
+            let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingUnlock);
+        }
+        Access::Write => {
+            rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(other)?;
+            lock_out_hypervisors(&file)?;
+        }
     }
     // A link is followed once, here; from now on the name is one in the folder that really holds it.
     let (folder, name) = folder_and_name(&real_path(looked_at)?)?;
+    if subject.placement == Placement::Replace {
+        check_folder(subject, &folder, &name)?;
+    }
     let held = Held::File { file, folder, name };
     let (identity, size) = (identify(metadata), metadata.len());
     Ok(Claim { path: subject.path.to_owned(), identity, size, held })
 }
 
+fn cannot_write(error: rustix::io::Errno) -> Refusal {
+    match error {
+        rustix::io::Errno::ROFS => Refusal::ReadOnly,
+        error => Refusal::CannotOpen { source: error.into() },
+    }
+}
+
 fn refuse_attributes(subject: &Subject<'_>, looked_at: &File, metadata: &Metadata) -> Result<(), Refusal> {
-    use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
+    use rustix::fs::{StatxAttributes, StatxFlags};
     let empty_path = AtFlags::EMPTY_PATH;
     let attributes = rustix::fs::statx(looked_at, c"", empty_path, StatxFlags::BASIC_STATS)
         .map_or(StatxAttributes::empty(), |statx| statx.stx_attributes);
@@ -266,7 +304,8 @@ fn check_format(subject: &Subject<'_>, file: &File) -> Result<(), Refusal> {
     }
 }
 
-fn new_file(path: &Path) -> Result<Claim, Refusal> {
+fn new_file(subject: &Subject<'_>) -> Result<Claim, Refusal> {
+    let path = subject.path;
     // A dangling link would make a file somewhere else than its name says.
     if path.symlink_metadata().is_ok() {
         return Err(Refusal::WrongKind { found: "symbolic link that leads nowhere" });
@@ -278,6 +317,7 @@ fn new_file(path: &Path) -> Result<Claim, Refusal> {
             return Err(Refusal::SystemFolder { folder: system });
         }
     }
+    check_folder(subject, &folder, &name)?;
     Ok(Claim { path: path.to_owned(), identity: None, size: 0, held: Held::NewFile { folder, name } })
 }
 

@@ -93,6 +93,7 @@ fn first_line(major: u32, minor: u32, names: &[&str]) -> Option<String> {
 #[non_exhaustive]
 pub struct DataDiskEvidence {
     /// The path as it was named.
+    #[serde(serialize_with = "crate::error::path_text")]
     pub path: PathBuf,
     /// What it is.
     pub identity: StorageIdentity,

@@ -224,6 +224,7 @@ pub struct ImageInfo {
 #[non_exhaustive]
 pub struct LayerInfo {
     /// The file.
+    #[serde(serialize_with = "crate::error::path_text")]
     pub path: PathBuf,
     /// `raw` or `qcow2`.
     pub format: &'static str,

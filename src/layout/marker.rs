@@ -74,7 +74,8 @@ fn checksum(content: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{probe, sector_size};
+    use super::super::probe;
+    use super::super::sector::sector_size;
     use super::*;
 
     fn longest() -> Marker {

@@ -30,7 +30,7 @@ pub(crate) use gpt::GptFault;
 pub use probe::{Signature, Usage};
 pub(crate) use probe::{probe, ptuuid};
 pub(crate) use relocate::{ImageBackup, Outcome, Patch, Relocation, apply, overlay, relocate};
-pub(crate) use sector::{fits_sector, sector_size};
+pub(crate) use sector::fits_sector;
 
 use crate::error::ErrorKind;
 

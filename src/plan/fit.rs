@@ -46,19 +46,17 @@ impl Fit {
         brought: Option<&dyn Target>,
     ) -> Result<Self, Error> {
         let size = size_of(request, image.virtual_size(), claim)?;
-        let device_sector = match (claim.held(), brought) {
-            (Held::Device { sector_size, .. }, _) => Some(*sector_size),
-            (_, Some(target)) => Some(target.sector_size()).filter(|sector| *sector > 1),
-            _ => None,
+        let sector = match (claim.held(), brought) {
+            (Held::Device { sector_size, .. }, _) => *sector_size,
+            (_, Some(target)) => target.sector_size(),
+            _ => 1,
         };
         let about = |fault| layout_error(fault, image, claim);
-        if let Some(sector) = device_sector {
-            layout::fits_sector(&ImageBytes(image), sector).map_err(about)?;
-        }
+        layout::fits_sector(&ImageBytes(image), sector).map_err(about)?;
         check_room(request, tables, claim)?;
         let relocation = match request.options.gpt {
             GptPolicy::Keep => None,
-            GptPolicy::Relocate => relocation(image, size).map_err(about)?,
+            GptPolicy::Relocate => relocation(image, size, sector).map_err(about)?,
         };
         Ok(Self { size, relocation })
     }
@@ -95,10 +93,15 @@ impl Ends {
     }
 }
 
-/// What the backup GPT's move changes; `None` where there is nothing to move.
-pub(crate) fn relocation(image: &dyn Image, size: u64) -> Result<Option<Relocation>, LayoutError> {
+/// What the backup GPT's move changes on a disk of that size and sector size (1 for a file); `None` where
+/// there is nothing to move.
+pub(crate) fn relocation(
+    image: &dyn Image,
+    size: u64,
+    disk_sector: u32,
+) -> Result<Option<Relocation>, LayoutError> {
     let bytes = ImageBytes(image);
-    let Some(sector) = layout::sector_size(&bytes)? else { return Ok(None) };
+    let Some(sector) = layout::fits_sector(&bytes, disk_sector)? else { return Ok(None) };
     layout::relocate(&bytes, size, sector).map(Some)
 }
 

@@ -100,6 +100,7 @@ fn examine(
 ) -> Result<Plan, Error> {
     let mut refusals = Vec::new();
     noted(check_request(request, &storage), &mut refusals);
+    noted(check_state_dir(&request.options.state_dir), &mut refusals);
     let seed = noted(compose_seed(request, credential), &mut refusals).flatten();
     let image = noted(open_image(request, observer), &mut refusals);
     let data_disks = noted(look_at_data_disks(request), &mut refusals);
@@ -149,6 +150,8 @@ enum RequestFault {
     NewQcow2Name,
     #[error("its power_state is {}", format!("{state:?}").to_lowercase())]
     NotStopped { state: PowerState },
+    #[error("no journal can be kept in the state folder")]
+    StateDir(#[source] std::io::Error),
     #[error("a Windows guest does not read a NoCloud seed")]
     WindowsSeed,
     #[error("no seed is named, so that the machine would come up without new credentials")]
@@ -175,6 +178,22 @@ fn check_request(request: &Request, storage: &Storage) -> Result<(), Error> {
         return Err(Error::new(ErrorKind::NotStopped, fault).hint_that("stop the instance first"));
     }
     Ok(())
+}
+
+/// Whether a journal can be begun: the folder, or the first of its parents that is there, can be written.
+fn check_state_dir(folder: &std::path::Path) -> Result<(), Error> {
+    let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    let there = absolute.ancestors().find(|folder| folder.symlink_metadata().is_ok());
+    let there = there.unwrap_or(std::path::Path::new("/"));
+    let writable = match there.metadata() {
+        Ok(metadata) if !metadata.is_dir() => Err(rustix::io::Errno::NOTDIR),
+        _ => rustix::fs::access(there, rustix::fs::Access::WRITE_OK),
+    };
+    writable.map_err(|error| {
+        Error::new(ErrorKind::Usage, RequestFault::StateDir(error.into()))
+            .at_path(there)
+            .hint_that("name a folder that can be written with --state-dir")
+    })
 }
 
 fn compose_seed(request: &Request, credential: &Credential) -> Result<Option<ComposedSeed>, Error> {

@@ -32,7 +32,7 @@ pub(crate) fn open_checked(
     let checked = |name, detail: String| observer.event(&Event::Checked { name, detail });
     let image = open(path, options)?;
     let tables = image.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
-    checked("image", format!("all metadata of {}", path.display()));
+    checked("image", format!("all metadata of {path:?}"));
     if let Some(expected) = options.expect_digest.filter(|_| preflight != Preflight::Tables) {
         check_digest(image.as_ref(), path, expected)?;
         checked("digest", "the image file is the expected one".into());

@@ -23,6 +23,7 @@ pub struct PlanSummary {
     /// What the image's disk consists of.
     pub content: TableReport,
     /// The system disk.
+    #[serde(serialize_with = "crate::error::path_text")]
     pub target: PathBuf,
     /// What kind of system disk it is.
     pub target_kind: TargetKind,
@@ -37,6 +38,7 @@ pub struct PlanSummary {
     /// The seed that will be written.
     pub seed: Option<SeedReport>,
     /// The disks that will not be opened for writing.
+    #[serde(serialize_with = "crate::error::path_texts")]
     pub data_disks: Vec<PathBuf>,
     /// What a person should know before saying yes.
     pub warnings: Vec<String>,

@@ -16,13 +16,11 @@ const MOST_REWRITES: u32 = 2;
 /// Makes the disk say that it is unfinished, and removes what firmware, kernel and udev look for.
 pub(super) fn poison(target: &dyn Target, ends: Ends, journal: &str) -> Result<(), CopyError> {
     if ends.head.is_empty() {
-        return Ok(());
+        return Ok(target.take_size()?);
     }
-    let marker = marker::write(&marker::Marker { journal: journal.to_owned(), image: None });
-    let first = ByteRange::new(0, FIRST_BLOCK.min(ends.head.len()));
-    // Alone and synced: from here on the disk says what it is, whatever happens to the rest.
-    target.write(&chunk_of(first, &marker[..to_index(first.len())])?)?;
-    target.sync()?;
+    mark(target, ends, journal)?;
+    target.take_size()?;
+    let first = first_block(ends);
     for range in [ByteRange::between(first.end(), ends.head.end()), ends.tail] {
         if !range.is_empty() {
             target.write_zeroes(range)?;
@@ -30,6 +28,18 @@ pub(super) fn poison(target: &dyn Target, ends: Ends, journal: &str) -> Result<(
     }
     target.sync()?;
     Ok(target.forget_partitions()?)
+}
+
+/// Writes the marker, alone and synced: from here on the disk says what it is, whatever happens to the rest.
+fn mark(target: &dyn Target, ends: Ends, journal: &str) -> Result<(), CopyError> {
+    let marker = marker::write(&marker::Marker { journal: journal.to_owned(), image: None });
+    let first = first_block(ends);
+    target.write(&chunk_of(first, &marker[..to_index(first.len())])?)?;
+    Ok(target.sync()?)
+}
+
+fn first_block(ends: Ends) -> ByteRange {
+    ByteRange::new(0, FIRST_BLOCK.min(ends.head.len()))
 }
 
 /// The bytes of one end: zeroes, then the image's chunks, then what the moved GPT changes.
@@ -71,25 +81,42 @@ pub(super) enum Check {
 }
 
 /// Writes the tail and the head without its first block, then that block: each synced and read back.
+///
+/// If the block cannot be made sure of, the marker takes its place again, as far as the disk still obeys.
 pub(super) fn complete(
     target: &dyn Target,
     ends: Ends,
     (head, tail): (&[u8], &[u8]),
-    check: Check,
+    (check, journal): (Check, &str),
 ) -> Result<Vec<Rewritten>, EndFault> {
-    let first = ByteRange::new(0, FIRST_BLOCK.min(ends.head.len()));
+    let first = first_block(ends);
     let (boots, rest) = head.split_at(to_index(first.len()));
     let rest_range = ByteRange::between(first.end(), ends.head.end());
+    let mut rewritten = write_parts(target, &[(ends.tail, tail), (rest_range, rest)], check)?;
+    match write_parts(target, &[(first, boots)], check) {
+        Ok(more) => rewritten.extend(more),
+        Err(fault) => {
+            // The fault is what is told; a disk that does not take the marker either says so itself.
+            let _ = mark(target, ends, journal);
+            return Err(fault);
+        }
+    }
+    Ok(rewritten)
+}
+
+fn write_parts(
+    target: &dyn Target,
+    parts: &[(ByteRange, &[u8])],
+    check: Check,
+) -> Result<Vec<Rewritten>, EndFault> {
+    let parts = parts.iter().filter(|(range, _)| !range.is_empty());
+    for (range, bytes) in parts.clone() {
+        target.write(&chunk_of(*range, bytes)?)?;
+    }
+    target.sync()?;
     let mut rewritten = Vec::new();
-    for parts in [&[(ends.tail, tail), (rest_range, rest)][..], &[(first, boots)][..]] {
-        let parts = parts.iter().filter(|(range, _)| !range.is_empty());
-        for (range, bytes) in parts.clone() {
-            target.write(&chunk_of(*range, bytes)?)?;
-        }
-        target.sync()?;
-        for (range, bytes) in parts.filter(|_| check == Check::ReadBack) {
-            rewritten.extend(read_back(target, *range, bytes)?);
-        }
+    for (range, bytes) in parts.filter(|_| check == Check::ReadBack) {
+        rewritten.extend(read_back(target, *range, bytes)?);
     }
     Ok(rewritten)
 }

@@ -18,6 +18,7 @@ use crate::verify::Digest;
 #[non_exhaustive]
 pub struct Report {
     /// The system disk.
+    #[serde(serialize_with = "crate::error::path_text")]
     pub target: PathBuf,
     /// Its size.
     pub target_bytes: u64,

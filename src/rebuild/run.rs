@@ -100,7 +100,8 @@ impl<'a> Run<'a> {
 
     /// Ends a run that failed and says what the system disk holds; one that was not touched needs no journal.
     pub(super) fn abandon(self) -> TargetState {
-        let state = if self.staged.is_some() { TargetState::Untouched } else { self.state };
+        let waits = self.staged.as_ref().is_some_and(|staged| !staged.has_its_place());
+        let state = if waits { TargetState::Untouched } else { self.state };
         if state == TargetState::Untouched {
             self.journal.discard();
         }

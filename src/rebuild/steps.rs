@@ -147,7 +147,8 @@ impl Run<'_> {
             VerifyPolicy::Off => Check::Trust,
             VerifyPolicy::Full | VerifyPolicy::Written => Check::ReadBack,
         };
-        let completed = ends::complete(self.target.as_ref(), bounds, (&head, &tail), check);
+        let completed =
+            ends::complete(self.target.as_ref(), bounds, (&head, &tail), (check, self.journal.id()));
         for part in completed.map_err(|fault| self.end_error(fault))? {
             report::note_repair(&mut self.repairs, part.range, part.first_differing, part.rewrites);
         }

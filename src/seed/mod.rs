@@ -54,6 +54,7 @@ const MOST_NETWORK_CONFIG_BYTES: u64 = 64 << 10;
 #[non_exhaustive]
 pub struct SeedReport {
     /// The file.
+    #[serde(serialize_with = "crate::error::path_text")]
     pub path: PathBuf,
     /// Which data source reads it.
     pub format: SeedFormat,

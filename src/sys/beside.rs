@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -15,9 +16,7 @@ const SUFFIX: &str = ".reimage-unfinished";
 /// The name follows from that of the place, so that the next run finds and removes what a killed one left.
 /// A file that a living run holds is an error (`ResourceBusy`).
 pub(crate) fn create(folder: &OwnedFd, place: &OsStr) -> io::Result<(OsString, File)> {
-    let mut name = OsString::from(".");
-    name.push(place);
-    name.push(SUFFIX);
+    let name = name_beside(place);
     remove_stale(folder, &name)?;
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::openat(folder, &name, flags, Mode::RUSR | Mode::WUSR)?);
@@ -28,6 +27,23 @@ pub(crate) fn create(folder: &OwnedFd, place: &OsStr) -> io::Result<(OsString, F
         return Err(error.into());
     }
     Ok((name, file))
+}
+
+/// The name under which the file lies that will take the place of `place`.
+pub(crate) fn name_beside(place: &OsStr) -> OsString {
+    // NAME_MAX of linux/limits.h.
+    const LONGEST: usize = 255;
+    let mut name = OsString::from(".");
+    if place.len() + 1 + SUFFIX.len() <= LONGEST {
+        name.push(place);
+    } else {
+        // The name alone must tell one place from another.
+        let mut hasher = std::hash::DefaultHasher::new();
+        place.hash(&mut hasher);
+        name.push(format!("{:016x}", hasher.finish()));
+    }
+    name.push(SUFFIX);
+    name
 }
 
 /// Removes a file that `create` made.

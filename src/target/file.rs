@@ -37,13 +37,9 @@ impl FileTarget {
         Ok(Self { disk: HostDisk::of_file(file, size), age: Age::New, uncached: AtomicBool::new(true) })
     }
 
-    /// A file that is there and keeps its inode; a larger `size` lets it grow.
-    pub(super) fn in_place(file: File, size: u64) -> Result<Self, TargetError> {
-        let now = file.metadata().map_err(TargetError::during("asking for the size"))?.len();
-        if now < size {
-            file.set_len(size).map_err(TargetError::during("growing the file"))?;
-        }
-        Ok(Self { disk: HostDisk::of_file(file, size), age: Age::Old, uncached: AtomicBool::new(true) })
+    /// A file that is there and keeps its inode; `take_size` lets it grow to `size`.
+    pub(super) fn in_place(file: File, size: u64) -> Self {
+        Self { disk: HostDisk::of_file(file, size), age: Age::Old, uncached: AtomicBool::new(true) }
     }
 
     fn write_bytes(&self, range: ByteRange, bytes: &[u8]) -> Result<(), TargetError> {
@@ -123,6 +119,16 @@ impl Target for FileTarget {
                     .try_for_each(|part| self.write_bytes(part, &zeroes[..to_index(part.len())]))
             }
             result => result.map_err(TargetError::when("zeroing", range)),
+        }
+    }
+
+    fn take_size(&self) -> Result<(), TargetError> {
+        let failed = || TargetError::during("growing the file");
+        let now = self.disk.file.metadata().map_err(failed())?.len();
+        if now < self.disk.size() {
+            self.disk.file.set_len(self.disk.size()).map_err(failed())
+        } else {
+            Ok(())
         }
     }
 

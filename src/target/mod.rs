@@ -74,6 +74,17 @@ pub trait Target: Disk {
     /// When it is not: then nothing since the last good sync may be believed.
     fn sync(&self) -> Result<(), TargetError>;
 
+    /// Gives the disk the size that `size` tells, where it has another yet.
+    ///
+    /// It is called once, when the disk already says that it is unfinished.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot have that size.
+    fn take_size(&self) -> Result<(), TargetError> {
+        Ok(())
+    }
+
     /// Makes the host forget partitions that it knows of the old content.
     ///
     /// # Errors
@@ -98,7 +109,7 @@ pub(crate) fn open(claim: Claim, placement: Placement, size: u64) -> Result<Open
     match held {
         Held::Device { file, sector_size } => Ok(whole(Box::new(device::Device::new(file, sector_size)?))),
         Held::File { file, .. } if placement == Placement::InPlace => {
-            Ok(whole(Box::new(file::FileTarget::in_place(file, size)?)))
+            Ok(whole(Box::new(file::FileTarget::in_place(file, size))))
         }
         Held::File { file, folder, name } => staged::stage(folder, name, Some(file), size),
         Held::NewFile { folder, name } => staged::stage(folder, name, None, size),

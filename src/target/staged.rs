@@ -70,9 +70,14 @@ impl Staged {
         rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode))
             .map_err(io::Error::from)
             .map_err(failed())?;
-        self.file.sync_all().and_then(|()| self.exchange(old)).map_err(failed())?;
-        self.place = Place::Exchanged;
-        Ok(())
+        let claimed = old.metadata().map_err(failed())?;
+        self.file.sync_all().map_err(failed())?;
+        self.exchange((claimed.dev(), claimed.ino())).map_err(failed())
+    }
+
+    /// Whether the new file bears the disk's name.
+    pub(crate) fn has_its_place(&self) -> bool {
+        self.place != Place::Waiting
     }
 
     /// Removes the old file; everything is durable when this returns.
@@ -88,14 +93,16 @@ impl Staged {
     }
 
     /// Exchanges the two names; what came out must be the file that was claimed, else it goes back.
-    fn exchange(&self, old: &File) -> io::Result<()> {
+    fn exchange(&mut self, claimed: (u64, u64)) -> io::Result<()> {
         self.rename(RenameFlags::EXCHANGE)?;
+        // From here on the temporary name is that of a disk, which only `settle` removes.
+        self.place = Place::Exchanged;
         let came_out = rustix::fs::statat(&self.folder, &self.temporary, AtFlags::SYMLINK_NOFOLLOW)?;
-        let claimed = old.metadata()?;
-        if (came_out.st_dev, came_out.st_ino) == (claimed.dev(), claimed.ino()) {
+        if (came_out.st_dev, came_out.st_ino) == claimed {
             return Ok(());
         }
         self.rename(RenameFlags::EXCHANGE)?;
+        self.place = Place::Waiting;
         Err(io::Error::other("another file has been put into the system disk's place during the run"))
     }
 

@@ -263,3 +263,28 @@ fn a_disk_that_is_expected_to_be_a_certain_one_is_no_new_file() {
         assert!(!room.path("new.raw").exists());
     }
 }
+
+#[test]
+fn a_temporary_name_is_never_that_of_the_image_or_a_data_disk() {
+    let (room, image, disk) = room();
+    let data = room.old_disk(".disk.raw.reimage-unfinished", 4096);
+    let before = Seen::of(&data);
+    refused(&room, &[&image, text(&disk), "--data-disk", text(&data)], 11, &disk);
+    before.check(&data);
+    let image = room.path(".other.raw.reimage-unfinished");
+    fs::copy(room.image("v3-64k"), &image).unwrap();
+    room.rebuild(&[text(&image), "other.raw"]).error(11);
+    assert!(image.exists());
+}
+
+#[test]
+fn what_a_rebuild_would_refuse_for_want_of_a_folder_a_plan_refuses() {
+    let (room, image, disk) = room();
+    let file = room.file("file", "");
+    let state = format!("{}/state", text(&file));
+    let words = ["--keep-image-credentials", "--json", "--state-dir", &state, &image, text(&disk)];
+    let before = Seen::of(&disk);
+    room.plain(&[&["plan"][..], &words].concat()).error(2);
+    room.plain(&[&["rebuild", "--yes"][..], &words].concat()).error(2);
+    before.check(&disk);
+}

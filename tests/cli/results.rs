@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::support::{PASSWORD, Room, Seen, expected, sha256, text};
+use crate::support::{PASSWORD, Ran, Room, Seen, expected, sha256, text};
 
 #[track_caller]
 fn holds(path: &Path, name: &str) {
@@ -225,4 +225,32 @@ fn completions_and_man_pages_name_every_command() {
     assert_eq!(room.plain(&["man", "man"]).code, Some(0));
     let page = fs::read_to_string(room.path("man/reimage-rebuild.1")).unwrap();
     assert!(page.contains("state"), "{page}");
+}
+
+#[test]
+fn names_that_are_no_text_are_shown_with_a_replacement_and_work() {
+    use std::os::unix::ffi::OsStrExt;
+    let room = Room::new();
+    let name = |name: &[u8]| room.path("x").with_file_name(std::ffi::OsStr::from_bytes(name));
+    let (image, target) = (name(b"image\xff\n.img"), name(b"target\xff.raw"));
+    fs::copy(room.image("v3-64k"), &image).unwrap();
+    let run = |words: &[&str], paths: &[&std::path::Path]| {
+        let mut command = room.command(words);
+        Ran::of(command.args(paths).output().unwrap())
+    };
+    let words = ["rebuild", "--yes", "--json", "--keep-image-credentials", "--state-dir", "state"];
+    run(&words, &[&image, &target]).document();
+    run(&["inspect", "--json"], &[&image]).document();
+    run(&["verify", "--json"], &[&image, &target]).document();
+    run(&words, &[&name(b"no\xff.img"), &target]).error(20);
+}
+
+#[test]
+fn the_longest_name_that_a_file_can_have_is_made_and_replaced() {
+    let room = Room::new();
+    let image = room.image("v3-64k");
+    let target = format!("{}.raw", "n".repeat(251));
+    room.rebuild(&[text(&image), &target]).document();
+    room.rebuild(&[text(&image), &target]).document();
+    assert_eq!(room.names().iter().filter(|name| name.contains("unfinished")).count(), 0);
 }

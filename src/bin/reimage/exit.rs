@@ -62,7 +62,8 @@ pub(crate) struct ErrorDocument {
     message: String,
     hint: Option<String>,
     target_state: TargetState,
-    path: Option<PathBuf>,
+    /// As text, with a replacement for what is none.
+    path: Option<String>,
     offset: Option<u64>,
     length: Option<u64>,
     /// Further refusals that were found in the same run.
@@ -81,7 +82,7 @@ impl ErrorDocument {
             Failure::From { path, error } => {
                 let mut document = Self::of_error(error);
                 document.message = format!("{}: {path:?}", document.message);
-                document.path.get_or_insert_with(|| path.clone());
+                document.path.get_or_insert_with(|| path.display().to_string());
                 document
             }
             Failure::Own { kind, message, hint, path } => Self {
@@ -90,7 +91,7 @@ impl ErrorDocument {
                 message: message.clone(),
                 hint: hint.clone(),
                 target_state: TargetState::Untouched,
-                path: path.clone(),
+                path: path.as_ref().map(|path| path.display().to_string()),
                 offset: None,
                 length: None,
                 also: Vec::new(),
@@ -105,7 +106,7 @@ impl ErrorDocument {
             message: chain(error),
             hint: error.hint().map(ToOwned::to_owned),
             target_state: error.target_state(),
-            path: error.path().map(ToOwned::to_owned),
+            path: error.path().map(|path| path.display().to_string()),
             offset: error.range().map(|range| range.start()),
             length: error.range().map(|range| range.len()),
             also: error.also().iter().map(Self::of_error).collect(),
