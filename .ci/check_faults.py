@@ -31,7 +31,7 @@ def says_unfinished(program, tally, name, disk):
 def io_errors(program, scratch, tally):
     image = scratch / "image.raw"
     host.write(host.make(image, 0), host.noise(31, 8 * MIB))
-    for part in (no_room, sync_fails, replaced_fails, reads_back_wrong, image_fault, data_disk_changes, seed_fails):
+    for part in (no_room, every_call_fails, odd_holes, sync_fails, replaced_fails, reads_back_wrong, image_fault, data_disk_changes, seed_fails):
         part(program, scratch, tally, image)
 
 
@@ -63,6 +63,53 @@ def no_room(program, scratch, tally, image):
     says_unfinished(program, tally, "a limit on file sizes", disk)
     outcome = program.rebuild(image, disk, "--in-place")
     tally.expect(outcome.code == 0, "the next run without the limit", outcome)
+
+
+def every_call_fails(program, scratch, tally, image):
+    """The nth of each system call fails: what is said of the disk is true, and no half of it looks complete."""
+    calls = ("newfstatat", "renameat2", "fsync", "fdatasync", "unlinkat", "ftruncate", "fallocate", "pwritev2")
+    for placement, flags in (("replaced", ()), ("in place", ("--in-place", "--size", "24M"))):
+        folder = scratch.folder_of(placement.replace(" ", "-"))
+        disk = os.path.join(folder, "disk.raw")
+        old = host.noise(17, 16 * MIB)
+        host.write(host.make(disk, 16 * MIB), old)
+        outcome = program.rebuild(image, disk, *flags)
+        tally.expect(outcome.code == 0, f"{placement}: the rebuild that is going to fail", outcome)
+        new = host.read(disk)
+        for call in calls:
+            for nth in range(1, 100):
+                os.unlink(disk)
+                host.write(host.make(disk, 16 * MIB), old)
+                outcome = program.rebuild(image, disk, "--threads", "1", *flags,
+                                          before=inject(call, f"error=EIO:when={nth}"))
+                name, now = f"{placement}, {call} {nth} fails", host.read(disk)
+                if outcome.state == "untouched":
+                    tally.expect(now == old, f"{name}: not one byte has changed", outcome)
+                unfinished = now.startswith(b"reimage: unfinished rebuild\n")
+                tally.expect(now in (old, new) or unfinished, f"{name}: old, new or unfinished", outcome)
+                if outcome.code and placement == "in place":
+                    tally.expect(now == old or unfinished or outcome.state == "verified", f"{name}: not complete", outcome)
+                for left in set(os.listdir(folder)) - {"disk.raw"}:
+                    # Only what could not be removed, or the old disk behind an exchange, may stay.
+                    tally.expect(call == "unlinkat" or now == new, f"{name}: leaves {left}", outcome)
+                    os.unlink(os.path.join(folder, left))
+                if outcome.code == 0:
+                    break
+
+
+def odd_holes(program, scratch, tally, _image):
+    """Images with a hole at an odd end, onto larger devices of both sector sizes."""
+    for size, sector in ((10 * MIB + 100, 512), (10 * MIB + 512, 4096), (3 * MIB + 1, 4096)):
+        image = host.make(scratch / f"hole-{size}.raw", size)
+        host.write(image, host.noise(5, 2 * MIB))
+        store = scratch / "odd-holes.raw"
+        host.write(host.make(store, 32 * MIB), b"\xaa" * 32 * MIB)
+        device = scratch.loop(store, "-b", str(sector))
+        outcome = program.rebuild(image, device)
+        tally.expect(outcome.code == 0, f"a hole that ends at {size}, {sector}-byte sectors", outcome)
+        scratch.unloop(device)
+        right = host.read(image).ljust(32 * MIB, b"\0")
+        tally.expect(host.read(store) == right, f"a hole that ends at {size}, {sector}-byte sectors: content")
 
 
 def sync_fails(program, scratch, tally, image):

@@ -7,7 +7,7 @@ import zlib
 import host
 from host import MIB, Broken, speak, tool
 
-CHUNK = 2 * MIB
+CHUNK = MIB
 """The engine's unit; both ends of a disk are withheld in at most this size and a little more."""
 
 
