@@ -288,3 +288,15 @@ fn what_a_rebuild_would_refuse_for_want_of_a_folder_a_plan_refuses() {
     room.plain(&[&["rebuild", "--yes"][..], &words].concat()).error(2);
     before.check(&disk);
 }
+
+#[test]
+fn missing_credentials_hide_no_other_refusal() {
+    let (room, _, disk) = room();
+    let words = ["--state-dir", "state", "--json", "--data-disk", text(&disk), "missing.qcow2", text(&disk)];
+    for verb in [&["plan"][..], &["rebuild", "--yes"]] {
+        let error = room.plain(&[verb, &words].concat()).error(13);
+        let also: Vec<_> =
+            error["also"].as_array().unwrap().iter().map(|other| other["code"].clone()).collect();
+        assert_eq!(also, [20, 11]);
+    }
+}

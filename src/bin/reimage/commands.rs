@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::CommandFactory;
-use reimage::{CancelToken, ErrorKind, Plan, PlanSummary, Preflight, Replace, Request};
+use reimage::{CancelToken, Credential, ErrorKind, Plan, PlanSummary, Preflight, Replace, Request};
 
 use crate::args::{Arguments, Command, CommonArgs, InspectArgs, JobArgs, SeedArgs, StatusArgs, VerifyArgs};
 use crate::consent::Terminal;
@@ -38,7 +38,7 @@ pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
 fn plan((args, common): (&JobArgs, &CommonArgs), output: Output, progress: &Progress) -> Result<(), Failure> {
     progress.start("plan");
     let request = request::of_job(args, common.state_dir.as_deref())?;
-    let credential = credentials::gather(&args.credentials, seed_wanted(&request))?;
+    let credential = gather(args, &request)?;
     let plan = reimage::preview(&request, &credential, progress)?;
     progress.plan(&plan);
     output.show(&plan, show::plan);
@@ -54,7 +54,7 @@ fn rebuild(
     let request = request::of_job(args, common.state_dir.as_deref())?;
     // Before anything long: without a terminal nobody can say yes.
     let terminal = if common.yes { None } else { Some(Terminal::find()?) };
-    let credential = credentials::gather(&args.credentials, seed_wanted(&request))?;
+    let credential = gather(args, &request)?;
     let cancel = CancelToken::new();
     signals::listen(&cancel, output);
     let shown = match terminal {
@@ -76,6 +76,19 @@ fn rebuild(
     progress.summary(&report);
     output.show(&report, show::report);
     Ok(())
+}
+
+/// The credentials; where they are refused, everything else is looked at too, so that all is told at once.
+fn gather(args: &JobArgs, request: &Request) -> Result<Credential, Failure> {
+    credentials::gather(&args.credentials, seed_wanted(request)).map_err(|ours| {
+        let kept = Credential::keep_image();
+        match reimage::preview(request, &kept, &()) {
+            Ok(_) => ours,
+            // What cannot be understood at all comes before what is refused.
+            Err(library) if library.kind() == ErrorKind::Usage => library.into(),
+            Err(library) => Failure::Both { ours: Box::new(ours), library },
+        }
+    })
 }
 
 /// The yes was said to what was shown, and to nothing else.

@@ -20,6 +20,8 @@ pub(crate) enum Failure {
     From { path: PathBuf, error: Error },
     /// What was typed, or a file that was named, is not as it should be.
     Own { kind: ErrorKind, message: String, hint: Option<String>, path: Option<PathBuf> },
+    /// A failure of ours, and what the library refuses besides.
+    Both { ours: Box<Failure>, library: Error },
 }
 
 impl Failure {
@@ -83,6 +85,13 @@ impl ErrorDocument {
                 let mut document = Self::of_error(error);
                 document.message = format!("{}: {path:?}", document.message);
                 document.path.get_or_insert_with(|| path.display().to_string());
+                document
+            }
+            Failure::Both { ours, library } => {
+                let mut document = Self::of(ours);
+                let mut besides = Self::of_error(library);
+                document.also.extend(std::mem::take(&mut besides.also));
+                document.also.insert(0, besides);
                 document
             }
             Failure::Own { kind, message, hint, path } => Self {
