@@ -131,9 +131,8 @@ class Interrupted:
         head, tail = now[4096 : disks.CHUNK], now[self.tail]
         if not any(head) and not any(tail):
             return "between"
-        if tail == self.done[self.tail] or head == self.done[4096 : disks.CHUNK]:
-            return "finishing"
-        return "invalidating"
+        # The old tail goes last of the two ends, and the new one comes first.
+        return "invalidating" if tail == self.old[self.tail] else "finishing"
 
     def examine(self, where):
         state = self.state()
