@@ -190,3 +190,21 @@ def sizes(program, scratch, tally):
             tally.expect(os.path.getsize(target) == right, f"{name}: size", os.path.getsize(target))
             verified = program.run("verify", image, target)
             tally.expect(verified.code == 0, f"{name}: verify", verified)
+
+
+def device_images(program, scratch, tally):
+    """A block device is an image too, read-only or not."""
+    store = scratch / "image-store.raw"
+    host.write(host.make(store, 9 * MIB), host.noise(21, 6 * MIB))
+    right = host.read(store)
+    for flags in ((), ("--read-only",)):
+        device = scratch.loop(store, *flags)
+        target = scratch / "from-device.raw"
+        outcome = program.rebuild(device, target)
+        name = f"an image on a device {' '.join(flags)}".strip()
+        tally.expect(outcome.code == 0 and host.read(target) == right, name, outcome)
+        outcome = program.rebuild(device, device)
+        tally.expect(outcome.code == 11, f"{name}: it is not its own target", outcome)
+        tally.expect(host.read(store) == right, f"{name}: as it was")
+        os.unlink(target)
+        scratch.unloop(device)

@@ -49,6 +49,7 @@ NOT_YET = {"aliases": check_refusals.aliases}
 SECTIONS = {
     "silence": silence,
     "sizes": check_files.sizes,
+    "devices as images": check_files.device_images,
     "gpt": check_layout.gpt,
     "refusals": check_refusals.refusals,
     "faults": check_faults.io_errors,

@@ -10,8 +10,8 @@ use crate::verify::{Expected, VerifiedChunk, holds};
 
 /// The part of the head that makes a disk bootable, and is therefore written last.
 const FIRST_BLOCK: u64 = 4096;
-/// How often an end is written again when it does not read back right.
-const MOST_REWRITES: u32 = 2;
+/// How often what does not read back right is written again.
+pub(super) const MOST_REWRITES: u32 = 2;
 
 /// Makes the disk say that it is unfinished, and removes what firmware, kernel and udev look for.
 pub(super) fn poison(target: &dyn Target, ends: Ends, journal: &str) -> Result<(), CopyError> {

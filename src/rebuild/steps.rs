@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::ends::{self, Check, EndFault};
+use super::ends::{self, Check, EndFault, MOST_REWRITES};
 use super::report::{self, Report};
 use super::run::{Run, journal_error};
 use crate::copy::{self, CopyError, Mismatch, Scope, Sink, Transfer};
@@ -16,9 +16,6 @@ use crate::request::{PowerState, VerifyPolicy, WholeDigest};
 use crate::seed::Replace;
 use crate::sys::aligned::AlignedBuffer;
 use crate::verify::{CHUNK, CHUNK_LEN, WholeDigester, holds};
-
-/// How often what reads back wrong is written again.
-const MOST_REWRITES: u32 = 2;
 
 /// The disk does not hold what was written, or not what the image holds.
 #[derive(Debug, thiserror::Error)]
