@@ -60,9 +60,9 @@ pub use plan::{GptPlan, Plan, PlanSummary, TargetKind, plan, plan_onto, preview}
 pub use range::ByteRange;
 pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, rebuild};
 pub use request::{
-    DataDisk, Expect, ExpectedDigest, GptPolicy, ImageFormat, ImageOptions, InstanceSpec, NestedFormat,
-    Options, Os, Placement, PowerState, Preflight, Request, SeedFormat, SeedSpec, SystemDisk, TargetFormat,
-    VerifyPolicy, WholeDigest,
+    DataDisk, DataDiskDigest, DuplicatePolicy, Expect, ExpectedDigest, GptPolicy, ImageFormat, ImageOptions,
+    InstanceSpec, NestedFormat, Options, Os, Placement, PowerState, Preflight, Request, SeedFormat, SeedSpec,
+    SightPolicy, SystemDisk, TargetFormat, VerifyPolicy, WholeDigest,
 };
 pub use seed::{
     Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey, write_seed,

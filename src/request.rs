@@ -123,6 +123,9 @@ pub struct Expect {
 pub struct DataDisk {
     /// A block device or a file.
     pub path: PathBuf,
+    /// Whether another machine may write it meanwhile: then a change is a warning, not a failure.
+    #[serde(default)]
+    pub shareable: bool,
 }
 
 /// Where the seed goes and what it says besides the credentials.
@@ -183,6 +186,14 @@ pub struct Options {
     pub threads: Option<NonZeroUsize>,
     /// Where journals are kept.
     pub state_dir: PathBuf,
+    /// How the data disks' contents are compared before and after.
+    pub data_disk_digest: DataDiskDigest,
+    /// What it means when some of the host cannot be looked at.
+    pub sight: SightPolicy,
+    /// Processes that may have the target open for reading.
+    pub open_readers: Vec<u32>,
+    /// What it means when image and data disk carry the same ids or labels.
+    pub duplicates: DuplicatePolicy,
 }
 
 impl Default for Options {
@@ -197,6 +208,10 @@ impl Default for Options {
             whole_digest: WholeDigest::default(),
             threads: None,
             state_dir: PathBuf::from("/var/lib/reimage"),
+            data_disk_digest: DataDiskDigest::default(),
+            sight: SightPolicy::default(),
+            open_readers: Vec::new(),
+            duplicates: DuplicatePolicy::default(),
         }
     }
 }
@@ -330,4 +345,42 @@ pub enum WholeDigest {
     Skip,
     /// It is; zeroes are hashed too, which costs time on sparse disks.
     Compute,
+}
+
+/// How the contents of data disks are compared before and after.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum DataDiskDigest {
+    /// A few pieces: head, tail and some between, spread evenly.
+    #[default]
+    Sampled,
+    /// Every byte.
+    Full,
+    /// Not at all: the disks are not opened, and their counters and times remain as evidence.
+    Off,
+}
+
+/// What it means when a part of the host cannot be looked at, such as other users' processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum SightPolicy {
+    /// It is said in plan and report.
+    #[default]
+    Report,
+    /// The rebuild is refused.
+    RequireFull,
+}
+
+/// What it means when the image and a data disk carry the same id or label.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum DuplicatePolicy {
+    /// It is a warning in the plan.
+    #[default]
+    Warn,
+    /// The rebuild is refused.
+    Deny,
 }

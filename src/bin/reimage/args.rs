@@ -210,6 +210,18 @@ pub(crate) struct DiskArgs {
     /// A disk that must survive, besides those of the instance file (repeatable)
     #[arg(long, value_name = "PATH")]
     pub(crate) data_disk: Vec<PathBuf>,
+    /// How the contents of data disks are compared before and after: some pieces, every byte, or not at all
+    #[arg(long, value_name = "HOW", default_value = "sampled")]
+    pub(crate) data_disk_digest: DataDiskDigestArg,
+    /// Refuse where some of the host cannot be looked at, such as other users' processes
+    #[arg(long)]
+    pub(crate) require_full_sight: bool,
+    /// A process that may have the target open for reading (repeatable)
+    #[arg(long, value_name = "PID")]
+    pub(crate) allow_open_reader: Vec<u32>,
+    /// Refuse where the image and a data disk carry the same ids or labels, instead of warning
+    #[arg(long)]
+    pub(crate) deny_duplicates: bool,
     /// What the target must be, else it is refused: serial=…,wwn=…,size=…,ptuuid=…
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = values::expect)]
     pub(crate) expect: Option<Expect>,
@@ -313,6 +325,13 @@ pub(crate) enum TargetFormatArg {
     Auto,
     Raw,
     Qcow2,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum DataDiskDigestArg {
+    Sampled,
+    Full,
+    Off,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -4,13 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use reimage::{
-    DataDisk, Expect, GptPolicy, ImageFormat, ImageOptions, InstanceSpec, NestedFormat, Options, Os,
-    Placement, Preflight, Request, SeedFormat, SeedSpec, TargetFormat, VerifyPolicy, WholeDigest,
+    DataDisk, DataDiskDigest, DuplicatePolicy, Expect, GptPolicy, ImageFormat, ImageOptions, InstanceSpec,
+    NestedFormat, Options, Os, Placement, Preflight, Request, SeedFormat, SeedSpec, SightPolicy,
+    TargetFormat, VerifyPolicy, WholeDigest,
 };
 
 use crate::args::{
-    CheckArgs, DiskArgs, GptArg, ImageArgs, ImageFormatArg, JobArgs, MachineArgs, OsArg, PreflightArg,
-    RunArgs, SubjectArgs, TargetFormatArg, VerifyArg, VerifyArgs,
+    CheckArgs, DataDiskDigestArg, DiskArgs, GptArg, ImageArgs, ImageFormatArg, JobArgs, MachineArgs, OsArg,
+    PreflightArg, RunArgs, SubjectArgs, TargetFormatArg, VerifyArg, VerifyArgs,
 };
 use crate::exit::Failure;
 use crate::show::clean;
@@ -211,6 +212,7 @@ fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure>
         None => default_state_dir()?,
     };
     apply_check(&mut options, check);
+    apply_guard(&mut options, &args.disk);
     Ok(options)
 }
 
@@ -220,6 +222,17 @@ fn apply_check(options: &mut Options, args: &CheckArgs) {
         GptArg::Keep => GptPolicy::Keep,
     };
     options.threads = args.threads;
+}
+
+fn apply_guard(options: &mut Options, args: &DiskArgs) {
+    options.data_disk_digest = match args.data_disk_digest {
+        DataDiskDigestArg::Sampled => DataDiskDigest::Sampled,
+        DataDiskDigestArg::Full => DataDiskDigest::Full,
+        DataDiskDigestArg::Off => DataDiskDigest::Off,
+    };
+    options.sight = if args.require_full_sight { SightPolicy::RequireFull } else { SightPolicy::Report };
+    options.open_readers.clone_from(&args.allow_open_reader);
+    options.duplicates = if args.deny_duplicates { DuplicatePolicy::Deny } else { DuplicatePolicy::Warn };
 }
 
 /// The folder of journals by the XDG base directory rules; root's is the system's.
