@@ -90,3 +90,47 @@ fn shared(image_files: &[ImageFile], data_disks: &[DataDisk], target: &Storage) 
         .map(|disk| Refusal::DataDisk { relation: relation(&disk.storage), path: disk.path.clone() });
     images.chain(data_disks).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::FakeHost;
+    use super::super::kernel::Number;
+    use super::*;
+    use crate::error::ErrorKind;
+
+    /// What is said of a target that shares bytes with a data disk, and with the image; nothing if it does not.
+    #[track_caller]
+    fn check(host: &FakeHost, target: Number, other: Number, expected: Option<Relation>) {
+        let topology = host.topology();
+        let follow = |number: Number| topology.storage(number.into(), None);
+        let image = [ImageFile { path: "image".into(), storage: follow(other) }];
+        let data = [DataDisk::made_up(&topology, follow(other))];
+        let told: Vec<_> = shared(&image, &data, &follow(target))
+            .into_iter()
+            .map(|refusal| {
+                let relation = match refusal {
+                    Refusal::Image { relation, .. } | Refusal::DataDisk { relation, .. } => relation,
+                    ref other => panic!("{other}"),
+                };
+                (relation, refusal.about(Path::new("target")).kind())
+            })
+            .collect();
+        let expected: Vec<_> = expected.into_iter().map(|relation| (relation, ErrorKind::Identity)).collect();
+        assert_eq!(told, expected.repeat(2), "{target:?} {other:?}");
+    }
+
+    #[test]
+    fn a_disk_its_volumes_and_arrays_are_told_apart_from_their_neighbours() {
+        let host = FakeHost::new();
+        let (sda, sdb, root, home) = ((8, 0), (8, 16), (254, 0), (254, 1));
+        host.disk("pci0/block/sda", sda);
+        host.disk("pci0/block/sdb", sdb);
+        host.stacked("dm-0", root, &["sda"]);
+        host.stacked("dm-1", home, &["sda"]);
+        check(&host, root, root, Some(Relation::Same));
+        check(&host, root, sda, Some(Relation::Shares));
+        check(&host, sda, home, Some(Relation::Shares));
+        check(&host, root, home, None);
+        check(&host, sda, sdb, None);
+    }
+}

@@ -9,6 +9,8 @@ mod aliases;
 mod bytes;
 mod claim;
 mod data_disks;
+#[cfg(test)]
+mod fake;
 mod hold;
 mod identity;
 mod in_use;
@@ -30,7 +32,7 @@ pub(crate) use hold::Hold;
 pub(crate) use identity::device_identity;
 pub use identity::{DiskFacts, StorageIdentity};
 pub use processes::OpenFor;
-pub use refusal::{Refusal, Relation};
+pub use refusal::{Process, Refusal, Relation};
 pub use sight::{Sight, SightLimit};
 pub(crate) use topology::Topology;
 
