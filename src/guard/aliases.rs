@@ -30,7 +30,7 @@ pub(crate) fn image_files(
 /// Who may be writing the image, each with the file that it is about.
 pub(crate) fn image_writers(topology: &Topology, files: &[ImageFile]) -> Vec<(PathBuf, Refusal)> {
     let of_file = |file: &ImageFile| {
-        let writers = in_use::writers(topology, &file.storage);
+        let writers = in_use::writers(topology, &file.storage, in_use::Wait::ForPassersBy);
         writers.into_iter().map(|refusal| (file.path.clone(), refusal)).collect::<Vec<_>>()
     };
     files.iter().flat_map(of_file).collect()
@@ -68,6 +68,26 @@ pub(crate) fn check_seed_path(
         return Err(Refusal::SeedReplaces { what: "a data disk, or lie on one" });
     }
     Ok(())
+}
+
+/// Whether files that are written at `path` would lie on a data disk.
+pub(crate) fn check_written(
+    topology: &Topology,
+    (what, path): (&'static str, &Path),
+    data_disks: &[DataDisk],
+) -> Result<(), Refusal> {
+    let Some(place) = topology.storage_at(path) else { return Ok(()) };
+    match data_disks.iter().find(|disk| place.is_on(&disk.storage)) {
+        Some(disk) => Err(Refusal::OnDataDisk { what, data_disk: disk.path.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// The processes that have the file or device at `path` open for writing.
+pub(crate) fn writers_at(path: &Path) -> Vec<Refusal> {
+    let topology = Topology::of_this_host();
+    let storage = topology.storage_at(path).filter(|_| path.exists());
+    storage.map(|storage| in_use::writers(&topology, &storage, in_use::Wait::No)).unwrap_or_default()
 }
 
 /// Whether a path that is about to be made anew is that of something that must survive.

@@ -163,7 +163,7 @@ pub(super) fn lasting(kernel: &Kernel, wanted: &Wanted, excused: Excused<'_>, wa
 }
 
 /// The mounts through which an image could be written, and the processes that have it open for writing.
-pub(super) fn writers(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
+pub(super) fn writers(topology: &Topology, storage: &Storage, wait: Wait) -> Vec<Refusal> {
     let above = topology.above(storage);
     let mounted = topology.mounts.all.iter().find(|mount| {
         let devices = topology.of_mount(mount.number, &mount.source);
@@ -171,7 +171,7 @@ pub(super) fn writers(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
     });
     let mounted = mounted.map(|mount| Refusal::ImageMounted { mount_point: mount.point.clone() });
     let wanted = wanted(topology, std::iter::once(storage));
-    let openers = lasting(&topology.kernel, &wanted, Excused::AllReaders, Wait::ForPassersBy).found;
+    let openers = lasting(&topology.kernel, &wanted, Excused::AllReaders, wait).found;
     let openers = openers
         .into_iter()
         .map(|opener| Refusal::ImageWritten { process: opener.process, path: opener.path });

@@ -23,7 +23,7 @@ mod refusal;
 mod sight;
 mod topology;
 
-pub(crate) use aliases::{ImageFile, check_seed_path, image_files, image_writers};
+pub(crate) use aliases::{ImageFile, check_seed_path, check_written, image_files, image_writers, writers_at};
 pub(crate) use bytes::OpenBytes;
 pub(crate) use claim::{Access, Claim, Held, Subject, claim_host_disk};
 pub(crate) use data_disks::{DataDisk, SecondLook};

@@ -158,6 +158,14 @@ pub enum Refusal {
         /// Where it is.
         path: PathBuf,
     },
+    /// Something that the run writes would be written to a data disk.
+    #[error("{what} lies on the data disk {data_disk:?}")]
+    OnDataDisk {
+        /// What it is.
+        what: &'static str,
+        /// The data disk as it was named.
+        data_disk: PathBuf,
+    },
     /// A data disk cannot be looked at, so that nothing can be proved about it.
     #[error("the data disk {path:?} cannot be examined")]
     DataDiskUnknown {
@@ -274,6 +282,7 @@ impl Refusal {
             Self::StateFolder { .. } => ErrorKind::Usage,
             Self::DataDisk { .. }
             | Self::DataDiskUnknown { .. }
+            | Self::OnDataDisk { .. }
             | Self::HostDisk { .. }
             | Self::Holds { .. }
             | Self::Image { .. }
@@ -324,6 +333,7 @@ impl Refusal {
             }
             Self::Locked { .. } => "stop the instance, or wait for the other program",
             Self::DataDisk { .. } => "data disks are never written; correct the system disk's path",
+            Self::OnDataDisk { .. } => "data disks are never written: put it somewhere else",
             Self::DataDiskUnknown { .. } => {
                 "correct the data disk's path, so that it can be told apart from the system disk"
             }
