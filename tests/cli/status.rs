@@ -87,6 +87,12 @@ fn while_a_rebuild_runs_its_status_says_who_how_far_and_since_when() {
             for said in ["rebuilding", &format!("process {}, begun 20", child.id()), " UTC", "copy, 0 % ("] {
                 assert!(ran.stdout.contains(said), "{said} is not in {}", ran.stdout);
             }
+            if words == ["--in-place"] {
+                let elsewhere =
+                    room.plain(&["status", "--json", "--state-dir", "other", "disk.raw"]).document();
+                assert_eq!((&elsewhere["state"], &elsewhere["run"]), (&"rebuilding".into(), &Value::Null));
+                assert!(notices(&elsewhere).contains("another --state-dir"), "{elsewhere}");
+            }
             kill_process(pid, Signal::CONT).unwrap();
             let before = status(&room, "i-1")["run"]["bytes_done"].as_u64();
             let begun = Instant::now();
