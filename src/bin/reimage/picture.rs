@@ -102,7 +102,6 @@ pub(crate) fn partitions(layout: &DiskLayout, len: Option<u64>) -> String {
 const MOST_SHOWN: usize = 7;
 
 /// Two small pictures of the system disk: what is on it now, and what will be; `None` where there is no disk yet.
-#[expect(dead_code, reason = "the plan does not carry both layouts yet")]
 pub(crate) fn before_and_after(
     before: Option<&DiskLayout>,
     (after, size): (&DiskLayout, u64),
@@ -144,7 +143,6 @@ fn drawn(
 }
 
 /// What is said of a data disk in a plan.
-#[cfg_attr(not(test), expect(dead_code, reason = "the plan does not carry the data disks' sizes yet"))]
 pub(crate) fn untouched(path: &Path, size: u64) -> String {
     format!("{} ({}): not touched, read at most", show::clean_path(path), bytes(size))
 }
