@@ -149,8 +149,7 @@ impl DataDisk {
     }
 
     /// Looks once more, through the same open file, and says what is not as it was.
-    pub(crate) fn look_again(&self) -> SecondLook {
-        let topology = Topology::read(&self.kernel);
+    pub(crate) fn look_again(&self, topology: &Topology) -> SecondLook {
         let mut after = self.before.clone();
         let real = fs::canonicalize(&self.path).unwrap_or_default();
         let leads_to = fs::metadata(&self.path).ok().and_then(|metadata| identify(&metadata));
@@ -162,7 +161,7 @@ impl DataDisk {
             _ => fs::metadata(&self.path).ok().map(|metadata| metadata.len()),
         };
         after.writes = writes(&self.kernel, self.storage.identity);
-        after.files = times(&topology, &self.storage, &real);
+        after.files = times(topology, &self.storage, &real);
         let same_place = leads_to.is_some_and(|identity| {
             identity == self.storage.identity
                 && topology.storage(identity, Some(&real)).bytes == self.storage.bytes
@@ -330,21 +329,27 @@ mod tests {
             fresh();
             let disk = look(&path, digest);
             assert_eq!(disk.before().digest.is_some(), digest != DataDiskDigest::Off);
-            assert!(disk.look_again().differences.is_empty(), "{digest:?}");
+            assert!(disk.look_again(&Topology::of_this_host()).differences.is_empty(), "{digest:?}");
             let file = File::options().append(true).open(&path).unwrap();
             (&file).write_all(b"x").unwrap();
-            let told = disk.look_again().differences;
+            let told = disk.look_again(&Topology::of_this_host()).differences;
             assert!(told.contains(&"its size") && told.len() >= 2, "{told:?}");
             fs::rename(&path, folder.path().join("elsewhere")).unwrap();
             fresh();
-            assert!(disk.look_again().differences.contains(&"its name leads to another disk"));
+            assert!(
+                disk.look_again(&Topology::of_this_host())
+                    .differences
+                    .contains(&"its name leads to another disk")
+            );
         }
         let file = fresh();
         let disk = look(&path, DataDiskDigest::Full);
         let times = fs::FileTimes::new().set_modified(file.metadata().unwrap().modified().unwrap());
         file.write_all_at(b"D", 3 * STEP).unwrap();
         file.set_times(times).unwrap();
-        assert!(disk.look_again().differences.contains(&"the digest of its content"));
+        assert!(
+            disk.look_again(&Topology::of_this_host()).differences.contains(&"the digest of its content")
+        );
     }
 
     #[test]

@@ -20,6 +20,11 @@ pub(super) struct Mount {
 }
 
 impl Mount {
+    /// Whether a block device may be below it; of thousands of containers most mounts have none.
+    fn is_on_a_device(&self) -> bool {
+        self.number.0 != 0 || self.source.starts_with('/')
+    }
+
     /// Whether files on it can be changed.
     pub(super) fn is_writable(&self) -> bool {
         !self.options.split(',').any(|option| option == "ro")
@@ -51,7 +56,8 @@ impl Mounts {
             {
                 continue;
             }
-            all.extend(table(Some(pid), &name).unwrap_or_default());
+            let theirs = table(Some(pid), &name).unwrap_or_default();
+            all.extend(theirs.into_iter().filter(Mount::is_on_a_device));
         }
         Self { own, all }
     }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::copy::Sandbox;
 use crate::error::TargetState;
-use crate::guard::{Claim, DataDisk, DataDiskEvidence, Held, SecondLook};
+use crate::guard::{Claim, DataDisk, DataDiskEvidence, Held, SecondLook, Topology};
 use crate::plan::{GptPlan, PlanSummary};
 use crate::range::ByteRange;
 use crate::request::PowerState;
@@ -155,8 +155,8 @@ pub(super) fn note_repair(
 }
 
 /// Looks at a data disk again.
-pub(super) fn compare(disk: &DataDisk) -> DataDiskReport {
-    let SecondLook { after, writes, differences } = disk.look_again();
+pub(super) fn compare(disk: &DataDisk, topology: &Topology) -> DataDiskReport {
+    let SecondLook { after, writes, differences } = disk.look_again(topology);
     let before = disk.before().clone();
     let verdict = match differences.is_empty() {
         true => Verdict::Unchanged,
