@@ -9,7 +9,7 @@ use super::kernel::{Kernel, line, names};
 use super::mounts::unescape;
 use super::processes::{OpenFor, Openers, Wanted, openers, process};
 use super::refusal::Refusal;
-use super::topology::{MadeOf, Storage, Topology, device_at};
+use super::topology::{MadeOf, Storage, Topology};
 
 /// Who has let go by then, such as udev and blkid, is no holder.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -60,7 +60,7 @@ fn swap(topology: &Topology, storage: &Storage) -> Option<Refusal> {
     let table = fs::read_to_string(topology.kernel.proc.join("swaps")).ok()?;
     let mut paths = table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(unescape);
     paths.find_map(|path| {
-        let area = topology.storage_at(Path::new(&path)).filter(|_| Path::new(&path).exists())?;
+        let area = topology.storage_named(Path::new(&path))?;
         area.overlaps(storage).then(|| Refusal::Swap { path: path.into() })
     })
 }
@@ -88,8 +88,7 @@ fn exports(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
     let all = all.chain(scsi.into_iter().map(|path| ("SCSI target", path)));
     let exported = |(by, attribute): (&'static str, PathBuf)| {
         let path = PathBuf::from(line(&attribute)?);
-        let exported =
-            path.is_absolute().then(|| topology.storage_at(&path).filter(|_| path.exists())).flatten()?;
+        let exported = topology.storage_named(&path)?;
         exported.overlaps(storage).then_some(Refusal::Exported { by, path })
     };
     all.filter_map(exported).collect()
@@ -195,7 +194,7 @@ pub(super) fn host_file_systems(topology: &Topology, storage: &Storage) -> Vec<R
     let root = root.and_then(|text| {
         Some(text.split_whitespace().find_map(|word| word.strip_prefix("root="))?.to_owned())
     });
-    let number = root.and_then(|path| device_at(Path::new(&path)));
+    let number = root.and_then(|path| topology.device_at(Path::new(&path)));
     if found.is_empty() && number.is_some_and(|number| topology.storage(number.into(), None).is_on(storage)) {
         // In a container the host's root is not mounted where we see it.
         found.push(Refusal::HostDisk { place: "/".into() });

@@ -6,6 +6,12 @@ use std::path::{Path, PathBuf};
 
 use super::kernel::{Kernel, Number, names};
 
+/// File systems of the kernel's own, on local disks or in memory.
+const LOCAL: [&str; 23] = [
+    "bcachefs", "btrfs", "devtmpfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "iso9660", "jfs",
+    "ntfs3", "overlay", "proc", "ramfs", "rootfs", "squashfs", "sysfs", "tmpfs", "udf", "vfat", "xfs", "zfs",
+];
+
 /// One line of a `mountinfo` (`proc_pid_mountinfo(5)`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mount {
@@ -69,6 +75,15 @@ impl Mounts {
         covering.max_by_key(|mount| mount.point.components().count())
     }
 
+    /// Whether no server and no other program has to answer when this path is looked at.
+    ///
+    /// A path that the kernel's tables name may lie on a file system whose server is gone: looking at it would
+    /// hang, here and in every other run on the host.
+    pub(super) fn answers_at_once(&self, path: &Path) -> bool {
+        let on_the_way = self.own.iter().filter(|mount| path.starts_with(&mount.point));
+        path.is_absolute() && on_the_way.map(|mount| mount.kind.as_str()).all(|kind| LOCAL.contains(&kind))
+    }
+
     /// The mounts at one of these places, in this process's view or that of the first process.
     pub(super) fn at<'a>(&'a self, places: &'a [&str]) -> impl Iterator<Item = &'a Mount> {
         let first = self.all.iter().filter(|mount| mount.by == Some(1));
@@ -120,6 +135,28 @@ mod tests {
         assert!(mount.is_writable());
         assert!(!parse("36 35 98:0 / /m ro - ext4 /dev/a rw", None).unwrap().is_writable());
         assert!(parse("", None).is_none() && parse("36 35 x:0 / /m rw - a b", None).is_none());
+    }
+
+    #[test]
+    fn a_path_is_looked_at_only_where_no_server_is_on_the_way() {
+        let mount = |point: &str, kind: &str| Mount {
+            number: (0, 1),
+            point: point.into(),
+            kind: kind.into(),
+            source: String::new(),
+            options: "rw".into(),
+            by: None,
+        };
+        let own = vec![
+            mount("/", "ext4"),
+            mount("/net", "nfs4"),
+            mount("/net/local", "xfs"),
+            mount("/f", "fuse.x"),
+        ];
+        let mounts = Mounts { own, all: Vec::new() };
+        let asked = |path: &str| mounts.answers_at_once(Path::new(path));
+        assert!(asked("/var/disk") && asked("/nets/disk"));
+        assert!(!asked("/net/disk") && !asked("/net/local/disk") && !asked("/f") && !asked("disk"));
     }
 
     #[test]

@@ -112,11 +112,12 @@ impl Topology {
 
     /// Reads what the kernel shows now.
     pub(super) fn read(kernel: &Kernel) -> Self {
+        let mounts = Mounts::read(kernel);
         let folder = kernel.sys.join("class/block");
         let device = |name: String| {
             let folder = fs::canonicalize(folder.join(&name)).ok()?;
             let number = Kernel::number(&line(&folder.join("dev"))?)?;
-            Some((number, read_device(kernel, &folder, name)))
+            Some((number, read_device((kernel, &mounts), &folder, name)))
         };
         let devices = names(&folder).into_iter().filter_map(device).collect();
         let btrfs = kernel.sys.join("fs/btrfs");
@@ -128,7 +129,7 @@ impl Topology {
                 .collect()
         };
         let pools = names(&btrfs).into_iter().map(members).filter(|pool: &Vec<_>| !pool.is_empty()).collect();
-        Self { kernel: kernel.clone(), devices, mounts: Mounts::read(kernel), pools }
+        Self { kernel: kernel.clone(), devices, mounts, pools }
     }
 
     /// What `identity` is made of; `path` is where a file really lies.
@@ -164,9 +165,24 @@ impl Topology {
         Some(self.storage(identity, real.as_deref()))
     }
 
+    /// The storage at a path that one of the kernel's tables names, unless a look at it could hang.
+    pub(super) fn storage_named(&self, path: &Path) -> Option<Storage> {
+        let is_there = self.mounts.answers_at_once(path) && path.exists();
+        is_there.then(|| self.storage_at(path)).flatten()
+    }
+
+    /// The number of the block device at such a path.
+    pub(super) fn device_at(&self, path: &Path) -> Option<Number> {
+        let look = || identify(&fs::metadata(path).ok()?);
+        match self.mounts.answers_at_once(path).then(look).flatten()? {
+            StorageIdentity::Device { major, minor } => Some((major, minor)),
+            StorageIdentity::File { .. } => None,
+        }
+    }
+
     /// The device that a mount, or a file system without a number of its own, lies on, and its companions.
     pub(super) fn of_mount(&self, number: Number, source: &str) -> Vec<Number> {
-        let number = if number.0 == 0 { device_at(Path::new(source)).unwrap_or(number) } else { number };
+        let number = if number.0 == 0 { self.device_at(Path::new(source)).unwrap_or(number) } else { number };
         if number.0 == 0 {
             return Vec::new();
         }
@@ -237,7 +253,7 @@ impl Topology {
     }
 }
 
-fn read_device(kernel: &Kernel, folder: &Path, name: String) -> Device {
+fn read_device((kernel, mounts): (&Kernel, &Mounts), folder: &Path, name: String) -> Device {
     const SECTOR: u64 = 512;
     let size = count(&folder.join("size")).unwrap_or(0).saturating_mul(SECTOR);
     let number_in = |folder: &Path| Kernel::number(&line(&folder.join("dev"))?);
@@ -246,7 +262,7 @@ fn read_device(kernel: &Kernel, folder: &Path, name: String) -> Device {
         let start = count(&folder.join("start")).unwrap_or(0).saturating_mul(SECTOR);
         MadeOf::Partition { disk, start }
     } else if let Some(path) = line(&folder.join("loop/backing_file")) {
-        MadeOf::Loop(read_backing(kernel, folder, &name, path.into()))
+        MadeOf::Loop(read_backing((kernel, mounts), folder, &name, path.into()))
     } else {
         let slaves = folder.join("slaves");
         let devices: Vec<_> =
@@ -260,13 +276,14 @@ fn read_device(kernel: &Kernel, folder: &Path, name: String) -> Device {
 }
 
 /// The kernel's numbers of what lies below are surer than its path, which is that of another mount namespace.
-fn read_backing(kernel: &Kernel, folder: &Path, name: &str, path: PathBuf) -> Backing {
+fn read_backing((kernel, mounts): (&Kernel, &Mounts), folder: &Path, name: &str, path: PathBuf) -> Backing {
     let told = block::loop_backing(&kernel.dev.join(name)).ok();
     let storage = told.map(|told| match told.block_device {
         Some(device) => super::identity::device_identity(device),
         None => StorageIdentity::File { device: told.device, inode: told.inode },
     });
-    let by_path = || identify(&fs::metadata(&path).ok()?);
+    let look = || identify(&fs::metadata(&path).ok()?);
+    let by_path = || mounts.answers_at_once(&path).then(look).flatten();
     let attribute = |name: &str| count(&folder.join("loop").join(name)).unwrap_or(0);
     Backing {
         storage: storage.or_else(by_path),
@@ -281,17 +298,6 @@ fn kind_of_stack(folder: &Path, name: &str) -> String {
         (Some(volume), _) => format!("the device-mapper volume {volume:?}"),
         (_, Some(level)) => format!("the {level} array {name}"),
         _ => format!("the device {name}"),
-    }
-}
-
-/// The number of the block device at an absolute path.
-pub(super) fn device_at(path: &Path) -> Option<Number> {
-    if !path.is_absolute() {
-        return None;
-    }
-    match identify(&fs::metadata(path).ok()?)? {
-        StorageIdentity::Device { major, minor } => Some((major, minor)),
-        StorageIdentity::File { .. } => None,
     }
 }
 
