@@ -1,9 +1,10 @@
 """Every refusal has its exit code and leaves every byte of the target as it was."""
 
 import os
+import re
 import struct
-import subprocess
 
+import holders
 import host
 from host import MIB, tool
 
@@ -28,8 +29,11 @@ class Bench:
         host.write(path, host.noise(22, size))
         return path
 
-    def refused(self, code, name, image, target, *flags, watch=(), keep=True, stdin=b""):
-        """The same request as `rebuild` and as `plan`: this code, `untouched`, and nothing has changed."""
+    def refused(self, code, name, image, target, *flags, watch=(), keep=True, stdin=b"", says=()):
+        """The same request as `rebuild` and as `plan`: this code, `untouched`, and nothing has changed.
+
+        Each pattern of `says` is found in the message, or in that of another refusal of the same run.
+        """
         watched = [path for path in (target, *watch) if os.path.isfile(path) or is_device(path)]
         folder = os.path.dirname(target)
         inside = self.scratch.folder in folder and os.path.isdir(folder)
@@ -46,6 +50,9 @@ class Bench:
                 self.tally.expect(outcome.error.get("code") == code, f"{label}: the document's code", outcome)
                 self.tally.expect(outcome.state == "untouched", f"{label}: says untouched", outcome)
                 self.without_hint |= set() if outcome.error.get("hint") else {name}
+                text = "\n".join(outcome.messages)
+                for pattern in says:
+                    self.tally.expect(re.search(pattern, text), f"{label}: says {pattern}", text)
             after = {path: (host.checksum(path), stamp(path)) for path in watched}
             if not self.tally.expect(after == before, f"{label}: nothing has changed", (before, after)):
                 # The next check wants these as they were.
@@ -128,19 +135,10 @@ def in_use(b, scratch):
         host.write(host.make(spec, 0), text.encode())
         b.refused(10, f"an instance that is {state}", "", "", "--instance", spec, watch=[disk])
 
-    # A program that has the disk open as qemu does, with its locks.
-    holder = subprocess.Popen(["qemu-io", "-f", "raw", disk], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        holder.stdin.write(b"read 0 512\n")
-        holder.stdin.flush()
-        while b"ops/sec" not in holder.stdout.readline():
-            pass
-        b.refused(10, "a file that qemu holds", b.image, disk, "--in-place")
-        b.refused(10, "a file that qemu holds, replaced", b.image, disk)
-    finally:
-        holder.stdin.write(b"quit\n")
-        holder.stdin.close()
-        holder.wait(30)
+    with holders.qemu_io(disk) as holder:
+        says = holders.named(holder)
+        b.refused(10, "a file that qemu holds", b.image, disk, "--in-place", says=says)
+        b.refused(10, "a file that qemu holds, replaced", b.image, disk, says=says)
 
 
 def identity(b, scratch):
@@ -191,29 +189,6 @@ def identity(b, scratch):
               "--password-file", password, keep=False, watch=[base])
     b.refused(11, "the seed is the image's backing file", overlay, disk, "--allow-backing", scratch.folder,
               "--seed", base, "--password-file", password, keep=False, watch=[base])
-
-
-def aliases(program, scratch, tally):
-    """A file and the loop device over it are one storage, whichever of them is named."""
-    b = Bench(program, scratch, tally)
-    disk = b.disk("mounted.raw", 16 * MIB)
-    tool("mkfs.ext4", "-q", "-F", disk)
-    device = scratch.loop(disk)
-    where = scratch.mount(device, "mounted", "-o", "ro,noload")
-    b.refused(10, "the file under a mounted loop device", b.image, disk, "--in-place")
-    b.refused(10, "the file under a mounted loop device, replaced", b.image, disk)
-    scratch.unmount(where)
-    b.refused(10, "the file under a loop device", b.image, disk, "--in-place")
-    scratch.unloop(device)
-    disk = b.disk("data.raw")
-    device = scratch.loop(disk)
-    b.refused(11, "a loop device over a data disk", b.image, device, "--data-disk", disk)
-    b.refused(11, "the file under a data disk", b.image, disk, "--data-disk", device, "--in-place")
-    scratch.unloop(device)
-    tool("cp", b.image, disk)
-    device = scratch.loop(disk)
-    b.refused(11, "a loop device over the image", disk, device)
-    scratch.unloop(device)
 
 
 def fit(b, scratch):

@@ -150,6 +150,16 @@ class Outcome:
         return error if isinstance(error, dict) else doc
 
     @property
+    def messages(self):
+        """The message of each refusal."""
+        found, left = [], [self.error]
+        while left:
+            one = left.pop()
+            found.append(str(one.get("message")))
+            left += one.get("also") or []
+        return found
+
+    @property
     def state(self):
         return self.error.get("target_state")
 
