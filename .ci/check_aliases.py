@@ -11,8 +11,7 @@ from host import MIB, tool
 
 def aliases(program, scratch, tally):
     b = Bench(program, scratch, tally)
-    for part in (data_files, data_devices, partitions, device_mapper, images, seeds, state_folders, host_disk):
-        part(b, scratch)
+    b.each(data_files, data_devices, partitions, device_mapper, images, seeds, state_folders, host_disk)
 
 
 def both_ways(b, name, disk, other, *flags):

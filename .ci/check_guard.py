@@ -16,8 +16,7 @@ PID_NAMESPACE_OF_THE_HOST = 0xEFFFFFFC
 
 def in_use(program, scratch, tally):
     b = Bench(program, scratch, tally)
-    for part in (mounts, several_devices, swaps, loops, openers, excused, machines, image_writers, sight):
-        part(b, scratch)
+    b.each(mounts, several_devices, swaps, loops, openers, excused, machines, image_writers, sight)
 
 
 def mounted(device, where):
@@ -36,8 +35,6 @@ def mounts(b, scratch):
     b.refused(10, "a mounted device by another node", b.image, second_node(scratch, device), says=says)
     with linked(scratch, scratch / "by-id/mounted", device) as link:
         b.refused(10, "a mounted device by a link", b.image, link, says=says, watch=[device])
-    b.refused(10, "the file under a mounted loop device", b.image, disk, "--in-place", says=(device,))
-    b.refused(10, "the file under a mounted loop device, replaced", b.image, disk, says=(device,))
     scratch.unmount(where)
     with holders.mounted_elsewhere(scratch, device, *flags) as (process, where):
         says = (*mounted(device, where), rf"\b{process.pid}\b")
@@ -46,6 +43,10 @@ def mounts(b, scratch):
                   second_node(scratch, device), says=says)
         b.refused(10, "the file under a device mounted in another namespace", b.image, disk, "--in-place",
                   says=(device,))
+    where = scratch.mount(device, "mounted", *flags)
+    b.refused(10, "the file under a mounted loop device", b.image, disk, "--in-place", says=(device,))
+    b.refused(10, "the file under a mounted loop device, replaced", b.image, disk, says=(device,))
+    scratch.unmount(where)
     done(b, "a device that was mounted", b.image, device)
     scratch.unloop(device)
 
@@ -256,11 +257,7 @@ def limited(b, whose, who, before):
 def swapped(program, scratch, tally):
     """What was planned is what is written: another disk under the same name is refused."""
     b = Bench(program, scratch, tally)
-    plan_document(b, scratch)
-    swapped_devices(b, scratch)
-    swapped_files(b, scratch)
-    damaged_plans(b, scratch)
-    expectations(b, scratch)
+    b.each(plan_document, swapped_devices, swapped_files, damaged_plans, expectations)
 
 
 def planned(b, name, image, target, *flags):

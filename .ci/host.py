@@ -112,7 +112,8 @@ class Scratch:
         tool("chattr", "+i", path)
         self.flagged.append(path)
 
-    def close(self):
+    def release(self):
+        """Undoes the mounts, loop devices and flags."""
         for path in self.flagged:
             speak("chattr", "-i", path)
         for where in reversed(self.mounts):
@@ -122,6 +123,9 @@ class Scratch:
             speak("partx", "--delete", device)
             speak("losetup", "--detach", device)
         self.flagged, self.mounts, self.loops = [], [], []
+
+    def close(self):
+        self.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
