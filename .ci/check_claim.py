@@ -1,2 +1,332 @@
-def in_use(*_): pass
-claim = race = swapped = data_disks = in_use
+"""While a rebuild runs nobody else gets the disk; who comes all the same is seen; afterwards all is free."""
+
+import contextlib
+import os
+import random
+import re
+import subprocess
+import threading
+import time
+
+import holders
+import host
+from check_aliases import done, second_node
+from check_faults import failed, says_unfinished
+from check_refusals import Bench
+from holders import Paused, named
+from host import MIB, Program, tool
+
+
+def claim(program, scratch, tally):
+    b = Bench(program, scratch, tally)
+    # Long enough to be stopped in its middle.
+    b.image = scratch / "long.raw"
+    host.write(host.make(b.image, 0), host.noise(51, 16 * MIB) * 4)
+    b.each(held_file, held_replaced_file, held_device, new_holders, readers_that_stay)
+
+
+def long_disk(b, name):
+    return b.disk(name, 65 * MIB)
+
+
+def writers(scratch, path):
+    """Programs that would write the disk if they could open it."""
+    socket, qmp = holders.fresh(scratch / "kept-out.sock"), holders.fresh(scratch / "kept-out.qmp")
+    small = scratch / "small.raw"
+    if not os.path.exists(small):
+        host.write(host.make(small, 0), host.noise(52, MIB))
+    return {
+        "qemu-io": ("qemu-io", "-f", "raw", "-c", "write 1M 512", path),
+        "qemu-img": ("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", small, path),
+        "qemu-nbd": holders.qemu_nbd_words(path, socket),
+        "qemu-system": holders.guest_words(path, qmp),
+    }
+
+
+def kept_out(b, name, path):
+    """None of them can open it, and each says that it is because of a lock."""
+    for program, words in writers(b.scratch, path).items():
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            said = process.communicate(timeout=5)[0].decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said = "it runs: " + process.communicate()[0].decode(errors="replace")
+            process.returncode = 0
+        good = process.returncode != 0 and "lock" in said
+        b.tally.expect(good, f"{name}: {program} is kept out", (process.returncode, said))
+
+
+def let_in(b, name, path):
+    code, text = host.speak(*writers(b.scratch, path)["qemu-io"])
+    b.tally.expect(code == 0, f"{name}: qemu-io is let in", text)
+
+
+def second(b, name, running, target, *flags, state=None):
+    """A second run is refused, and says who has the disk."""
+    program = Program(b.program.binary, b.scratch)
+    program.state = state or b.program.state
+    outcome = program.rebuild(b.image, target, *flags)
+    good = outcome.code == 10 and outcome.state == "untouched"
+    if b.tally.expect(good, f"{name}: a second run: exit 10", outcome):
+        text = "\n".join(outcome.messages)
+        for pattern in named(running.process):
+            b.tally.expect(re.search(pattern, text), f"{name}: a second run says {pattern}", text)
+
+
+def held(b, name, target, store, attempts, flags=()):
+    """A rebuild is stopped in its middle; `attempts` are made; it goes on, or is killed."""
+    with Paused(b.program, b.image, target, *flags) as running:
+        before = host.checksum(store)
+        attempts(running)
+        b.tally.expect(host.checksum(store) == before, f"{name}: not a byte has changed meanwhile")
+        outcome = running.go_on()
+    if b.tally.expect(outcome.code == 0, f"{name}: it goes on: exit 0", outcome):
+        why = host.holds(target, host.read(b.image))
+        b.tally.expect(not why, f"{name}: it goes on: content", why)
+    let_in(b, f"{name}, after the end", target)
+    done(b, f"{name}, after the end", b.image, target, *flags)
+    with Paused(b.program, b.image, target, *flags):
+        pass
+    let_in(b, f"{name}, after SIGKILL", target)
+    done(b, f"{name}, after SIGKILL", b.image, target, *flags)
+
+
+@contextlib.contextmanager
+def looped(scratch, path):
+    device = scratch.loop(path)
+    try:
+        yield device
+    finally:
+        scratch.unloop(device)
+
+
+def other_names(b, name, running, disk, flags):
+    """The file under its other names, with this state folder and another one."""
+    scratch = b.scratch
+    link, hard = holders.fresh(scratch / "held-link.raw"), holders.fresh(scratch / "held-hard.raw")
+    os.symlink(disk, link)
+    second(b, f"{name}, the same name", running, disk, *flags)
+    other = scratch.folder_of("another-state")
+    second(b, f"{name}, another state folder", running, disk, *flags, state=other)
+    second(b, f"{name}, a symbolic link", running, link, *flags)
+    os.link(disk, hard)
+    second(b, f"{name}, a hard link", running, hard, "--in-place", state=other)
+    os.unlink(hard)
+    with looped(scratch, disk) as device:
+        second(b, f"{name}, a loop device over it", running, device, state=other)
+
+
+def held_file(b, _scratch):
+    disk, flags = long_disk(b, "held.raw"), ("--in-place",)
+
+    def attempts(running):
+        kept_out(b, "a file that is written into", disk)
+        other_names(b, "a file that is written into", running, disk, flags)
+
+    held(b, "a file that is written into", disk, disk, attempts, flags)
+
+
+def held_replaced_file(b, _scratch):
+    disk = long_disk(b, "held-replaced.raw")
+
+    def attempts(running):
+        kept_out(b, "a file that is replaced", disk)
+        other_names(b, "a file that is replaced", running, disk, ())
+
+    held(b, "a file that is replaced", disk, disk, attempts)
+
+
+def held_device(b, scratch):
+    file = long_disk(b, "held-device.raw")
+    device = scratch.loop(file)
+
+    def attempts(running):
+        name, other = "a device that is written", scratch.folder_of("another-state")
+        kept_out(b, name, device)
+        kept_out(b, f"{name}, its file", file)
+        second(b, f"{name}, the same name", running, device)
+        second(b, f"{name}, another node", running, second_node(scratch, device), state=other)
+        second(b, f"{name}, its file", running, file, "--in-place", state=other)
+        with looped(scratch, file) as beside:
+            second(b, f"{name}, another loop device over its file", running, beside, state=other)
+
+    held(b, "a device that is written", device, file, attempts)
+    scratch.unloop(device)
+
+
+def new_holders(b, scratch):
+    """Somebody takes hold of the disk during the run: 30, the disk stays unfinished, and the next run completes it."""
+    disk = long_disk(b, "new-holder.raw")
+    device = scratch.loop(long_disk(b, "new-holder-device.raw"))
+    node = second_node(scratch, device)
+    file = ("--in-place",)
+    cases = (
+        ("a reader of a file", disk, file, lambda: holders.opener(disk)),
+        ("a loop device over a file", disk, file, lambda: looped(scratch, disk)),
+        ("a reader of a device through another node", device, (), lambda: holders.opener(node)),
+        ("qemu-nbd on a device through another node", device, (), lambda: holders.qemu_nbd(scratch, node)),
+        ("a loop device over a device", device, (), lambda: looped(scratch, device)),
+    )
+    for name, target, flags, holder in cases:
+        with Paused(b.program, b.image, target, *flags) as running, holder() as who:
+            outcome = running.go_on()
+            name = f"{name} that comes during the run"
+            failed(b.tally, name, outcome, 30, ("partial", "written"))
+            patterns = (re.escape(who),) if isinstance(who, str) else named(who)
+            text = "\n".join(outcome.messages)
+            for pattern in patterns:
+                b.tally.expect(re.search(pattern, text), f"{name}: says {pattern}", text)
+        says_unfinished(b.program, b.tally, name, target)
+        done(b, f"{name}, and goes", b.image, target, *flags)
+    scratch.unloop(device)
+
+    before = host.checksum(disk)
+    with Paused(b.program, b.image, disk) as running, holders.opener(disk):
+        failed(b.tally, "a reader of a file that is replaced", running.go_on(), 30, ("untouched",))
+    b.tally.expect(host.checksum(disk) == before, "a reader of a file that is replaced: it is the old disk")
+    done(b, "a reader of a file that is replaced, and goes", b.image, disk)
+
+
+def readers_that_stay(b, scratch):
+    """Who comes and goes during the run, as udev does, is none; an excused reader is none at the end either."""
+    device = scratch.loop(long_disk(b, "readers.raw"))
+    with Paused(b.program, b.image, device) as running:
+        tool("dd", f"if={device}", "of=/dev/null", "bs=1M", "count=1")
+        outcome = running.go_on()
+    b.tally.expect(outcome.code == 0, "a reader that came and went during the run: exit 0", outcome)
+    with holders.opener(device) as process:
+        done(b, "an excused reader that stays", b.image, device, "--allow-open-reader", process.pid)
+    scratch.unloop(device)
+
+
+ROUNDS = 200
+MARK = b"written by the other one" * 171
+
+
+def race(program, scratch, tally):
+    """A rebuild against qemu-nbd that starts at a random instant: never are both writing."""
+    rng_seed = random.SystemRandom().randrange(1 << 32)
+    rng = random.Random(rng_seed)
+    image, old = host.noise(53, 4 * MIB), host.noise(54, 4 * MIB)
+    path = scratch / "image.raw"
+    host.write(host.make(path, 0), image)
+    file = scratch / "raced.raw"
+    host.write(host.make(file, 0), old)
+    device = scratch.loop(scratch_copy(scratch, file))
+    arena = Arena(program, scratch, path, (image, old))
+    usual = arena.usual_duration(file)
+    counts = {}
+    for number in range(ROUNDS):
+        how = ("file", "node", "file", "backing file", "file", "second node")[number % 6]
+        target, name = (file, file) if how == "file" else (device, arena.names(device)[how])
+        # qemu-nbd needs a while to come to its disk, so some of the rounds let it begin.
+        delay = rng.uniform(-0.5, 1.5) * usual
+        came_to, why = arena.round(how, target, name, delay)
+        counts[came_to] = counts.get(came_to, 0) + 1
+        label = f"round {number} on a {how}, {1000 * delay:.0f} ms, rng_seed {rng_seed}"
+        tally.expect(not why, label, f"{came_to}: {why}")
+    print(f"  rng_seed {rng_seed}: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+    tally.expect(len(counts) > 1, "the race is not always won by the same one", counts)
+    scratch.unloop(device)
+
+
+def scratch_copy(scratch, file):
+    path = scratch / "raced-device.raw"
+    tool("cp", file, path)
+    return path
+
+
+class Arena:
+    """Where the two meet, and what each of them left."""
+
+    def __init__(self, program, scratch, image, contents):
+        self.program, self.scratch, self.image, self.contents = program, scratch, image, contents
+        self.journals = os.path.join(program.state, "journals")
+
+    def usual_duration(self, target):
+        took = []
+        for _ in range(5):
+            began = time.monotonic()
+            outcome = self.program.rebuild(self.image, target, "--in-place")
+            took.append(time.monotonic() - began)
+            if outcome.code:
+                raise host.Broken(f"a rebuild without any race: {outcome}")
+        return sorted(took)[2]
+
+    def names(self, device):
+        return {"node": device, "backing file": self.scratch / "raced-device.raw",
+                "second node": second_node(self.scratch, device)}
+
+    def store(self, how):
+        return self.scratch / ("raced.raw" if how == "file" else "raced-device.raw")
+
+    def checked_by_now(self):
+        """Whether the run has verified its copy, after which it looks for new holders once more."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.journals):
+                with open(os.path.join(self.journals, name), "rb") as journal:
+                    return b'"record":"verified"' in journal.read()
+        return None
+
+    def round(self, how, target, name, delay):
+        """One meeting: (how it ended, why that must not be)."""
+        _, old = self.contents
+        host.write(target, old)
+        flags = ("--in-place",) if how == "file" else ()
+        rebuilt = []
+
+        def rebuild():
+            time.sleep(max(0, -delay))
+            rebuilt.append(self.program.rebuild(self.image, target, *flags))
+
+        one = threading.Thread(target=rebuild)
+        one.start()
+        time.sleep(max(0, delay))
+        other = Other(self.scratch, name, self.checked_by_now)
+        one.join()
+        other.end()
+        return self.judge(how, rebuilt[0], other)
+
+    def judge(self, how, outcome, other):
+        image, old = self.contents
+        now = host.read(self.store(how))
+        came_to = f"{outcome.code}/{'opened' if other.opened else 'kept out'}"
+        marked = other.wrote and now[: len(MARK)] == MARK and now[2 * MIB : 2 * MIB + len(MARK)] == MARK
+        why = ""
+        if outcome.code not in (0, 10, 30):
+            why = f"exit {outcome.code}: {outcome}"
+        elif outcome.code == 0 and not other.opened:
+            why = host.holds(self.store(how), image)
+        elif outcome.code == 0 and other.checked is False:
+            why = f"done, and qemu-nbd had the disk before it was looked for: {outcome}"
+        elif outcome.code == 0 and not marked and not (how == "second node" and other.checked):
+            # Another node's holder who comes behind the last look is the one blind spot.
+            why = f"done, and what qemu-nbd wrote before (acknowledged: {other.wrote}) is lost: {outcome}"
+        elif outcome.code == 10:
+            expected = old
+            if other.wrote:
+                expected = MARK + old[len(MARK) : 2 * MIB] + MARK + old[2 * MIB + len(MARK) :]
+            at = host.first_difference(now, expected)
+            why = "" if at is None else f"refused, and byte {at} has changed: {outcome}"
+        elif outcome.code == 30 and outcome.state not in ("partial", "written", "invalidated"):
+            why = f"new holder: {outcome}"
+        return came_to, why
+
+
+class Other:
+    """qemu-nbd on the disk: whether it came to have it open, and whether what it wrote was acknowledged."""
+
+    def __init__(self, scratch, name, checked_by_now):
+        where = holders.fresh(scratch / "race.sock")
+        self.process = subprocess.Popen(holders.qemu_nbd_words(name, where), stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.client = holders.Nbd(where, self.process)
+        self.opened = self.client.greeted
+        self.checked = checked_by_now() if self.opened else None
+        self.wrote = self.opened and self.client.write((0, MARK), (2 * MIB, MARK))
+
+    def end(self):
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(20)
