@@ -1,9 +1,11 @@
 """While a rebuild runs nobody else gets the disk; who comes all the same is seen; afterwards all is free."""
 
+import collections
 import contextlib
 import os
 import random
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -13,7 +15,7 @@ import host
 from check_aliases import done, second_node
 from check_faults import failed, says_unfinished
 from check_refusals import Bench
-from holders import Paused, named
+from holders import Paused, at_once, named
 from host import MIB, Program, tool
 
 
@@ -22,7 +24,7 @@ def claim(program, scratch, tally):
     # Long enough to be stopped in its middle.
     b.image = scratch / "long.raw"
     host.write(host.make(b.image, 0), host.noise(51, 16 * MIB) * 4)
-    b.each(held_file, held_replaced_file, held_device, new_holders, readers_that_stay)
+    b.at_once((held_file,), (held_replaced_file,), (held_device,), (new_holders, readers_that_stay))
 
 
 def long_disk(b, name):
@@ -200,66 +202,71 @@ def readers_that_stay(b, scratch):
     scratch.unloop(device)
 
 
-ROUNDS = 200
+ROUNDS = {"file": 100, "node": 34, "backing file": 33, "second node": 33}
 MARK = b"written by the other one" * 171
 
 
 def race(program, scratch, tally):
     """A rebuild against qemu-nbd that starts at a random instant: never are both writing."""
     rng_seed = random.SystemRandom().randrange(1 << 32)
-    rng = random.Random(rng_seed)
-    image, old = host.noise(53, 4 * MIB), host.noise(54, 4 * MIB)
-    path = scratch / "image.raw"
-    host.write(host.make(path, 0), image)
-    file = scratch / "raced.raw"
-    host.write(host.make(file, 0), old)
-    device = scratch.loop(scratch_copy(scratch, file))
-    arena = Arena(program, scratch, path, (image, old))
-    usual = arena.usual_duration(file)
-    counts = {}
-    for number in range(ROUNDS):
-        how = ("file", "node", "file", "backing file", "file", "second node")[number % 6]
-        target, name = (file, file) if how == "file" else (device, arena.names(device)[how])
-        # qemu-nbd needs a while to come to its disk, so some of the rounds let it begin.
-        delay = rng.uniform(-0.5, 1.5) * usual
-        came_to, why = arena.round(how, target, name, delay)
-        counts[came_to] = counts.get(came_to, 0) + 1
-        label = f"round {number} on a {how}, {1000 * delay:.0f} ms, rng_seed {rng_seed}"
-        tally.expect(not why, label, f"{came_to}: {why}")
-    print(f"  rng_seed {rng_seed}: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
-    tally.expect(len(counts) > 1, "the race is not always won by the same one", counts)
-    scratch.unloop(device)
-
-
-def scratch_copy(scratch, file):
-    path = scratch / "raced-device.raw"
-    tool("cp", file, path)
-    return path
+    contents = host.noise(53, 4 * MIB), host.noise(54, 4 * MIB)
+    image = scratch / "image.raw"
+    host.write(host.make(image, 0), contents[0])
+    arenas = [Arena((program.binary, scratch), how, (image, *contents), rng_seed) for how in ROUNDS]
+    # Most of the time they wait for each other, so all four ways go on at once.
+    at_once(*(arena.fight for arena in arenas))
+    for arena in arenas:
+        for number, (_, delay, why) in enumerate(arena.rounds):
+            name = f"round {number} on a {arena.how}, {1000 * delay:.0f} ms, rng_seed {rng_seed}"
+            tally.expect(not why, name, why)
+        counts = collections.Counter(came_to for came_to, _, _ in arena.rounds)
+        good = len(arena.rounds) == ROUNDS[arena.how] and len(counts) > 1
+        tally.expect(good, f"{arena.how}: not always the same one comes first", counts)
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        print(f"  {arena.how}: {counts} (exit code of the rebuild/qemu-nbd)")
 
 
 class Arena:
     """Where the two meet, and what each of them left."""
 
-    def __init__(self, program, scratch, image, contents):
-        self.program, self.scratch, self.image, self.contents = program, scratch, image, contents
-        self.journals = os.path.join(program.state, "journals")
+    def __init__(self, where, how, contents, rng_seed):
+        binary, scratch = where
+        self.how, self.scratch = how, scratch
+        self.image, self.new, self.old = contents
+        self.rng = random.Random(f"{rng_seed} {how}")
+        word = how.replace(" ", "-")
+        self.program = Program(binary, scratch)
+        self.program.state = scratch.folder_of(f"state-{word}")
+        self.journals = os.path.join(self.program.state, "journals")
+        self.socket = scratch / f"{word}.sock"
+        self.store = self.target = scratch / f"{word}.raw"
+        host.write(host.make(self.store, 0), self.old)
+        self.flags = ("--in-place",)
+        if how != "file":
+            self.target, self.flags = scratch.loop(self.store), ()
+        node = second_node(scratch, self.target) if how == "second node" else self.target
+        # The name by which qemu-nbd opens it.
+        self.name = {"backing file": self.store, "second node": node}.get(how, self.target)
+        # Of each round: how it ended, when qemu-nbd started after the rebuild, and why that must not be.
+        self.rounds = []
 
-    def usual_duration(self, target):
+    def fight(self):
+        usual = self.usual_duration()
+        for _ in range(ROUNDS[self.how]):
+            # qemu-nbd needs a while to come to its disk, so some of the rounds let it begin.
+            delay = self.rng.uniform(-0.5, 1.5) * usual
+            came_to, why = self.round(delay)
+            self.rounds.append((came_to, delay, why and f"{came_to}: {why}"))
+
+    def usual_duration(self):
         took = []
         for _ in range(5):
             began = time.monotonic()
-            outcome = self.program.rebuild(self.image, target, "--in-place")
+            outcome = self.program.rebuild(self.image, self.target, *self.flags)
             took.append(time.monotonic() - began)
             if outcome.code:
                 raise host.Broken(f"a rebuild without any race: {outcome}")
         return sorted(took)[2]
-
-    def names(self, device):
-        return {"node": device, "backing file": self.scratch / "raced-device.raw",
-                "second node": second_node(self.scratch, device)}
-
-    def store(self, how):
-        return self.scratch / ("raced.raw" if how == "file" else "raced-device.raw")
 
     def checked_by_now(self):
         """Whether the run has verified its copy, after which it looks for new holders once more."""
@@ -269,56 +276,53 @@ class Arena:
                     return b'"record":"verified"' in journal.read()
         return None
 
-    def round(self, how, target, name, delay):
+    def round(self, delay):
         """One meeting: (how it ended, why that must not be)."""
-        _, old = self.contents
-        host.write(target, old)
-        flags = ("--in-place",) if how == "file" else ()
+        # The journal of an unfinished run would be taken for this one's.
+        shutil.rmtree(self.journals, ignore_errors=True)
+        host.write(self.target, self.old)
         rebuilt = []
 
         def rebuild():
             time.sleep(max(0, -delay))
-            rebuilt.append(self.program.rebuild(self.image, target, *flags))
+            rebuilt.append(self.program.rebuild(self.image, self.target, *self.flags))
 
         one = threading.Thread(target=rebuild)
         one.start()
         time.sleep(max(0, delay))
-        other = Other(self.scratch, name, self.checked_by_now)
+        other = Other(self.name, self.socket, self.checked_by_now)
         one.join()
         other.end()
-        return self.judge(how, rebuilt[0], other)
+        came_to = f"{rebuilt[0].code}/{'opened' if other.opened else 'kept out'}"
+        return came_to, self.fault(rebuilt[0], other)
 
-    def judge(self, how, outcome, other):
-        image, old = self.contents
-        now = host.read(self.store(how))
-        came_to = f"{outcome.code}/{'opened' if other.opened else 'kept out'}"
+    def fault(self, outcome, other):
+        now = host.read(self.store)
         marked = other.wrote and now[: len(MARK)] == MARK and now[2 * MIB : 2 * MIB + len(MARK)] == MARK
-        why = ""
-        if outcome.code not in (0, 10, 30):
-            why = f"exit {outcome.code}: {outcome}"
-        elif outcome.code == 0 and not other.opened:
-            why = host.holds(self.store(how), image)
-        elif outcome.code == 0 and other.checked is False:
-            why = f"done, and qemu-nbd had the disk before it was looked for: {outcome}"
-        elif outcome.code == 0 and not marked and not (how == "second node" and other.checked):
-            # Another node's holder who comes behind the last look is the one blind spot.
-            why = f"done, and what qemu-nbd wrote before (acknowledged: {other.wrote}) is lost: {outcome}"
-        elif outcome.code == 10:
-            expected = old
+        if outcome.code == 30:
+            return "" if outcome.state in ("partial", "written", "invalidated") else f"new holder: {outcome}"
+        if outcome.code == 10:
+            expected = self.old
             if other.wrote:
-                expected = MARK + old[len(MARK) : 2 * MIB] + MARK + old[2 * MIB + len(MARK) :]
+                expected = MARK + self.old[len(MARK) : 2 * MIB] + MARK + self.old[2 * MIB + len(MARK) :]
             at = host.first_difference(now, expected)
-            why = "" if at is None else f"refused, and byte {at} has changed: {outcome}"
-        elif outcome.code == 30 and outcome.state not in ("partial", "written", "invalidated"):
-            why = f"new holder: {outcome}"
-        return came_to, why
+            return "" if at is None else f"refused, and byte {at} has changed: {outcome}"
+        if outcome.code != 0:
+            return str(outcome)
+        if not other.opened:
+            return host.holds(self.store, self.new)
+        if other.checked is False:
+            return f"done, and qemu-nbd had the disk before it was looked for: {outcome}"
+        # Whoever comes through another node and behind the last look is the one blind spot.
+        blind = self.how == "second node" and other.checked
+        return "" if marked or blind else f"done, and what qemu-nbd wrote (it says {other.wrote}) is lost: {outcome}"
 
 
 class Other:
     """qemu-nbd on the disk: whether it came to have it open, and whether what it wrote was acknowledged."""
 
-    def __init__(self, scratch, name, checked_by_now):
-        where = holders.fresh(scratch / "race.sock")
+    def __init__(self, name, where, checked_by_now):
+        holders.fresh(where)
         self.process = subprocess.Popen(holders.qemu_nbd_words(name, where), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.client = holders.Nbd(where, self.process)

@@ -4,6 +4,7 @@ A holder that cannot be made is a failure of the check, never a reason to skip i
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -12,12 +13,14 @@ import socket
 import stat
 import struct
 import subprocess
+import threading
 import time
 
 import host
 from host import Broken
 
 PATIENCE = 20
+NUMBERS = itertools.count()
 
 
 def named(process):
@@ -77,6 +80,25 @@ def until(condition, patience=PATIENCE):
             return False
         time.sleep(0.005)
     return True
+
+
+def at_once(*works):
+    """Does several things that mostly wait; the first that cannot be done is the caller's failure."""
+    broken = []
+
+    def guarded(work):
+        try:
+            work()
+        except (Broken, OSError, subprocess.SubprocessError) as error:
+            broken.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if broken:
+        raise Broken(f"{broken[0]!r}") from broken[0]
 
 
 @contextlib.contextmanager
@@ -176,17 +198,21 @@ def greets(path):
     return ready
 
 
+def socket_of(scratch):
+    return scratch / f"{next(NUMBERS)}.sock"
+
+
 def qemu_nbd_words(path, where, *flags):
     return ("qemu-nbd", "--format", "raw", "--persistent", "--cache", "writeback", *flags, "--socket", where, path)
 
 
 def qemu_nbd(scratch, path, *flags):
-    where = fresh(scratch / "nbd.sock")
+    where = socket_of(scratch)
     return running(qemu_nbd_words(path, where, *flags), greets(where), path)
 
 
 def storage_daemon(scratch, path):
-    where = fresh(scratch / "daemon.sock")
+    where = socket_of(scratch)
     driver = "host_device" if stat.S_ISBLK(os.stat(path).st_mode) else "file"
     return running(
         ("qemu-storage-daemon", "--blockdev", json.dumps({"driver": driver, "node-name": "disk", "filename": path}),
@@ -201,7 +227,7 @@ def guest_words(path, where):
 
 def guest(scratch, path):
     """A virtual machine that has the disk and is paused."""
-    where = fresh(scratch / "qmp.sock")
+    where = socket_of(scratch)
 
     def ready(process):
         client = connect(where, process)
@@ -215,6 +241,7 @@ def guest(scratch, path):
 
 
 def fresh(path):
+    """A path at which nothing lies."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     return path

@@ -5,6 +5,7 @@ missing is a failure.
 """
 
 import atexit
+import copy
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 MIB = 1 << 20
@@ -75,6 +77,12 @@ class Scratch:
     def __truediv__(self, name):
         return os.path.join(self.folder, name)
 
+    def inside(self, name):
+        """The same with another folder, for checks that look at what is made in theirs."""
+        twin = copy.copy(self)
+        twin.folder = self.folder_of(name)
+        return twin
+
     def folder_of(self, name):
         path = self / name
         os.makedirs(path, exist_ok=True)
@@ -112,8 +120,7 @@ class Scratch:
         tool("chattr", "+i", path)
         self.flagged.append(path)
 
-    def release(self):
-        """Undoes the mounts, loop devices and flags."""
+    def close(self):
         for path in self.flagged:
             speak("chattr", "-i", path)
         for where in reversed(self.mounts):
@@ -123,9 +130,6 @@ class Scratch:
             speak("partx", "--delete", device)
             speak("losetup", "--detach", device)
         self.flagged, self.mounts, self.loops = [], [], []
-
-    def close(self):
-        self.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -243,13 +247,15 @@ class Tally:
     def __init__(self):
         self.passed = 0
         self.failed = []
+        self.one_at_a_time = threading.Lock()
 
     def expect(self, good, name, why=""):
-        if good:
-            self.passed += 1
-        else:
-            self.failed.append(name)
-            print(f"FAILED {name}: {why}", flush=True)
+        with self.one_at_a_time:
+            if good:
+                self.passed += 1
+            else:
+                self.failed.append(name)
+                print(f"FAILED {name}: {why}", flush=True)
         return bool(good)
 
     def end(self):
