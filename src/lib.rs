@@ -54,9 +54,9 @@ pub use image::{
     ImageInfo, LayerInfo, TableReport,
 };
 pub use inspect::{Cell, DiskState, DiskStatus, Inspection, VerifyReport, inspect, status, verify};
-pub use layout::{DiskLayout, Partition, Signature, TableKind, Usage};
+pub use layout::{DiskLayout, Partition, SeedLabel, SharedId, SharedKind, Signature, TableKind, Usage};
 pub use observe::{CancelToken, Event, Observer, Phase};
-pub use plan::{GptPlan, Plan, PlanSummary, TargetKind, plan, plan_onto, preview};
+pub use plan::{Duplicate, GptPlan, OtherSeed, Plan, PlanSummary, TargetKind, plan, plan_onto, preview};
 pub use range::ByteRange;
 pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, rebuild};
 pub use request::{

@@ -3,14 +3,13 @@
 //! One file a disk, named by the disk's identity and never by its path; one line a record, each with its own
 //! checksum. While a run lives it holds a lock on its file, which keeps a second run off the same storage.
 
-use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FlockOperation;
 use serde::Serialize;
 
+use crate::sys::durable;
+use crate::sys::lock_file::{self, LockFile};
 use crate::verify::Digest;
 
 /// A step of a run that is durable before the next begins.
@@ -74,7 +73,7 @@ impl JournalError {
 pub(crate) struct Journal {
     id: String,
     path: PathBuf,
-    file: File,
+    lock: LockFile,
 }
 
 impl Journal {
@@ -86,18 +85,16 @@ impl Journal {
     pub(crate) fn begin(state_dir: &Path, key: &serde_json::Value) -> Result<Self, JournalError> {
         let folder = state_dir.join("journals");
         let unusable = |source| JournalError::Folder { folder: folder.clone(), source };
-        make_durable_folder(&folder).map_err(unusable)?;
-        let name = Digest::of(key.to_string().as_bytes()).to_string();
-        let path = folder.join(format!("{}.journal", &name[..32]));
-        let mut options = fs::OpenOptions::new();
-        // Not O_TRUNC: the lock comes first.
-        let options = options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(&path).map_err(unusable)?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| JournalError::Held { path: path.clone() })?;
-        file.set_len(0).map_err(unusable)?;
-        sync_folder(&folder).map_err(unusable)?;
-        Ok(Self { id: uuid::Uuid::new_v4().to_string(), path, file })
+        durable::make_folder(&folder).map_err(unusable)?;
+        let name = format!("{}.journal", &Digest::of(key.to_string().as_bytes()).to_string()[..32]);
+        let path = folder.join(&name);
+        let lock = lock_file::acquire(&folder, &name).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => JournalError::Held { path: path.clone() },
+            _ => unusable(error),
+        })?;
+        lock.file().set_len(0).map_err(unusable)?;
+        durable::sync_folder(&folder).map_err(unusable)?;
+        Ok(Self { id: uuid::Uuid::new_v4().to_string(), path, lock })
     }
 
     /// The run's name, which the disk's head carries while the run is unfinished.
@@ -115,7 +112,7 @@ impl Journal {
         let text = serde_json::to_string(record).map_err(|error| failed(error.into()))?;
         let checksum = Digest::of(text.as_bytes()).to_string();
         let line = format!("{} {text}\n", &checksum[..16]);
-        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_all());
+        let written = self.lock.file().write_all(line.as_bytes()).and_then(|()| self.lock.file().sync_all());
         written.map_err(failed)
     }
 
@@ -127,38 +124,20 @@ impl Journal {
     pub(crate) fn finish(mut self) -> Result<(), JournalError> {
         self.record(&Record::Finished)?;
         let path = self.path.clone();
-        fs::remove_file(&self.path).map_err(|source| JournalError::Write { path, source })
+        self.lock.remove().map_err(|source| JournalError::Write { path, source })
     }
 
     /// Nothing of the disk changed: the journal says nothing and goes.
     pub(crate) fn discard(self) {
         // A journal that stays is cut off by the next run.
-        let _ = fs::remove_file(&self.path);
+        let _ = self.lock.remove();
     }
-}
-
-/// Makes a folder and its parents, each of them durable.
-fn make_durable_folder(folder: &Path) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    let parent = folder.parent().ok_or(io::ErrorKind::NotFound)?;
-    if !parent.as_os_str().is_empty() {
-        make_durable_folder(parent)?;
-    }
-    match fs::DirBuilder::new().mode(0o700).create(folder) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result,
-    }?;
-    sync_folder(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

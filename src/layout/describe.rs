@@ -55,7 +55,7 @@ pub struct Partition {
     pub type_id: String,
     /// The name in a GPT; may hold anything, so escape it for a terminal.
     pub name: Option<String>,
-    /// Its GUID (`PARTUUID`); `None` in an MBR.
+    /// Its id as blkid prints it (`PARTUUID`): a GUID, or an MBR's id and the number; `None` in an MBR without id.
     pub id: Option<String>,
     /// What it carries, if that is known here.
     pub file_system: Option<Signature>,
@@ -115,7 +115,8 @@ fn from_mbr(mbr: &Mbr) -> DiskLayout {
         type_name: type_names::mbr(partition.type_byte),
         type_id: format!("{:02x}", partition.type_byte),
         name: None,
-        id: None,
+        // The number in hexadecimal digits, as the kernel has it too (block/partitions/msdos.c).
+        id: mbr.id().map(|id| format!("{id}-{:02x}", partition.number)),
         file_system: None,
     };
     DiskLayout {
@@ -155,6 +156,28 @@ mod tests {
         assert_eq!(json["table"], "gpt");
         assert_eq!(json["partitions"][0]["range"]["offset"], root);
         assert_eq!(json["partitions"][0]["file_system"]["usage"], "file_system");
+    }
+
+    #[test]
+    fn a_partition_of_an_mbr_has_the_id_that_the_kernel_gives_it() {
+        let mut disk = vec![0; 65536];
+        let mut record = |sector: usize, index: usize, type_byte: u8, start: u8, sectors: u8| {
+            let at = sector * 512 + 446 + index * 16;
+            (disk[at + 4], disk[at + 8], disk[at + 12]) = (type_byte, start, sectors);
+            disk[sector * 512 + 510..][..2].copy_from_slice(&[0x55, 0xaa]);
+        };
+        record(0, 0, 5, 8, 64);
+        for at in 8..14_u8 {
+            record(at.into(), 0, 0x83, 1, 1);
+            record(at.into(), 1, 5, at - 7, 1);
+        }
+        let ids = |disk: &Vec<u8>| -> Vec<_> {
+            describe(disk).unwrap().partitions.into_iter().map(|partition| partition.id).collect()
+        };
+        assert_eq!(ids(&disk), vec![None; 7], "without a signature there is nothing to tell disks apart");
+        disk[440..444].copy_from_slice(&[0xee, 0xff, 0xc0, 0]);
+        let expected = ["01", "05", "06", "07", "08", "09", "0a"];
+        assert_eq!(ids(&disk), expected.map(|number| Some(format!("00c0ffee-{number}"))));
     }
 
     #[test]

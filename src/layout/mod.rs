@@ -3,7 +3,8 @@
 //! The room sees bytes only, through [`ReadBytes`]; every byte may be hostile. From the top:
 //! `describe` (all of a disk, for `inspect`), `probe` (what lies at its head and end), `relocate` (the
 //! backup GPT at the end of a larger disk), `sector` (512 or 4096), `marker` (a disk in the middle of a
-//! rebuild), then `gpt` and `mbr`, which read the tables, and `bytes`.
+//! rebuild), `shared` (ids that two disks have in common), then `gpt` and `mbr`,
+//! which read the tables, and `bytes`.
 
 #[cfg(test)]
 mod against_tools;
@@ -18,6 +19,7 @@ mod relocate;
 #[cfg(test)]
 mod samples;
 mod sector;
+mod shared;
 mod superblocks;
 mod type_names;
 
@@ -31,6 +33,8 @@ pub use probe::{Signature, Usage};
 pub(crate) use probe::{probe, ptuuid};
 pub(crate) use relocate::{ImageBackup, Outcome, Patch, Relocation, apply, overlay, relocate};
 pub(crate) use sector::fits_sector;
+pub use shared::{SeedLabel, SharedId, SharedKind};
+pub(crate) use shared::{seed_labels, shared_ids};
 
 use crate::error::ErrorKind;
 

@@ -3,6 +3,8 @@
 //! A `Plan` holds the claim, so that nothing changes between the check and the use. Every refusal is
 //! collected; the first by the documented order is the error, the others stand behind it.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the plan does not look at the data disks' bytes yet"))]
+mod duplicates;
 mod fit;
 mod open;
 mod summary;
@@ -16,6 +18,7 @@ use crate::request::{Os, PowerState, Request};
 use crate::seed::{self, ComposedSeed, Credential};
 use crate::target::Target;
 
+pub use duplicates::{Duplicate, OtherSeed};
 pub(crate) use fit::{Ends, Fit, relocation};
 pub(crate) use open::{image_error, open_checked};
 pub use summary::{GptPlan, PlanSummary, TargetKind};

@@ -35,10 +35,18 @@ pub(crate) fn is_locked_by_others(file: BorrowedFd<'_>, byte: i64) -> io::Result
 
 /// Takes a shared lock on that byte without waiting; it lasts as long as the open file description.
 pub(crate) fn lock_shared(file: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
-    let lock = byte_lock(libc::F_RDLCK, byte);
+    lock(file, &byte_lock(libc::F_RDLCK, byte))
+}
+
+/// Takes that byte for this open file description alone, without waiting; the file must be open for writing.
+pub(crate) fn lock_exclusive(file: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
+    lock(file, &byte_lock(libc::F_WRLCK, byte))
+}
+
+fn lock(file: BorrowedFd<'_>, lock: &libc::flock) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed for the call, and `lock` is a valid `struct flock` that the kernel
     // only reads; l_pid is 0 as F_OFD_SETLK demands.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, std::ptr::from_ref(lock)) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -5,7 +5,9 @@
 pub(crate) mod aligned;
 pub(crate) mod beside;
 pub(crate) mod block;
+pub(crate) mod durable;
 pub(crate) mod landlock;
+pub(crate) mod lock_file;
 pub(crate) mod locks;
 pub(crate) mod read;
 pub(crate) mod sparse;
