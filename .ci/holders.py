@@ -298,8 +298,10 @@ class Paused:
         """The states of its threads, as `ps` prints them."""
         found = set()
         for thread in os.listdir(f"/proc/{self.process.pid}/task"):
-            with open(f"/proc/{self.process.pid}/task/{thread}/stat", encoding="utf-8") as text:
-                found.add(text.read().rsplit(")", 1)[1].split()[0])
+            # A thread may end just now.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                with open(f"/proc/{self.process.pid}/task/{thread}/stat", encoding="utf-8") as text:
+                    found.add(text.read().rsplit(")", 1)[1].split()[0])
         return found
 
     def go_on(self):
