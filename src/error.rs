@@ -294,11 +294,6 @@ pub(crate) fn path_text<S: Serializer>(path: &Path, serializer: S) -> Result<S::
     serializer.collect_str(&path.display())
 }
 
-/// The same for several paths.
-pub(crate) fn path_texts<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(paths.iter().map(|path| path.display().to_string()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -47,8 +47,12 @@ mod sys;
 mod target;
 mod verify;
 
+pub use copy::Sandbox;
 pub use error::{Error, ErrorKind, TargetState};
-pub use guard::{DataDiskEvidence, Promise, Refusal, StorageIdentity};
+pub use guard::{
+    DataDiskEvidence, DiskFacts, FileTimes, OpenFor, Promise, Refusal, Relation, Sight, SightLimit,
+    StorageIdentity,
+};
 pub use image::{
     BackingFault, Decoder, DigestAlgorithm, EntryFault, Extent, ExtentKind, FileIdentity, Image, ImageError,
     ImageInfo, LayerInfo, TableReport,
@@ -58,11 +62,11 @@ pub use layout::{DiskLayout, Partition, SeedLabel, SharedId, SharedKind, Signatu
 pub use observe::{CancelToken, Event, Observer, Phase};
 pub use plan::{Duplicate, GptPlan, OtherSeed, Plan, PlanSummary, TargetKind, plan, plan_onto, preview};
 pub use range::ByteRange;
-pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, rebuild};
+pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, Verdict, rebuild};
 pub use request::{
-    DataDisk, DataDiskDigest, DuplicatePolicy, Expect, ExpectedDigest, GptPolicy, ImageFormat, ImageOptions,
-    InstanceSpec, NestedFormat, Options, Os, Placement, PowerState, Preflight, Request, SeedFormat, SeedSpec,
-    SightPolicy, SystemDisk, TargetFormat, VerifyPolicy, WholeDigest,
+    BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, Expect, ExpectedDigest, GptPolicy, ImageFormat,
+    ImageOptions, InstanceSpec, NestedFormat, Options, Os, Placement, PowerState, Preflight, Request,
+    SeedFormat, SeedSpec, SightPolicy, SystemDisk, TargetFormat, VerifyPolicy, WholeDigest,
 };
 pub use seed::{
     Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey, write_seed,

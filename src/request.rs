@@ -192,6 +192,8 @@ pub struct Options {
     pub sight: SightPolicy,
     /// Processes that may have the target open for reading.
     pub open_readers: Vec<u32>,
+    /// The plan that the rebuild is bound to: what was looked at must still be the same.
+    pub plan: Option<BoundPlan>,
     /// What it means when image and data disk carry the same ids or labels.
     pub duplicates: DuplicatePolicy,
 }
@@ -211,6 +213,7 @@ impl Default for Options {
             data_disk_digest: DataDiskDigest::default(),
             sight: SightPolicy::default(),
             open_readers: Vec::new(),
+            plan: None,
             duplicates: DuplicatePolicy::default(),
         }
     }
@@ -383,4 +386,11 @@ pub enum DuplicatePolicy {
     Warn,
     /// The rebuild is refused.
     Deny,
+}
+
+/// A plan that was made earlier, as its JSON document; see `from_json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct BoundPlan {
+    pub(crate) document: serde_json::Value,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::CopyError;
 use crate::image::Decoder;
 use crate::sys::aligned::AlignedBuffer;
-use crate::sys::landlock;
+use crate::sys::landlock::{self, Sandbox};
 use crate::verify::CHUNK_LEN;
 
 /// More threads than this gain nothing on one disk and cost memory: a buffer and a decoder each.
@@ -21,6 +21,7 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 /// Threads of our own, under Landlock without any rule.
 pub(crate) struct Pool {
     threads: rayon::ThreadPool,
+    sandbox: Sandbox,
 }
 
 /// What one thread keeps from job to job.
@@ -47,24 +48,31 @@ impl Pool {
     pub(crate) fn start(threads: Option<NonZeroUsize>) -> io::Result<Self> {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let count = threads.map_or(processors * 2, NonZeroUsize::get).min(MOST_THREADS);
-        let open = Arc::new(AtomicBool::new(false));
-        let failed = Arc::clone(&open);
+        let failed = Arc::new(AtomicBool::new(false));
+        let unconfined = Arc::new(AtomicBool::new(false));
+        let (failure, lack) = (Arc::clone(&failed), Arc::clone(&unconfined));
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(count)
             .thread_name(|index| format!("reimage-{index}"))
-            .start_handler(move |_| {
-                if landlock::forbid_opening().is_err() {
-                    failed.store(true, Ordering::SeqCst);
-                }
+            .start_handler(move |_| match landlock::forbid_opening() {
+                Ok(Sandbox::Landlock) => {}
+                Ok(Sandbox::None) => lack.store(true, Ordering::SeqCst),
+                Err(_) => failure.store(true, Ordering::SeqCst),
             })
             .build()
             .map_err(io::Error::other)?;
-        // Every thread answers once, so the flag is final.
+        // Every thread answers once, so the flags are final.
         pool.broadcast(|_| ());
-        if open.load(Ordering::SeqCst) {
+        if failed.load(Ordering::SeqCst) {
             return Err(io::Error::other("a thread could not be kept from opening files (Landlock)"));
         }
-        Ok(Self { threads: pool })
+        let sandbox = if unconfined.load(Ordering::SeqCst) { Sandbox::None } else { Sandbox::Landlock };
+        Ok(Self { threads: pool, sandbox })
+    }
+
+    /// What keeps the threads from opening files.
+    pub(crate) fn sandbox(&self) -> Sandbox {
+        self.sandbox
     }
 
     /// Runs `work` on every job that `next` gives and hands each result to `done`, on this thread.

@@ -9,6 +9,7 @@ mod farm;
 mod transfer;
 mod units;
 
+pub use crate::sys::landlock::Sandbox;
 pub(crate) use check::{Mismatch, ReadBack, Scope, check, repair};
 pub(crate) use error::CopyError;
 pub(crate) use farm::Pool;

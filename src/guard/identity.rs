@@ -1,12 +1,19 @@
-//! What a disk is, apart from its names: numbers that two names of one storage share.
+//! What a disk is, apart from its names: numbers that two names of one storage share, and what must be so.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::Path;
 
 use serde::Serialize;
+
+use super::bytes::OpenBytes;
+use super::kernel::{Kernel, Number};
+use super::refusal::Refusal;
+use super::topology::Storage;
+use crate::layout::{self, ReadBytes, marker};
+use crate::range::ByteRange;
+use crate::request::Expect;
 
 /// The numbers that tell one storage from another, whatever it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -29,109 +36,125 @@ pub enum StorageIdentity {
     },
 }
 
-impl StorageIdentity {
-    /// Whether one is the other, or a partition of the other.
-    pub(crate) fn overlaps(self, other: Self) -> bool {
-        if self == other {
-            return true;
-        }
-        let whole = |identity| match identity {
-            Self::Device { major, minor } => whole_disk(major, minor),
-            Self::File { .. } => None,
-        };
-        whole(self) == Some(other) || whole(other) == Some(self)
+impl From<Number> for StorageIdentity {
+    fn from((major, minor): Number) -> Self {
+        Self::Device { major, minor }
     }
 }
 
 /// The storage that `metadata` is about; `None` for what is neither a block device nor a regular file.
-pub(crate) fn identify(metadata: &Metadata) -> Option<StorageIdentity> {
+pub(super) fn identify(metadata: &Metadata) -> Option<StorageIdentity> {
     let kind = metadata.file_type();
     if kind.is_block_device() {
-        let (major, minor) = numbers(metadata.rdev());
-        return Some(StorageIdentity::Device { major, minor });
+        return Some(numbers(metadata.rdev()).into());
     }
     kind.is_file().then(|| StorageIdentity::File { device: metadata.dev(), inode: metadata.ino() })
 }
 
 /// Major and minor number of a device number.
-pub(crate) fn numbers(device: u64) -> (u32, u32) {
+pub(super) fn numbers(device: u64) -> Number {
     (rustix::fs::major(device), rustix::fs::minor(device))
-}
-
-/// The sysfs folder of a block device.
-pub(crate) fn sysfs_folder(major: u32, minor: u32) -> io::Result<PathBuf> {
-    fs::canonicalize(format!("/sys/dev/block/{major}:{minor}"))
-}
-
-/// The disk of which the device is a partition.
-pub(crate) fn whole_disk(major: u32, minor: u32) -> Option<StorageIdentity> {
-    let folder = sysfs_folder(major, minor).ok()?;
-    folder.join("partition").exists().then_some(())?;
-    let text = fs::read_to_string(folder.parent()?.join("dev")).ok()?;
-    let (major, minor) = text.trim().split_once(':')?;
-    Some(StorageIdentity::Device { major: major.parse().ok()?, minor: minor.parse().ok()? })
-}
-
-/// The device's serial number, where its driver tells it.
-pub(crate) fn serial(major: u32, minor: u32) -> Option<String> {
-    first_line(major, minor, &["serial", "device/serial"])
-}
-
-/// The device's World Wide Name, where its driver tells it.
-pub(crate) fn wwn(major: u32, minor: u32) -> Option<String> {
-    first_line(major, minor, &["wwid", "device/wwid"])
-}
-
-fn first_line(major: u32, minor: u32, names: &[&str]) -> Option<String> {
-    let folder = sysfs_folder(major, minor).ok()?;
-    let read = |name| fs::read_to_string(folder.join(name)).ok();
-    names.iter().find_map(read).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
-}
-
-/// What a data disk looked like, without having been opened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct DataDiskEvidence {
-    /// The path as it was named.
-    #[serde(serialize_with = "crate::error::path_text")]
-    pub path: PathBuf,
-    /// What it is.
-    pub identity: StorageIdentity,
-    /// Its size in bytes (0 for a device, which tells it only when opened).
-    pub size: u64,
-    /// When its content changed last, in nanoseconds since 1970 (a file; a device's node says nothing).
-    pub modified_ns: u64,
-}
-
-/// Looks at every data disk by its path; `Err` names the first that cannot be looked at.
-pub(crate) fn data_disks_now(
-    paths: impl Iterator<Item = PathBuf>,
-) -> Result<Vec<DataDiskEvidence>, (PathBuf, io::Error)> {
-    paths.map(|path| evidence(&path).map_err(|error| (path, error))).collect()
-}
-
-fn evidence(path: &Path) -> io::Result<DataDiskEvidence> {
-    let metadata = fs::metadata(path)?;
-    let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "neither a block device nor a file");
-    let identity = identify(&metadata).ok_or_else(wrong)?;
-    let modified = match identity {
-        StorageIdentity::Device { .. } => Duration::ZERO,
-        StorageIdentity::File { .. } => {
-            metadata.modified()?.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
-        }
-    };
-    let modified_ns = u64::try_from(modified.as_nanos()).unwrap_or(u64::MAX);
-    Ok(DataDiskEvidence { path: path.to_owned(), identity, size: metadata.len(), modified_ns })
-}
-
-/// Opens `path` without touching what it leads to: no driver's open, no blocking FIFO, no access time.
-pub(crate) fn open_path_only(path: &Path) -> io::Result<File> {
-    use rustix::fs::{Mode, OFlags};
-    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?.into())
 }
 
 /// The identity of a block device of that number.
 pub(crate) fn device_identity(device: u64) -> StorageIdentity {
-    let (major, minor) = numbers(device);
-    StorageIdentity::Device { major, minor }
+    numbers(device).into()
+}
+
+/// What a disk is known by; sizes in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct DiskFacts {
+    /// Its numbers.
+    pub identity: StorageIdentity,
+    /// The file or device in which its bytes really lie: below a loop device, or the disk of a partition.
+    pub base: StorageIdentity,
+    /// Where in `base` they begin.
+    pub base_offset: u64,
+    /// Its size.
+    pub size: u64,
+    /// A device's logical sector.
+    pub sector_size: Option<u32>,
+    /// A device's serial number, where its driver tells it.
+    pub serial: Option<String>,
+    /// A device's World Wide Name, where its driver tells it.
+    pub wwn: Option<String>,
+    /// The id of its partition table: a GPT's GUID, or an MBR's eight hex digits.
+    pub ptuuid: Option<String>,
+    /// The BLAKE3 of its first 64 KiB, or of all of it when it is shorter.
+    pub head_digest: Option<String>,
+    /// The journal of the unfinished rebuild that its head tells of.
+    pub unfinished: Option<String>,
+}
+
+impl DiskFacts {
+    /// What `storage` is, and what its open file tells.
+    pub(super) fn of(
+        kernel: &Kernel,
+        storage: &Storage,
+        (size, sector_size): (u64, Option<u32>),
+        file: Option<&File>,
+    ) -> Self {
+        let tell = |ask: fn(&Kernel, Number) -> Option<String>| match storage.identity {
+            StorageIdentity::Device { major, minor } => ask(kernel, (major, minor)),
+            StorageIdentity::File { .. } => None,
+        };
+        let bytes = file.map(|file| OpenBytes { file, size });
+        let head = bytes.as_ref().and_then(|bytes| head(bytes).ok());
+        Self {
+            identity: storage.identity,
+            base: storage.bytes.base,
+            base_offset: storage.bytes.range.start(),
+            size,
+            sector_size,
+            serial: tell(Kernel::serial),
+            wwn: tell(Kernel::wwn),
+            ptuuid: bytes.and_then(|bytes| layout::ptuuid(&bytes).ok().flatten()),
+            head_digest: head.as_ref().map(|head| blake3::hash(head).to_string()),
+            unfinished: head.and_then(|head| marker::read(&head)).map(|marker| marker.journal),
+        }
+    }
+
+    /// What is not as expected; `earlier` knows the partition table that the disk of an unfinished run had.
+    pub(super) fn against(&self, expect: &Expect, earlier: &dyn Fn(&str) -> Option<String>) -> Vec<Refusal> {
+        let earlier = || self.unfinished.as_deref().and_then(earlier);
+        let size = Some(self.size.to_string());
+        let table = self.ptuuid.clone().or_else(earlier);
+        differences(expect, [self.serial.clone(), self.wwn.clone(), size, table])
+    }
+
+    /// The same for a disk that is not there.
+    pub(super) fn nothing_against(expect: &Expect) -> Vec<Refusal> {
+        differences(expect, [None, None, None, None])
+    }
+}
+
+fn differences(expect: &Expect, found: [Option<String>; 4]) -> Vec<Refusal> {
+    let lower = |id: &String| id.to_ascii_lowercase();
+    let [serial, wwn, size, table] = found;
+    let pairs = [
+        ("serial number", expect.serial.clone(), serial),
+        ("WWN", expect.wwn.clone(), wwn),
+        ("size", expect.size.map(|size| size.to_string()), size),
+        ("partition table", expect.ptuuid.as_ref().map(lower), table.as_ref().map(lower)),
+    ];
+    let differs = |(what, expected, found): (&'static str, Option<String>, Option<String>)| {
+        let expected = expected.filter(|expected| Some(expected) != found.as_ref())?;
+        Some(Refusal::Expected { what, found: found.unwrap_or_else(|| "unknown".to_owned()), expected })
+    };
+    pairs.into_iter().filter_map(differs).collect()
+}
+
+fn head(bytes: &OpenBytes<'_>) -> io::Result<Vec<u8>> {
+    const LEN: u64 = 64 << 10;
+    let range = ByteRange::new(0, LEN.min(bytes.size()));
+    let mut head = vec![0; usize::try_from(range.len()).expect("a head is short")];
+    bytes.read_at(range, &mut head)?;
+    Ok(head)
+}
+
+/// Opens `path` without touching what it leads to: no driver's open, no blocking FIFO, no access time.
+pub(super) fn open_path_only(path: &Path) -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?.into())
 }

@@ -9,36 +9,65 @@ use rustix::fs::FlockOperation;
 use super::refusal::Refusal;
 use crate::sys::locks;
 
+/// Takes every lock that keeps udev, other runs and hypervisors off.
+pub(super) fn lock(file: &File) -> Result<(), Refusal> {
+    flock(file, FlockOperation::NonBlockingLockExclusive)?;
+    lock_out_hypervisors(file)
+}
+
+/// Asks whether the locks could be taken, and takes none.
+pub(super) fn ask(file: &File) -> Result<(), Refusal> {
+    flock(file, FlockOperation::NonBlockingLockShared)?;
+    // When the file closes it would go as well.
+    let _ = rustix::fs::flock(file, FlockOperation::NonBlockingUnlock);
+    Ok(())
+}
+
 /// systemd's convention (systemd.io/BLOCK_DEVICE_LOCKING): udev leaves a disk alone that is locked.
 ///
 /// udev itself holds the lock while it probes, so a wait of up to two seconds is normal.
-pub(super) fn lock_out_udev(file: &File) -> Result<(), Refusal> {
+fn flock(file: &File, operation: FlockOperation) -> Result<(), Refusal> {
     for _ in 0..20 {
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        match rustix::fs::flock(file, operation) {
             Ok(()) => return Ok(()),
             Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(100)),
             Err(error) => return Err(Refusal::CannotOpen { source: error.into() }),
         }
     }
-    Err(Refusal::Locked { who: "it holds flock(2) on the device" })
+    Err(Refusal::Locked { who: "it holds flock(2) on it" })
 }
 
-/// Refuses a disk on which somebody holds one of the locks that qemu and Cloud Hypervisor take.
-pub(super) fn refuse_other_locks(file: &File) -> Result<(), Refusal> {
+/// What a lock of somebody else says that it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// It writes.
+    Writing,
+    /// It does something else, and counts on nobody else's writing as a rule.
+    Other,
+}
+
+impl Use {
+    pub(super) fn who(self) -> &'static str {
+        match self {
+            Self::Writing => "a virtual machine or another program writes it",
+            Self::Other => "a virtual machine or another program uses it",
+        }
+    }
+}
+
+/// Whether somebody else holds one of the locks that qemu and Cloud Hypervisor take.
+pub(super) fn others(file: &File) -> Option<Use> {
     let held = |byte| locks::is_locked_by_others(file.as_fd(), byte).unwrap_or(false);
     if held(locks::USES_WRITE) {
-        return Err(Refusal::Locked { who: "a virtual machine or another program writes it" });
+        return Some(Use::Writing);
     }
-    if locks::USES.chain(locks::FORBIDS).any(held) {
-        return Err(Refusal::Locked { who: "a virtual machine or another program uses it" });
-    }
-    Ok(())
+    locks::USES.chain(locks::FORBIDS).any(held).then_some(Use::Other)
 }
 
-/// Takes the same locks, so that no hypervisor starts on the disk; then whoever was faster is seen.
+/// Takes the same locks, so that no hypervisor starts on the disk.
 ///
 /// Where a file system has no such locks, none of its users is kept out by them either.
-pub(super) fn lock_out_hypervisors(file: &File) -> Result<(), Refusal> {
+fn lock_out_hypervisors(file: &File) -> Result<(), Refusal> {
     for byte in [locks::USES_WRITE, locks::FORBIDS_READ, locks::FORBIDS_WRITE] {
         match locks::lock_shared(file.as_fd(), byte) {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
@@ -47,7 +76,7 @@ pub(super) fn lock_out_hypervisors(file: &File) -> Result<(), Refusal> {
             _ => {}
         }
     }
-    refuse_other_locks(file)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -55,17 +84,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_virtual_machines_lock_is_refused_and_ours_keeps_it_out() {
+    fn a_virtual_machines_lock_is_seen_and_ours_keeps_it_out() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let open = || File::options().read(true).write(true).open(file.path()).unwrap();
         let machine = open();
         locks::lock_shared(machine.as_fd(), locks::USES_WRITE).unwrap();
         let ours = open();
-        assert!(matches!(refuse_other_locks(&ours), Err(Refusal::Locked { .. })));
-        assert!(matches!(lock_out_hypervisors(&ours), Err(Refusal::Locked { .. })));
-        drop((machine, ours));
+        assert_eq!(others(&ours), Some(Use::Writing));
+        drop(machine);
+        let reader = open();
+        locks::lock_shared(reader.as_fd(), locks::USES_READ).unwrap();
+        assert_eq!(others(&ours), Some(Use::Other));
+        drop((reader, ours));
         let ours = open();
-        lock_out_hypervisors(&ours).unwrap();
+        lock(&ours).unwrap();
+        assert_eq!(others(&ours), None, "our own do not count");
         assert!(locks::is_locked_by_others(open().as_fd(), locks::FORBIDS_WRITE).unwrap());
+        assert!(ask(&open()).is_err());
     }
 }

@@ -1,18 +1,38 @@
 //! Decides whether a disk may be written, and holds it. The only maker of a `Claim`; never writes.
 //!
-//! Order of the questions: what is it (`resolve`), is it one of the disks that must survive (`identity`),
-//! does anybody use it (`in_use`). The claim is taken before the last question, and held to the end.
+//! Order of the questions: what is it really (`topology`, from what `kernel` and `mounts` show), is it something
+//! that must survive (`aliases`, `data_disks`), does anybody use it (`in_use`, `processes`, `locked`), is it the one
+//! that was meant (`identity`). The disk is opened (`open`) and held (`hold`) before the last look at its users, and
+//! the hold lasts to the end of the run. What could not be looked at is said (`sight`).
 
+mod aliases;
+mod bytes;
 mod claim;
+mod data_disks;
+mod hold;
 mod identity;
 mod in_use;
+mod kernel;
 mod locked;
+mod mounts;
+mod open;
+mod processes;
 mod refusal;
+mod sight;
+mod topology;
 
-pub(crate) use claim::{Access, Claim, Held, Subject, check_seed_path, claim_host_disk};
-pub use identity::{DataDiskEvidence, StorageIdentity};
-pub(crate) use identity::{data_disks_now, device_identity};
-pub use refusal::Refusal;
+pub(crate) use aliases::{ImageFile, check_seed_path, image_files, image_writers};
+pub(crate) use bytes::OpenBytes;
+pub(crate) use claim::{Access, Claim, Held, Subject, claim_host_disk};
+pub(crate) use data_disks::{DataDisk, SecondLook};
+pub use data_disks::{DataDiskEvidence, FileTimes};
+pub(crate) use hold::Hold;
+pub(crate) use identity::device_identity;
+pub use identity::{DiskFacts, StorageIdentity};
+pub use processes::OpenFor;
+pub use refusal::{Refusal, Relation};
+pub use sight::{Sight, SightLimit};
+pub(crate) use topology::Topology;
 
 /// What an embedder promises when it brings a target of its own, which the guard cannot examine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

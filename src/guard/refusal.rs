@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::processes::OpenFor;
+use super::sight::SightLimit;
 use crate::error::{Error, ErrorKind};
 
 /// A guard rule's "no", with its evidence.
@@ -54,14 +56,52 @@ pub enum Refusal {
         why: &'static str,
     },
     /// It is mounted.
-    #[error("{device} is mounted on {mount_point:?} (seen by process {pid})")]
+    #[error("{device} is mounted on {mount_point:?} (as pid {pid} sees it)")]
     Mounted {
-        /// Major and minor number.
+        /// The device's name.
         device: String,
         /// Where.
-        mount_point: String,
+        mount_point: PathBuf,
         /// A process that sees the mount.
         pid: u32,
+    },
+    /// A process has it open.
+    #[error("pid {pid} ({command:?}) has {path:?} open for {access}")]
+    OpenedBy {
+        /// The process.
+        pid: u32,
+        /// Its name, as the kernel knows it.
+        command: String,
+        /// Whether it may write.
+        access: OpenFor,
+        /// The name under which it was opened.
+        path: PathBuf,
+    },
+    /// A loop device makes its bytes a device of another name.
+    #[error("the loop device {device} lies over it")]
+    LoopOver {
+        /// The loop device's name.
+        device: String,
+    },
+    /// Another device, or a pool, is built on it.
+    #[error("{what} is built on it")]
+    BuiltUpon {
+        /// What is built.
+        what: String,
+    },
+    /// The kernel serves it to other machines.
+    #[error("this host's {by} exports {path:?}")]
+    Exported {
+        /// Which server.
+        by: &'static str,
+        /// What it exports.
+        path: PathBuf,
+    },
+    /// Not everything could be looked at, and that was demanded.
+    #[error("not everything could be looked at: {limit}")]
+    Unseen {
+        /// What could not.
+        limit: SightLimit,
     },
     /// It is a swap device or file.
     #[error("{path:?} is in use as swap")]
@@ -70,18 +110,54 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// The kernel does not give it exclusively.
-    #[error("the kernel says that it is in use (a mount, swap, RAID, LVM or another exclusive opener)")]
-    Busy,
+    #[error("the kernel gives it to nobody else: it is in use{}", carries.map(|kind| format!(" ({kind} lies on it)")).unwrap_or_default())]
+    Busy {
+        /// What its head or its end says that it is, such as `zfs_member`.
+        carries: Option<&'static str>,
+    },
     /// Another program has locked it.
     #[error("another program holds a lock on it: {who}")]
     Locked {
         /// Which kind of program, as far as the lock tells.
         who: &'static str,
     },
-    /// It is one of the disks that must survive.
-    #[error("it is the data disk {path:?}")]
+    /// Another run of this program has it.
+    #[error("another rebuild of this disk is under way (lock {path:?})")]
+    AnotherRun {
+        /// The lock file in the state folder.
+        path: PathBuf,
+    },
+    /// The state folder's lock cannot be taken.
+    #[error("the lock of this disk cannot be taken in the state folder {folder:?}")]
+    StateFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is one of the disks that must survive, or shares bytes with one.
+    #[error("it {relation} the data disk {path:?}")]
     DataDisk {
+        /// How the two belong together.
+        relation: Relation,
         /// The data disk as it was named.
+        path: PathBuf,
+    },
+    /// What lies below it is not what was examined.
+    #[error("what lies below it is not what was examined")]
+    Moved,
+    /// It keeps this host running.
+    #[error("it holds this host's {place:?}")]
+    HostDisk {
+        /// Where its file system is mounted.
+        place: PathBuf,
+    },
+    /// Something that the run itself needs lies on it.
+    #[error("{what} {path:?} lies on it")]
+    Holds {
+        /// What it is.
+        what: &'static str,
+        /// Where it is.
         path: PathBuf,
     },
     /// A data disk cannot be looked at, so that nothing can be proved about it.
@@ -93,16 +169,36 @@ pub enum Refusal {
         source: std::io::Error,
     },
     /// A data disk is not what it was before the run.
-    #[error("the data disk is not what it was when the run began")]
+    #[error("the data disk is not what it was when the run began: {what}")]
     DataDiskChanged {
         /// The data disk as it was named.
         path: PathBuf,
+        /// What differs.
+        what: String,
     },
     /// It is the image or one of its backing files.
-    #[error("it is {path:?}, which the image is read from")]
+    #[error("it {relation} {path:?}, which the image is read from")]
     Image {
+        /// How the two belong together.
+        relation: Relation,
         /// The image's or backing file's path.
         path: PathBuf,
+    },
+    /// Somebody may be writing the image.
+    #[error("pid {pid} ({command:?}) has {path:?} open for writing")]
+    ImageWritten {
+        /// The process.
+        pid: u32,
+        /// Its name, as the kernel knows it.
+        command: String,
+        /// The name under which it was opened.
+        path: PathBuf,
+    },
+    /// The image's own file system is mounted so that it can be written.
+    #[error("the image's disk is mounted on {mount_point:?}, and can be written there")]
+    ImageMounted {
+        /// Where.
+        mount_point: PathBuf,
     },
     /// It is the file that the seed would replace, or the other way round.
     #[error("it is the seed {path:?}")]
@@ -128,13 +224,46 @@ pub enum Refusal {
     },
 }
 
+/// How two names belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Relation {
+    /// Both are one storage.
+    Same,
+    /// One lies on the other, or holds a part of it.
+    Shares,
+}
+
+impl std::fmt::Display for Relation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Same => "is",
+            Self::Shares => "shares bytes with",
+        })
+    }
+}
+
 impl Refusal {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Mounted { .. } | Self::Swap { .. } | Self::Busy | Self::Locked { .. } => ErrorKind::InUse,
+            Self::Mounted { .. }
+            | Self::OpenedBy { .. }
+            | Self::LoopOver { .. }
+            | Self::BuiltUpon { .. }
+            | Self::Exported { .. }
+            | Self::Unseen { .. }
+            | Self::Swap { .. }
+            | Self::Busy { .. }
+            | Self::Locked { .. }
+            | Self::Moved
+            | Self::AnotherRun { .. } => ErrorKind::InUse,
             Self::DataDiskChanged { .. } => ErrorKind::DataDiskChanged,
+            Self::ImageWritten { .. } | Self::ImageMounted { .. } => ErrorKind::Image,
+            Self::StateFolder { .. } => ErrorKind::Usage,
             Self::DataDisk { .. }
             | Self::DataDiskUnknown { .. }
+            | Self::HostDisk { .. }
+            | Self::Holds { .. }
             | Self::Image { .. }
             | Self::Seed { .. }
             | Self::SeedReplaces { .. }
@@ -162,7 +291,25 @@ impl Refusal {
             }
             Self::Mounted { .. } => "stop the instance, or umount it",
             Self::Swap { .. } => "swapoff it first, if it really is the system disk",
-            Self::Busy => "stop the instance; lsblk and /proc/mounts on this host show who built on it",
+            Self::OpenedBy { access: OpenFor::Writing, .. } => "stop the instance, or wait for that program",
+            Self::OpenedBy { access: OpenFor::Reading, .. } => {
+                "stop the instance, or wait for that program; a reader that is known to do no harm is excused by --allow-open-reader PID"
+            }
+            Self::LoopOver { .. } => "losetup --detach it first, or name it as the system disk",
+            Self::BuiltUpon { .. } => "take it apart first, or name the upper device as the system disk",
+            Self::Exported { .. } => "take it out of that server's configuration first",
+            Self::Unseen { .. } => "run as root on the host itself, or leave --require-full-sight out",
+            Self::Busy { .. } => {
+                "stop the instance; lsblk and /proc/mounts on this host show who built on it"
+            }
+            Self::AnotherRun { .. } => "wait for the other run to end",
+            Self::Moved => "find out who attached another file or disk, then start again",
+            Self::StateFolder { .. } => "name a folder that can be written with --state-dir",
+            Self::HostDisk { .. } => "this disk keeps the host running: correct the system disk's path",
+            Self::Holds { .. } => "put it somewhere else: the disk's content will be lost",
+            Self::ImageWritten { .. } | Self::ImageMounted { .. } => {
+                "wait until nobody writes the image, or make a copy of it"
+            }
             Self::Locked { .. } => "stop the instance, or wait for the other program",
             Self::DataDisk { .. } => "data disks are never written; correct the system disk's path",
             Self::DataDiskUnknown { .. } => {

@@ -8,15 +8,22 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use serde::Serialize;
+
 use super::error::ImageError;
 use crate::range::ByteRange;
 use crate::sys::{locks, read::UncachedReads, sparse};
+use crate::verify::Digest;
+
+/// How much of a file tells it from another.
+const HEAD: u64 = 64 << 10;
 
 /// What tells one file from all others, and shows that it changed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct FileIdentity {
     /// The file's name when it was opened.
+    #[serde(serialize_with = "crate::error::path_text")]
     pub path: PathBuf,
     /// The device number of the file system that it is on.
     pub device: u64,
@@ -24,6 +31,14 @@ pub struct FileIdentity {
     pub inode: u64,
     /// The device that it stands for, when it is a block device.
     pub block_device: Option<u64>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When its content changed last, in nanoseconds since 1970; 0 for a block device.
+    pub modified_ns: i64,
+    /// When its content or its attributes changed last; 0 for a block device.
+    pub changed_ns: i64,
+    /// The BLAKE3 of its first 64 KiB.
+    pub head: Digest,
 }
 
 /// A file's state at one moment; equal stamps mean unchanged bytes.
@@ -81,6 +96,13 @@ impl SourceFile {
         let metadata = file.metadata().map_err(failed("looking at the image"))?;
         let is_device = metadata.file_type().is_block_device();
         let len = sparse::end(file.as_fd()).map_err(failed("finding the image's size"))?;
+        let stamp = stamp(&metadata, len);
+        let reads = UncachedReads::default();
+        let mut head = vec![0; usize::try_from(len.min(HEAD)).expect("a head is short")];
+        let read = reads.read_exact_at(file.as_fd(), &mut head, 0);
+        read.map_err(failed("reading the head of the image"))?;
+        let nanoseconds =
+            |(seconds, more): (i64, i64)| seconds.saturating_mul(1_000_000_000).saturating_add(more);
         let may_have_holes = !is_device && metadata.blocks().saturating_mul(512) < len;
         Ok(Self {
             identity: FileIdentity {
@@ -88,10 +110,14 @@ impl SourceFile {
                 device: metadata.dev(),
                 inode: metadata.ino(),
                 block_device: is_device.then(|| metadata.rdev()),
+                size: len,
+                modified_ns: nanoseconds(stamp.modified),
+                changed_ns: nanoseconds(stamp.changed),
+                head: Digest::of(&head),
             },
-            stamp: stamp(&metadata, len),
+            stamp,
             stretches: may_have_holes.then(Mutex::default),
-            reads: UncachedReads::default(),
+            reads,
             file,
         })
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::error::{Error, ErrorKind};
 use crate::layout::{self, DiskLayout, SeedLabel, SharedId, SharedKind};
 
 /// How many ids a sentence names; the plan as JSON has them all.
@@ -48,6 +49,24 @@ pub(crate) fn other_seeds(data_disks: &[(PathBuf, DiskLayout)]) -> Vec<OtherSeed
         layout::seed_labels(layout).into_iter().map(move |seed| OtherSeed { path: path.clone(), seed })
     };
     data_disks.iter().flat_map(of_disk).collect()
+}
+
+/// The data disk and the image could be mistaken for each other.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Alike(String);
+
+/// The same as refusals, one for each data disk.
+pub(super) fn refusals(duplicates: &[Duplicate]) -> Vec<Error> {
+    let same_disk = duplicates.chunk_by(|left, right| left.path == right.path);
+    let about = |duplicates: &[Duplicate]| {
+        Error::new(ErrorKind::Identity, Alike(of_one_disk(duplicates)))
+            .at_path(&duplicates[0].path)
+            .hint_that(
+                "give the data disk ids of its own (sgdisk -G, tune2fs -U), or leave --deny-duplicates out",
+            )
+    };
+    same_disk.map(about).collect()
 }
 
 /// What a person is told: one sentence for each data disk of duplicates, and one for each label of a seed.

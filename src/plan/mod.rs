@@ -3,18 +3,21 @@
 //! A `Plan` holds the claim, so that nothing changes between the check and the use. Every refusal is
 //! collected; the first by the documented order is the error, the others stand behind it.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the plan does not look at the data disks' bytes yet"))]
+mod bound;
 mod duplicates;
 mod fit;
 mod open;
 mod summary;
+mod survey;
 mod view;
 
+use std::os::unix::fs::FileTypeExt as _;
+
 use crate::error::{Error, ErrorKind};
-use crate::guard::{self, Access, Claim, DataDiskEvidence, Promise, Refusal, StorageIdentity, Subject};
-use crate::image::{self, Image, TableReport};
+use crate::guard::{self, Access, Claim, DataDisk, Promise, Refusal, Subject};
+use crate::image::{Image, TableReport};
 use crate::observe::{Event, Observer};
-use crate::request::{Os, PowerState, Request};
+use crate::request::{DuplicatePolicy, Os, PowerState, Request};
 use crate::seed::{self, ComposedSeed, Credential};
 use crate::target::Target;
 
@@ -22,6 +25,7 @@ pub use duplicates::{Duplicate, OtherSeed};
 pub(crate) use fit::{Ends, Fit, relocation};
 pub(crate) use open::{image_error, open_checked};
 pub use summary::{GptPlan, PlanSummary, TargetKind};
+use survey::Seen;
 pub(crate) use view::{DiskBytes, ImageBytes};
 
 /// A rebuild that may begin: everything was checked, and the disk is held.
@@ -42,7 +46,7 @@ pub struct Plan {
     pub(crate) brought: Option<Box<dyn Target>>,
     pub(crate) fit: Fit,
     pub(crate) seed: Option<ComposedSeed>,
-    pub(crate) data_disks: Vec<DataDiskEvidence>,
+    pub(crate) data_disks: Vec<DataDisk>,
     summary: PlanSummary,
 }
 
@@ -105,12 +109,20 @@ fn examine(
     noted(check_request(request, &storage), &mut refusals);
     noted(check_state_dir(&request.options.state_dir), &mut refusals);
     let seed = noted(compose_seed(request, credential), &mut refusals).flatten();
+    let runs = refusals.iter().any(|refusal| refusal.kind() == ErrorKind::NotStopped);
+    let is_device = |path: &std::path::PathBuf| {
+        std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
+    };
+    if runs && request.instance.image.as_ref().is_some_and(is_device) {
+        return Err(Error::first_of(refusals));
+    }
     let image = noted(open_image(request, observer), &mut refusals);
-    let data_disks = noted(look_at_data_disks(request), &mut refusals);
-    let image_files = image.as_ref().map(|(image, _)| identities(image.as_ref())).unwrap_or_default();
-    noted(check_seed_path(request, &image_files, data_disks.as_deref()), &mut refusals);
-    let claimed = take_claim(request, storage, &image_files, data_disks.as_deref().unwrap_or_default());
-    let (claim, brought) = match claimed {
+    if runs {
+        // A machine that runs has its disks: no device is opened.
+        return Err(Error::first_of(refusals));
+    }
+    let seen = survey::survey(request, image.as_ref().map(|(image, _)| image.as_ref()), &mut refusals);
+    let (claim, brought) = match take_claim(request, storage, &seen) {
         Ok((claim, brought)) => (Some(claim), brought),
         Err(errors) => {
             refusals.extend(errors);
@@ -120,20 +132,23 @@ fn examine(
     let (Some((image, tables)), Some(claim)) = (image, claim) else {
         return Err(Error::first_of(refusals));
     };
-    let fit = match Fit::find(request, (image.as_ref(), tables), &claim, brought.as_deref()) {
-        Ok(fit) if refusals.is_empty() => fit,
-        Ok(_) => return Err(Error::first_of(refusals)),
-        Err(error) => {
-            refusals.push(error);
-            return Err(Error::first_of(refusals));
-        }
-    };
-    let data_disks = data_disks.unwrap_or_default();
-    let summary = summary::summarise(request, (image.as_ref(), tables), (&claim, &fit), seed.as_ref());
+    let fit = noted(Fit::find(request, (image.as_ref(), tables), &claim, brought.as_deref()), &mut refusals);
+    let Some(fit) = fit.filter(|_| refusals.is_empty()) else { return Err(Error::first_of(refusals)) };
+    let summary =
+        summary::summarise(request, (image.as_ref(), tables), (&claim, &fit, &seen), seed.as_ref())?;
+    if let Some(bound) = &request.options.plan {
+        refusals.extend(bound.differences(&summary));
+    }
+    if request.options.duplicates == DuplicatePolicy::Deny {
+        refusals.extend(duplicates::refusals(&summary.duplicates));
+    }
+    if !refusals.is_empty() {
+        return Err(Error::first_of(refusals));
+    }
     for warning in &summary.warnings {
         observer.event(&Event::Warning { code: "plan", message: warning.clone() });
     }
-    let request = request.clone();
+    let (request, data_disks) = (request.clone(), seen.data_disks);
     Ok(Plan { request, image, claim, brought, fit, seed, data_disks, summary })
 }
 
@@ -237,77 +252,37 @@ pub(crate) fn open_image(
     })
 }
 
-fn look_at_data_disks(request: &Request) -> Result<Vec<DataDiskEvidence>, Error> {
-    let paths = request.instance.data_disks.iter().map(|disk| disk.path.clone());
-    guard::data_disks_now(paths).map_err(|(path, source)| {
-        let refusal = Refusal::DataDiskUnknown { path, source };
-        refusal.about(&request.instance.system_disk.path)
-    })
-}
-
-fn check_seed_path(
-    request: &Request,
-    image_files: &[(std::path::PathBuf, StorageIdentity)],
-    data_disks: Option<&[DataDiskEvidence]>,
-) -> Result<(), Error> {
-    let Some(seed) = &request.instance.seed else { return Ok(()) };
-    let disk = &request.instance.system_disk.path;
-    let checked = match same_new_file(&seed.path, disk) {
-        true => Err(Refusal::Seed { path: seed.path.clone() }),
-        false => guard::check_seed_path(&seed.path, image_files, data_disks.unwrap_or_default()),
-    };
-    checked.map_err(|refusal| refusal.about(&seed.path))
-}
-
-/// Whether two paths name one file that does not exist yet; files that exist are compared by their numbers.
-fn same_new_file(left: &std::path::Path, right: &std::path::Path) -> bool {
-    let place = |path: &std::path::Path| {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(std::path::Path::new(".")).canonicalize().ok()?;
-        Some((folder, path.file_name()?.to_owned()))
-    };
-    place(left).is_some_and(|left| place(right) == Some(left))
-}
-
-fn identities(image: &dyn Image) -> Vec<(std::path::PathBuf, StorageIdentity)> {
-    let of_file = |file: image::FileIdentity| {
-        let identity = match file.block_device {
-            Some(device) => guard::device_identity(device),
-            None => StorageIdentity::File { device: file.device, inode: file.inode },
-        };
-        (file.path, identity)
-    };
-    image.identities().into_iter().map(of_file).collect()
-}
-
 type Claimed = (Claim, Option<Box<dyn Target>>);
 
-fn take_claim(
-    request: &Request,
-    storage: Storage,
-    image_files: &[(std::path::PathBuf, StorageIdentity)],
-    data_disks: &[DataDiskEvidence],
-) -> Result<Claimed, Vec<Error>> {
+fn take_claim(request: &Request, storage: Storage, seen: &Seen) -> Result<Claimed, Vec<Error>> {
     let access = match storage {
         Storage::Host(access) => access,
         Storage::Brought(target, promise) => {
             return Ok((Claim::promised(promise, target.size()), Some(target)));
         }
     };
-    let disk = &request.instance.system_disk;
+    let (disk, options) = (&request.instance.system_disk, &request.options);
     if disk.path.as_os_str().is_empty() {
         return Err(Vec::new());
     }
+    let mut needed = vec![("the state folder", options.state_dir.clone())];
+    let network = request.instance.seed.as_ref().and_then(|seed| seed.network_config.clone());
+    needed.extend(network.map(|path| ("the network configuration", path)));
     let subject = Subject {
         path: &disk.path,
         format: disk.format,
-        placement: request.options.placement,
+        placement: options.placement,
         expect: &disk.expect,
-        image_files,
-        data_disks,
+        earlier_ptuuid: &|_| None,
+        image_files: &seen.image_files,
+        data_disks: &seen.data_disks,
         seed: request.instance.seed.as_ref().map(|seed| seed.path.as_path()),
+        needed: &needed,
+        state_dir: &options.state_dir,
+        open_readers: &options.open_readers,
+        sight: options.sight,
     };
     let about =
         |refusals: Vec<Refusal>| refusals.into_iter().map(|refusal| refusal.about(&disk.path)).collect();
-    guard::claim_host_disk(&subject, access).map(|claim| (claim, None)).map_err(about)
+    guard::claim_host_disk(&seen.topology, &subject, access).map(|claim| (claim, None)).map_err(about)
 }

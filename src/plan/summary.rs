@@ -1,13 +1,17 @@
 //! A plan as a person or another program reads it.
 
+use std::io;
 use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::Fit;
-use crate::guard::{Claim, Held, StorageIdentity};
-use crate::image::{Image, ImageInfo, TableReport};
-use crate::layout::{Outcome, Relocation};
+use super::duplicates::{self, Duplicate};
+use super::survey::Seen;
+use super::{Fit, ImageBytes};
+use crate::error::{Error, ErrorKind};
+use crate::guard::{Claim, DataDiskEvidence, DiskFacts, Held, Sight};
+use crate::image::{FileIdentity, Image, ImageInfo, TableReport};
+use crate::layout::{self, DiskLayout, Outcome, ReadBytes, Relocation};
 use crate::range::ByteRange;
 use crate::request::{GptPolicy, Placement, Request};
 use crate::seed::{ComposedSeed, SeedReport};
@@ -27,8 +31,10 @@ pub struct PlanSummary {
     pub target: PathBuf,
     /// What kind of system disk it is.
     pub target_kind: TargetKind,
-    /// Which storage it is; `None` for a new file.
-    pub target_identity: Option<StorageIdentity>,
+    /// What the system disk is known by; `None` for a new file.
+    pub target_disk: Option<DiskFacts>,
+    /// The files that the image is read from, the image's own first.
+    pub image_files: Vec<FileIdentity>,
     /// Its size now.
     pub target_bytes: u64,
     /// Its size when the run has ended.
@@ -38,10 +44,19 @@ pub struct PlanSummary {
     /// The seed that will be written.
     pub seed: Option<SeedReport>,
     /// The disks that will not be opened for writing.
-    #[serde(serialize_with = "crate::error::path_texts")]
-    pub data_disks: Vec<PathBuf>,
+    pub data_disks: Vec<DataDiskEvidence>,
+    /// How much of the host could be looked at.
+    pub sight: Sight,
+    /// What the system disk holds now; `None` for a new file.
+    pub before: Option<DiskLayout>,
+    /// What it will hold.
+    pub after: DiskLayout,
+    /// Ids and labels that the image and data disks share.
+    pub duplicates: Vec<Duplicate>,
     /// What a person should know before saying yes.
     pub warnings: Vec<String>,
+    /// The BLAKE3 of all of the above, by which a plan in a file is known to be as it was written.
+    pub digest: String,
 }
 
 /// What kind of system disk is written.
@@ -94,22 +109,65 @@ impl GptPlan {
 pub(super) fn summarise(
     request: &Request,
     (image, content): (&dyn Image, TableReport),
-    (claim, fit): (&Claim, &Fit),
+    (claim, fit, seen): (&Claim, &Fit, &Seen),
     seed: Option<&ComposedSeed>,
-) -> PlanSummary {
-    PlanSummary {
+) -> Result<PlanSummary, Error> {
+    let future = Future { image: ImageBytes(image), fit };
+    let unreadable = |error| Error::new(ErrorKind::Image, error);
+    let after = layout::describe(&future).map_err(unreadable)?;
+    // What a guest left on the disk may be anything, and stops nothing.
+    let before = claim.bytes().and_then(|bytes| layout::describe(&bytes).ok());
+    let others = seen.layouts();
+    let mut warnings = warnings(request, fit, seed);
+    let duplicates = duplicates::compare(&after, &others);
+    warnings.extend(duplicates::sentences(&duplicates, &duplicates::other_seeds(&others)));
+    let limits = [claim.sight_limits(), &seen.limits].concat();
+    let mut summary = PlanSummary {
         instance: request.instance.id.clone(),
         image: image.info(),
         content,
         target: claim.path().to_owned(),
         target_kind: kind_of(request, claim),
-        target_identity: claim.identity(),
+        target_disk: claim.facts().cloned(),
+        image_files: image.identities(),
         target_bytes: claim.size(),
         size_after: fit.size,
         gpt: GptPlan::of(fit.relocation.as_ref()),
         seed: seed.map(ComposedSeed::summary),
-        data_disks: request.instance.data_disks.iter().map(|disk| disk.path.clone()).collect(),
-        warnings: warnings(request, fit, seed),
+        data_disks: seen.data_disks.iter().map(|disk| disk.before().clone()).collect(),
+        sight: Sight::of(limits),
+        before,
+        after,
+        duplicates,
+        warnings,
+        digest: String::new(),
+    };
+    let document = serde_json::to_value(&summary).expect("a plan is plain data");
+    summary.digest = super::bound::digest_of(&document);
+    Ok(summary)
+}
+
+/// The system disk as it will be.
+struct Future<'a> {
+    image: ImageBytes<'a>,
+    fit: &'a Fit,
+}
+
+impl ReadBytes for Future<'_> {
+    fn size(&self) -> u64 {
+        self.fit.size
+    }
+
+    fn read_at(&self, range: ByteRange, buffer: &mut [u8]) -> io::Result<()> {
+        let len = usize::try_from(range.len()).map_err(io::Error::other)?;
+        let buffer = &mut buffer[..len];
+        buffer.fill(0);
+        if let Some(of_image) = range.intersection(ByteRange::new(0, self.image.size())) {
+            let len = usize::try_from(of_image.len()).map_err(io::Error::other)?;
+            self.image.read_at(of_image, &mut buffer[..len])?;
+        }
+        layout::apply(self.fit.patches(), range, buffer);
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ mod report;
 mod run;
 mod steps;
 
-pub use report::{DataDiskReport, Durations, RepairReport, Report};
+pub use report::{DataDiskReport, Durations, RepairReport, Report, Verdict};
 pub(crate) use run::copy_error;
 
 use std::time::Instant;

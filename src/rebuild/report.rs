@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::copy::Sandbox;
 use crate::error::TargetState;
-use crate::guard::{self, Claim, DataDiskEvidence, Held};
+use crate::guard::{Claim, DataDisk, DataDiskEvidence, Held, SecondLook};
 use crate::plan::{GptPlan, PlanSummary};
 use crate::range::ByteRange;
 use crate::request::PowerState;
@@ -48,6 +49,8 @@ pub struct Report {
     pub seed: Option<SeedReport>,
     /// The disks that were not written.
     pub data_disks: Vec<DataDiskReport>,
+    /// What kept the threads that touched the image's bytes from opening any file.
+    pub sandbox: Sandbox,
     /// How long the parts took.
     pub durations: Durations,
     /// What was planned.
@@ -70,10 +73,32 @@ pub struct RepairReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DataDiskReport {
+    /// The path as it was named.
+    #[serde(serialize_with = "crate::error::path_text")]
+    pub path: PathBuf,
+    /// Whether it is as it was.
+    pub verdict: Verdict,
+    /// Writes and discards that the kernel has counted during the run; `None` where it keeps no count.
+    pub writes: Option<u64>,
+    /// What is not as it was.
+    pub differences: Vec<&'static str>,
     /// What it looked like before the first byte was written.
     pub before: DataDiskEvidence,
-    /// Whether identity, size and time of change are still the same.
-    pub unchanged: bool,
+    /// What it looked like at the end; `None` when it was no longer there.
+    pub after: Option<DataDiskEvidence>,
+}
+
+/// Whether a data disk is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Verdict {
+    /// All that was looked at is the same.
+    Unchanged,
+    /// Something that is not this run has written to it.
+    Changed,
+    /// It changed, and may: another machine shares it.
+    ChangedElsewhere,
 }
 
 /// How long the parts took, in milliseconds.
@@ -109,7 +134,7 @@ pub(super) fn claim_key(claim: &Claim) -> serde_json::Value {
         }
         Held::Promised(_) => serde_json::json!({ "own": uuid::Uuid::new_v4().to_string() }),
         Held::Device { .. } | Held::File { .. } => {
-            serde_json::json!({ "identity": claim.identity(), "size": claim.size() })
+            serde_json::json!({ "identity": claim.facts().map(|facts| facts.identity), "size": claim.size() })
         }
     }
 }
@@ -127,14 +152,14 @@ pub(super) fn note_repair(
     }
 }
 
-/// Looks at the data disks again; the first that changed is named.
-pub(super) fn compare_data_disks(before: &[DataDiskEvidence]) -> (Vec<DataDiskReport>, Option<PathBuf>) {
-    let compare = |before: &DataDiskEvidence| {
-        let now = guard::data_disks_now(std::iter::once(before.path.clone()));
-        let unchanged = now.is_ok_and(|now| now.first() == Some(before));
-        DataDiskReport { before: before.clone(), unchanged }
+/// Looks at a data disk again.
+pub(super) fn compare(disk: &DataDisk) -> DataDiskReport {
+    let SecondLook { after, writes, differences } = disk.look_again();
+    let before = disk.before().clone();
+    let verdict = match differences.is_empty() {
+        true => Verdict::Unchanged,
+        false if before.shareable => Verdict::ChangedElsewhere,
+        false => Verdict::Changed,
     };
-    let reports: Vec<_> = before.iter().map(compare).collect();
-    let changed = reports.iter().find(|report| !report.unchanged).map(|report| report.before.path.clone());
-    (reports, changed)
+    DataDiskReport { path: before.path.clone(), verdict, writes, differences, before, after }
 }

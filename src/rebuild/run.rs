@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::report::{self, Durations, RepairReport};
 use crate::copy::{CopyError, Pool, ReadBack, Transferred, Watch};
 use crate::error::{Error, ErrorKind, TargetState};
-use crate::guard::{DataDiskEvidence, StorageIdentity};
+use crate::guard::{DataDisk, Hold};
 use crate::image::Image;
 use crate::journal::{Journal, JournalError, Record};
 use crate::observe::{CancelToken, Observer, Phase};
@@ -29,8 +29,9 @@ pub(super) struct Run<'a> {
     pub(super) staged: Option<Staged>,
     pub(super) seed: Option<StagedSeed>,
     pub(super) journal: Journal,
-    pub(super) identity: Option<StorageIdentity>,
-    pub(super) data_disks: Vec<DataDiskEvidence>,
+    /// The locks on the disk; none on a new file or a caller's own target.
+    pub(super) hold: Option<Hold>,
+    pub(super) data_disks: Vec<DataDisk>,
     /// What the target holds; that is the system disk itself unless a new file is staged.
     pub(super) state: TargetState,
     pub(super) copied: Option<Transferred>,
@@ -49,7 +50,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Error> {
         let started = Instant::now();
         let summary = plan.summary().clone();
-        let Plan { request, image, claim, brought, fit, seed, data_disks, .. } = plan;
+        let Plan { request, image, mut claim, brought, fit, seed, data_disks, .. } = plan;
         let options = request.options;
         let no_threads = |error| {
             Error::new(ErrorKind::Internal, TargetError::new("starting threads", None, error))
@@ -57,7 +58,7 @@ impl<'a> Run<'a> {
         };
         let pool = Pool::start(options.threads).map_err(no_threads)?;
         let seed = seed.map(ComposedSeed::stage).transpose()?;
-        let (identity, path) = (claim.identity(), claim.path().to_owned());
+        let (hold, path) = (claim.take_hold(), claim.path().to_owned());
         let key = report::claim_key(&claim);
         let mut journal = Journal::begin(&options.state_dir, &key).map_err(journal_error)?;
         let opened = begin(&mut journal, (&summary, &key)).and_then(|()| {
@@ -87,7 +88,7 @@ impl<'a> Run<'a> {
             staged,
             seed,
             journal,
-            identity,
+            hold,
             data_disks,
             state: TargetState::Untouched,
             copied: None,

@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use super::ends::{self, Check, EndFault, MOST_REWRITES};
-use super::report::{self, Report};
+use super::report::{self, DataDiskReport, Report, Verdict};
 use super::run::{Run, journal_error};
 use crate::copy::{self, CopyError, Mismatch, Scope, Sink, Transfer};
 use crate::error::{Error, ErrorKind, TargetState};
-use crate::guard::{Claim, Refusal};
+use crate::guard::{Hold, Refusal};
 use crate::journal::Record;
 use crate::observe::{Event, Phase};
 use crate::plan::image_error;
@@ -130,11 +130,7 @@ impl Run<'_> {
     /// The ends of the disk, its first block last; then a new file takes the old one's place.
     pub(super) fn finish(&mut self) -> Result<(), Error> {
         let started = Instant::now();
-        if let Some(refusal) = Claim::new_holder(self.identity) {
-            return Err(Error::new(ErrorKind::TargetIo, refusal)
-                .at_path(&self.summary.target)
-                .hint_that("somebody took hold of the disk during the run: stop it, then rebuild again"));
-        }
+        self.refuse_new_holders()?;
         let bounds = self.fit.ends();
         let patches = self.fit.patches();
         let withheld = &self.copied.as_ref().expect("the copy came before").withheld;
@@ -164,16 +160,37 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Whoever took hold of the disk in spite of the locks would see it change under their hands.
+    fn refuse_new_holders(&self) -> Result<(), Error> {
+        let holders = self.hold.as_ref().map(Hold::look_again).unwrap_or_default();
+        let about = |refusal| {
+            Error::new(ErrorKind::TargetIo, refusal)
+                .at_path(&self.summary.target)
+                .hint_that("somebody took hold of the disk during the run: stop it, then rebuild again")
+        };
+        let errors: Vec<_> = holders.into_iter().map(about).collect();
+        if errors.is_empty() { Ok(()) } else { Err(Error::first_of(errors)) }
+    }
+
     /// What was done; an error only where a data disk changed meanwhile.
     pub(super) fn report(self, started: Instant) -> Result<Report, Error> {
-        let (data_disks, changed) = report::compare_data_disks(&self.data_disks);
+        let data_disks: Vec<_> = self.data_disks.iter().map(report::compare).collect();
         self.journal.finish().map_err(|fault| journal_error(fault).leaving(self.state))?;
-        if let Some(path) = changed {
-            let refusal = Refusal::DataDiskChanged { path: path.clone() };
-            return Err(Error::new(ErrorKind::DataDiskChanged, refusal)
+        let by = |verdict: Verdict| data_disks.iter().filter(move |disk| disk.verdict == verdict);
+        for disk in by(Verdict::ChangedElsewhere) {
+            let message =
+                format!("the shareable data disk {:?} changed: {}", disk.path, disk.differences.join(", "));
+            self.observer.event(&Event::Warning { code: "data_disk", message });
+        }
+        let about = |disk: &DataDiskReport| {
+            let (path, what) = (disk.path.clone(), disk.differences.join(", "));
+            Error::new(ErrorKind::DataDiskChanged, Refusal::DataDiskChanged { path: path.clone(), what })
                 .at_path(path)
                 .hint_that("something other than this run wrote to it; the system disk is complete")
-                .leaving(self.state));
+        };
+        let changed: Vec<_> = by(Verdict::Changed).map(about).collect();
+        if !changed.is_empty() {
+            return Err(Error::first_of(changed).leaving(self.state));
         }
         let copied = self.copied.expect("the copy came before");
         let mut durations = self.durations;
@@ -194,6 +211,7 @@ impl Run<'_> {
             gpt: self.summary.gpt.clone(),
             seed: self.seeded,
             data_disks,
+            sandbox: self.pool.sandbox(),
             durations,
             plan: self.summary,
         })

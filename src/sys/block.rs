@@ -16,6 +16,29 @@ const BLKZEROOUT: libc::c_ulong = 0x127f;
 const BLKPG: libc::c_ulong = 0x1269;
 const BLKPG_DEL_PARTITION: libc::c_int = 2;
 
+// linux/loop.h.
+const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
+
+/// What a loop device is over: the numbers of its file, and of the device where that is one.
+pub(crate) struct LoopBacking {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) block_device: Option<u64>,
+}
+
+/// What the loop device at `node` is over; it is opened for a moment, read-only.
+pub(crate) fn loop_backing(node: &std::path::Path) -> io::Result<LoopBacking> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let node = File::from(rustix::fs::open(node, flags, Mode::empty())?);
+    // linux/loop.h: struct loop_info64 has 232 bytes and begins with lo_device, lo_inode, lo_rdevice.
+    let mut info = [0_u64; 29];
+    // SAFETY: the request writes one structure of 232 bytes through the pointer, which is valid for the call.
+    done(unsafe { libc::ioctl(node.as_raw_fd(), LOOP_GET_STATUS64, info.as_mut_ptr()) })?;
+    let [device, inode, block_device, ..] = info;
+    Ok(LoopBacking { device, inode, block_device: Some(block_device).filter(|device| *device != 0) })
+}
+
 /// The device's size in bytes.
 pub(crate) fn size(device: &File) -> io::Result<u64> {
     let mut size: u64 = 0;

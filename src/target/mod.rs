@@ -104,7 +104,7 @@ pub(crate) struct Opened {
 
 /// Turns the right to write a host's disk into the target; a new file gets `size` bytes.
 pub(crate) fn open(claim: Claim, placement: Placement, size: u64) -> Result<Opened, TargetError> {
-    let (_, held) = claim.into_parts();
+    let held = claim.into_held();
     let whole = |target: Box<dyn Target>| Opened { target, staged: None };
     match held {
         Held::Device { file, sector_size } => Ok(whole(Box::new(device::Device::new(file, sector_size)?))),
@@ -119,7 +119,7 @@ pub(crate) fn open(claim: Claim, placement: Placement, size: u64) -> Result<Open
 
 /// Turns a promised claim into the caller's own target.
 pub(crate) fn bring(claim: Claim, target: Box<dyn Target>) -> Opened {
-    let (_, held) = claim.into_parts();
+    let held = claim.into_held();
     assert!(matches!(held, Held::Promised(Promise::NobodyElseUsesIt)), "a caller's target needs its promise");
     Opened { target, staged: None }
 }

@@ -50,8 +50,8 @@ fn a_run_that_fails_ends_with_an_error_event() {
 #[test]
 fn there_are_at_most_ten_progress_events_a_second() {
     let room = Room::new();
-    let image = fs::File::create(room.path("large.raw")).unwrap();
-    image.set_len(2 << 30).unwrap();
+    // Closed at once: an image that somebody may be writing is refused.
+    fs::File::create(room.path("large.raw")).unwrap().set_len(2 << 30).unwrap();
     let words = ["large.raw", "disk.raw", "--whole-digest", "--progress", "json"];
     let ran = room.rebuild(&words);
     ran.document();

@@ -226,11 +226,16 @@ fn all_refusals_are_told_and_the_first_by_the_documented_order_is_the_exit_code(
     let (room, _, disk) = room();
     let lines =
         "power_state = \"running\"\n[system_disk]\npath = \"disk.raw\"\n[[data_disk]]\npath = \"disk.raw\"\n";
-    room.file("instance.toml", lines);
-    let error = refused(&room, &["--instance", "instance.toml", "missing.qcow2"], 10, &disk);
-    let also = error["also"].as_array().unwrap();
-    let codes: Vec<_> = also.iter().map(|other| other["code"].as_u64().unwrap()).collect();
-    assert_eq!(codes, [20, 11], "{error}");
+    let check = |state: &str, code, others: &[u64]| {
+        room.file("instance.toml", lines.replace("running", state));
+        let error = refused(&room, &["--instance", "instance.toml", "missing.qcow2"], code, &disk);
+        let also = error["also"].as_array().unwrap();
+        let codes: Vec<_> = also.iter().map(|other| other["code"].as_u64().unwrap()).collect();
+        assert_eq!(codes, others, "{error}");
+    };
+    // The disks of a machine that runs are not even looked at.
+    check("running", 10, &[20]);
+    check("stopped", 20, &[11]);
 }
 
 #[test]

@@ -210,6 +210,9 @@ pub(crate) struct DiskArgs {
     /// A disk that must survive, besides those of the instance file (repeatable)
     #[arg(long, value_name = "PATH")]
     pub(crate) data_disk: Vec<PathBuf>,
+    /// A plan that `reimage plan --json` wrote: whatever was looked at then must still be the same
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plan: Option<PathBuf>,
     /// How the contents of data disks are compared before and after: some pieces, every byte, or not at all
     #[arg(long, value_name = "HOW", default_value = "sampled")]
     pub(crate) data_disk_digest: DataDiskDigestArg,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::CommandFactory;
-use reimage::{CancelToken, Credential, ErrorKind, Plan, PlanSummary, Preflight, Replace, Request};
+use reimage::{BoundPlan, CancelToken, Credential, ErrorKind, PlanSummary, Preflight, Replace, Request};
 
 use crate::args::{Arguments, Command, CommonArgs, InspectArgs, JobArgs, SeedArgs, StatusArgs, VerifyArgs};
 use crate::consent::Terminal;
@@ -66,10 +66,8 @@ fn rebuild(
             Some(shown)
         }
     };
+    let request = bind(request, shown.as_ref());
     let plan = reimage::plan(&request, &credential, progress)?;
-    if let Some(shown) = shown {
-        check_same(&shown, &plan)?;
-    }
     progress.plan(plan.summary());
     signals::run_begins();
     let report = reimage::rebuild(plan, progress, &cancel)?;
@@ -92,14 +90,11 @@ fn gather(args: &JobArgs, request: &Request) -> Result<Credential, Failure> {
 }
 
 /// The yes was said to what was shown, and to nothing else.
-fn check_same(shown: &PlanSummary, plan: &Plan) -> Result<(), Failure> {
-    let now = plan.summary();
-    if now.target_identity == shown.target_identity && now.target_bytes == shown.target_bytes {
-        return Ok(());
+fn bind(mut request: Request, shown: Option<&PlanSummary>) -> Request {
+    if let Some(shown) = shown {
+        request.options.plan = Some(BoundPlan::of(shown));
     }
-    Err(Failure::of(ErrorKind::Identity, "the target is no longer the disk that was shown")
-        .hinting("find out what changed it, then start again")
-        .at(&now.target))
+    request
 }
 
 fn verify(args: &VerifyArgs, output: Output, progress: &Progress) -> Result<(), Failure> {

@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use reimage::{
-    DataDisk, DataDiskDigest, DuplicatePolicy, Expect, GptPolicy, ImageFormat, ImageOptions, InstanceSpec,
-    NestedFormat, Options, Os, Placement, Preflight, Request, SeedFormat, SeedSpec, SightPolicy,
-    TargetFormat, VerifyPolicy, WholeDigest,
+    BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, Expect, GptPolicy, ImageFormat, ImageOptions,
+    InstanceSpec, NestedFormat, Options, Os, Placement, Preflight, Request, SeedFormat, SeedSpec,
+    SightPolicy, TargetFormat, VerifyPolicy, WholeDigest,
 };
 
 use crate::args::{
@@ -213,6 +213,7 @@ fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure>
     };
     apply_check(&mut options, check);
     apply_guard(&mut options, &args.disk);
+    options.plan = args.disk.plan.as_deref().map(read_plan).transpose()?;
     Ok(options)
 }
 
@@ -222,6 +223,16 @@ fn apply_check(options: &mut Options, args: &CheckArgs) {
         GptArg::Keep => GptPolicy::Keep,
     };
     options.threads = args.threads;
+}
+
+/// The plan that a run is bound to.
+fn read_plan(path: &Path) -> Result<BoundPlan, Failure> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        Failure::usage(format!("the plan {path:?} cannot be read: {error}"))
+            .hinting("correct its path, or its rights")
+            .at(path)
+    })?;
+    BoundPlan::from_json(&text).map_err(|error| Failure::From { path: path.to_owned(), error })
 }
 
 fn apply_guard(options: &mut Options, args: &DiskArgs) {

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use reimage::{
-    ByteRange, CredentialKind, DiskState, DiskStatus, GptPlan, ImageInfo, PlanSummary, RepairReport, Report,
-    SeedReport, StorageIdentity, TargetKind, TargetState, VerifyReport,
+    ByteRange, CredentialKind, DataDiskReport, DiskState, DiskStatus, GptPlan, ImageInfo, PlanSummary,
+    RepairReport, Report, Sandbox, SeedReport, Sight, StorageIdentity, TargetKind, TargetState, Verdict,
+    VerifyReport,
 };
 
 use crate::picture;
@@ -44,8 +45,13 @@ pub(crate) fn plan(plan: &PlanSummary) -> String {
         None => lines.add("seed", "none: the image's own credentials stay"),
     }
     for disk in &plan.data_disks {
-        lines.add("data disk", format!("{}: will not be opened", clean_path(disk)));
+        let shared = if disk.shareable { " (shareable)" } else { "" };
+        lines.add(
+            "data disk",
+            format!("{}: {}, not touched{shared}", clean_path(&disk.path), bytes(disk.facts.size)),
+        );
     }
+    sight(&mut lines, &plan.sight);
     for warning in &plan.warnings {
         lines.add("warning", clean(warning));
     }
@@ -81,9 +87,16 @@ pub(crate) fn report(report: &Report) -> String {
         None => lines.add("seed", "none: the image's own credentials stay"),
     }
     for disk in &report.data_disks {
-        let found = if disk.unchanged { "not opened, unchanged" } else { "CHANGED by somebody else" };
-        lines.add("data disk", format!("{}: {found}", clean_path(&disk.before.path)));
+        lines.add("data disk", format!("{}: {}", clean_path(&disk.path), evidence(disk)));
     }
+    lines.add(
+        "sandbox",
+        match report.sandbox {
+            Sandbox::Landlock => "Landlock kept the working threads from opening any file",
+            _ => "this kernel has no Landlock: only their code kept the working threads from opening files",
+        },
+    );
+    sight(&mut lines, &report.plan.sight);
     let took = &report.durations;
     let parts = [
         ("prepare", took.prepare_ms),
@@ -147,6 +160,35 @@ pub(crate) fn image(image: &ImageInfo) -> String {
     format!("{path} ({}, a file of {})", image.format, bytes(image.file_size))
 }
 
+fn sight(lines: &mut Lines, sight: &Sight) {
+    for limit in &sight.limits {
+        lines.add("not seen", clean(&limit.to_string()));
+    }
+}
+
+/// What speaks for a data disk's being as it was.
+fn evidence(disk: &DataDiskReport) -> String {
+    let verdict = match disk.verdict {
+        Verdict::Unchanged => "unchanged",
+        Verdict::ChangedElsewhere => "CHANGED by another machine, as it may",
+        _ => "CHANGED by somebody else",
+    };
+    let mut by = Vec::new();
+    match disk.writes {
+        Some(writes) => by.push(format!("{writes} writes counted")),
+        None if disk.before.files.is_empty() => by.push("the kernel counts no writes".to_owned()),
+        None => by.push("times of the file".to_owned()),
+    }
+    by.push(match disk.before.digest {
+        Some(_) => "digest compared".to_owned(),
+        None => "content not looked at".to_owned(),
+    });
+    if !disk.differences.is_empty() {
+        by.push(format!("differs: {}", disk.differences.join(", ")));
+    }
+    format!("{verdict} ({})", by.join("; "))
+}
+
 fn content(plan: &PlanSummary) -> String {
     let content = &plan.content;
     let parts = [
@@ -160,7 +202,7 @@ fn content(plan: &PlanSummary) -> String {
 }
 
 fn kind(plan: &PlanSummary) -> String {
-    let device = match plan.target_identity {
+    let device = match plan.target_disk.as_ref().map(|disk| disk.identity) {
         Some(StorageIdentity::Device { major, minor }) => format!("device {major}:{minor}"),
         _ => "device".to_owned(),
     };

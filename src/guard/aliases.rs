@@ -1,0 +1,92 @@
+//! Whether a disk is, under whatever name, something that must survive: data disk, image, host, the run's own files.
+
+use std::path::{Path, PathBuf};
+
+use super::claim::Subject;
+use super::data_disks::DataDisk;
+use super::identity::StorageIdentity;
+use super::in_use;
+use super::refusal::{Refusal, Relation};
+use super::topology::{Storage, Topology};
+
+/// An open file of the image, and what it leads to.
+pub(crate) struct ImageFile {
+    pub(super) path: PathBuf,
+    pub(super) storage: Storage,
+}
+
+/// What an image's files lead to.
+pub(crate) fn image_files(
+    topology: &Topology,
+    files: impl IntoIterator<Item = (PathBuf, StorageIdentity)>,
+) -> Vec<ImageFile> {
+    let follow = |(path, identity): (PathBuf, StorageIdentity)| {
+        let real = path.canonicalize().ok();
+        ImageFile { storage: topology.storage(identity, real.as_deref()), path }
+    };
+    files.into_iter().map(follow).collect()
+}
+
+/// Who may be writing the image, each with the file that it is about.
+pub(crate) fn image_writers(topology: &Topology, files: &[ImageFile]) -> Vec<(PathBuf, Refusal)> {
+    let of_file = |file: &ImageFile| {
+        let writers = in_use::writers(topology, &file.storage);
+        writers.into_iter().map(|refusal| (file.path.clone(), refusal)).collect::<Vec<_>>()
+    };
+    files.iter().flat_map(of_file).collect()
+}
+
+/// Everything that must survive and shares bytes with the target.
+pub(super) fn of_target(topology: &Topology, subject: &Subject<'_>, target: &Storage) -> Vec<Refusal> {
+    let mut refusals = shared(subject.image_files, subject.data_disks, target);
+    if let StorageIdentity::Device { .. } = target.identity {
+        refusals.extend(in_use::host_file_systems(topology, target));
+    }
+    for (what, path) in subject.needed {
+        let lies_there = topology.storage_at(path).is_some_and(|storage| storage.is_on(target));
+        if lies_there {
+            refusals.push(Refusal::Holds { what, path: path.clone() });
+        }
+    }
+    let seed = subject.seed.filter(|path| topology.storage_at(path).is_some_and(|seed| seed.is_on(target)));
+    refusals.extend(seed.map(|path| Refusal::Seed { path: path.to_owned() }));
+    refusals
+}
+
+/// Whether the file that is put at `path` would change something that must survive.
+pub(crate) fn check_seed_path(
+    topology: &Topology,
+    path: &Path,
+    image_files: &[ImageFile],
+    data_disks: &[DataDisk],
+) -> Result<(), Refusal> {
+    let Some(seed) = topology.storage_at(path) else { return Ok(()) };
+    if image_files.iter().any(|file| file.storage.overlaps(&seed)) {
+        return Err(Refusal::SeedReplaces { what: "the image or one of its backing files" });
+    }
+    if data_disks.iter().any(|disk| disk.storage.overlaps(&seed)) {
+        return Err(Refusal::SeedReplaces { what: "a data disk, or lie on one" });
+    }
+    Ok(())
+}
+
+/// Whether a path that is about to be made anew is that of something that must survive.
+pub(super) fn must_survive(topology: &Topology, subject: &Subject<'_>, path: &Path) -> Option<Refusal> {
+    path.symlink_metadata().ok()?;
+    let found = topology.storage_at(path)?;
+    shared(subject.image_files, subject.data_disks, &found).into_iter().next()
+}
+
+fn shared(image_files: &[ImageFile], data_disks: &[DataDisk], target: &Storage) -> Vec<Refusal> {
+    let relation = |other: &Storage| match other.bytes == target.bytes {
+        true => Relation::Same,
+        false => Relation::Shares,
+    };
+    let images = image_files.iter().filter(|file| file.storage.overlaps(target));
+    let images =
+        images.map(|file| Refusal::Image { relation: relation(&file.storage), path: file.path.clone() });
+    let data_disks = data_disks.iter().filter(|disk| disk.storage.overlaps(target));
+    let data_disks = data_disks
+        .map(|disk| Refusal::DataDisk { relation: relation(&disk.storage), path: disk.path.clone() });
+    images.chain(data_disks).collect()
+}

@@ -1,0 +1,192 @@
+//! What is held of a disk for the whole run, under every name that leads to its bytes.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use super::claim::Access;
+use super::identity::{StorageIdentity, identify};
+use super::in_use::{self, Excused, Wait};
+use super::kernel::Kernel;
+use super::locked;
+use super::refusal::Refusal;
+use super::sight::SightLimit;
+use super::topology::{MadeOf, Storage, Topology};
+use crate::sys::durable;
+use crate::sys::lock_file::{self, LockFile};
+
+/// Locks on a disk and on what lies below it; they end with it.
+pub(crate) struct Hold {
+    kernel: Kernel,
+    storage: Storage,
+    /// Where a file really lies.
+    real_path: Option<PathBuf>,
+    /// The disk as it was named, its usual node, the whole disk, the file below a loop device.
+    files: Vec<File>,
+    excused: Vec<u32>,
+    /// Kept to its end, and removed then.
+    lock: Option<LockFile>,
+}
+
+impl Hold {
+    /// Takes hold of `disk`, which is open, and of everything below it; `Look` only asks whether it could.
+    pub(super) fn take(
+        topology: &Topology,
+        (storage, real_path): (Storage, Option<PathBuf>),
+        disk: &File,
+        (access, excused): (Access, &[u32]),
+        limits: &mut Vec<SightLimit>,
+    ) -> Result<Self, Refusal> {
+        let cannot_open = |source| Refusal::CannotOpen { source };
+        let mut files = vec![disk.try_clone().map_err(cannot_open)?];
+        for (identity, path) in names_below(topology, &storage) {
+            match open_same(&path, identity) {
+                Ok(file) if is_among(&files, &file) => {}
+                Ok(file) => files.push(file),
+                // The usual node of a device that was named by another is no further place to hold.
+                Err(_) if identity == storage.identity => {}
+                Err(_) => limits.push(SightLimit::NotHeld { path: path.display().to_string() }),
+            }
+        }
+        let kernel = topology.kernel.clone();
+        let hold = Self { kernel, storage, real_path, files, excused: excused.to_vec(), lock: None };
+        for file in &hold.files {
+            match access {
+                Access::Look => locked::ask(file)?,
+                Access::Write => locked::lock(file)?,
+            }
+        }
+        hold.refuse_other_locks(topology)?;
+        Ok(hold)
+    }
+
+    /// Takes the lock of this disk in the state folder, where every run of this program looks for it.
+    pub(super) fn lock_in(&mut self, state_dir: &Path, access: Access) -> Result<(), Refusal> {
+        let folder = state_dir.join("locks");
+        let name = self.lock_name();
+        let path = folder.join(&name);
+        let failed = |source| Refusal::StateFolder { folder: folder.clone(), source };
+        match access {
+            Access::Look if lock_file::is_held(&folder, &name).unwrap_or(false) => {
+                Err(Refusal::AnotherRun { path })
+            }
+            Access::Look => Ok(()),
+            Access::Write => {
+                durable::make_folder(&folder).map_err(failed)?;
+                let lock = lock_file::acquire(&folder, &name).map_err(|source| match source.kind() {
+                    io::ErrorKind::WouldBlock => Refusal::AnotherRun { path },
+                    _ => failed(source),
+                })?;
+                self.lock = Some(lock);
+                Ok(())
+            }
+        }
+    }
+
+    /// Never the path, which another disk may get: where the bytes really lie.
+    fn lock_name(&self) -> String {
+        let start = self.storage.bytes.range.start();
+        match self.storage.bytes.base {
+            StorageIdentity::Device { major, minor } => format!("device-{major}-{minor}-{start}.lock"),
+            StorageIdentity::File { device, inode } => format!("file-{device}-{inode}-{start}.lock"),
+        }
+    }
+
+    pub(super) fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// Looks at the whole host again: who uses the disk now, now that it is held.
+    pub(crate) fn look_again(&self) -> Vec<Refusal> {
+        let topology = Topology::read(&self.kernel);
+        // Followed anew: what lies below may be another file by now.
+        let storage = topology.storage(self.storage.identity, self.real_path.as_deref());
+        let mut refusals = Vec::new();
+        if storage.bytes != self.storage.bytes {
+            refusals.push(Refusal::Moved);
+        }
+        refusals.extend(in_use::standing(&topology, &self.storage));
+        refusals.extend(self.refuse_other_locks(&topology).err());
+        let wait = if refusals.is_empty() { Wait::ForPassersBy } else { Wait::No };
+        refusals.extend(self.openers(&topology, wait).0);
+        refusals
+    }
+
+    /// The processes that have the disk open, and how many could not be asked.
+    pub(super) fn openers(&self, topology: &Topology, wait: Wait) -> (Vec<Refusal>, usize) {
+        openers(topology, &self.storage, Excused::Readers(&self.excused), wait)
+    }
+
+    /// A lock of somebody else: it says who only where all that have the disk open are excused.
+    fn refuse_other_locks(&self, topology: &Topology) -> Result<(), Refusal> {
+        self.files.iter().try_for_each(|file| match locked::others(file) {
+            None => Ok(()),
+            Some(locked::Use::Other) if self.are_all_excused(topology) => Ok(()),
+            Some(use_of_it) => Err(Refusal::Locked { who: use_of_it.who() }),
+        })
+    }
+
+    fn are_all_excused(&self, topology: &Topology) -> bool {
+        !self.excused.is_empty() && self.openers(topology, Wait::No).0.is_empty()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        // One that cannot be removed is not held either, and the next run takes it.
+        let _ = self.lock.take().map(LockFile::remove);
+    }
+}
+
+/// The processes that have a storage open as refusals, and how many processes could not be asked.
+pub(super) fn openers(
+    topology: &Topology,
+    storage: &Storage,
+    excused: Excused<'_>,
+    wait: Wait,
+) -> (Vec<Refusal>, usize) {
+    let wanted = in_use::wanted(topology, std::iter::once(storage));
+    let seen = in_use::lasting(&topology.kernel, &wanted, excused, wait);
+    let found = seen.found.into_iter().map(|opener| Refusal::OpenedBy {
+        pid: opener.pid,
+        command: opener.command,
+        access: opener.access,
+        path: opener.path,
+    });
+    (found.collect(), seen.hidden)
+}
+
+/// The usual names of a storage and of everything that it was followed to.
+fn names_below(topology: &Topology, storage: &Storage) -> Vec<(StorageIdentity, PathBuf)> {
+    let mut names = Vec::new();
+    for identity in &storage.chain {
+        let StorageIdentity::Device { major, minor } = *identity else { continue };
+        let Some(device) = topology.devices.get(&(major, minor)) else { continue };
+        // In sysfs a slash of a name is an exclamation mark (cciss!c0d0).
+        names.push((*identity, topology.kernel.dev.join(device.name.replace('!', "/"))));
+        if let MadeOf::Loop(backing) = &device.made_of
+            && let Some(file @ StorageIdentity::File { .. }) = backing.storage
+        {
+            names.push((file, backing.path.clone()));
+        }
+    }
+    names
+}
+
+/// Opens a path for reading if it leads to that very storage.
+fn open_same(path: &Path, identity: StorageIdentity) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let same = identify(&file.metadata()?) == Some(identity);
+    if same { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
+}
+
+/// Whether one of the files is the same inode: a second lock on it would wait for the first.
+fn is_among(files: &[File], file: &File) -> bool {
+    let inode = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    let this = inode(file);
+    files.iter().any(|other| this.is_some() && inode(other) == this)
+}

@@ -1,0 +1,135 @@
+//! Mounts in every mount namespace that `/proc` shows, and the mounts of this process's own.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::kernel::{Kernel, Number, names};
+
+/// One line of a `mountinfo` (`proc_pid_mountinfo(5)`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mount {
+    pub(super) number: Number,
+    pub(super) point: PathBuf,
+    pub(super) kind: String,
+    pub(super) source: String,
+    /// Options of the mount and of its file system.
+    pub(super) options: String,
+    /// A process that sees it.
+    pub(super) pid: u32,
+}
+
+impl Mount {
+    /// Whether files on it can be changed.
+    pub(super) fn is_writable(&self) -> bool {
+        !self.options.split(',').any(|option| option == "ro")
+    }
+}
+
+/// All mounts of all mount namespaces that can be seen.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    /// Those that this process sees itself, in the order in which they were made.
+    own: Vec<Mount>,
+    pub(super) all: Vec<Mount>,
+}
+
+impl Mounts {
+    pub(super) fn read(kernel: &Kernel) -> Self {
+        let table = |pid: u32, folder: &str| -> Option<Vec<Mount>> {
+            let text = fs::read_to_string(kernel.proc.join(folder).join("mountinfo")).ok()?;
+            Some(text.lines().filter_map(|line| parse(line, pid)).collect())
+        };
+        let own = table(std::process::id(), "self").unwrap_or_default();
+        let mut all = own.clone();
+        let mut seen: HashSet<_> = fs::read_link(kernel.proc.join("self/ns/mnt")).into_iter().collect();
+        for name in names(&kernel.proc) {
+            let Ok(pid) = name.parse() else { continue };
+            // One process of each namespace is enough. Who may not ask for another's namespace still reads its table.
+            if let Ok(namespace) = fs::read_link(kernel.proc.join(&name).join("ns/mnt"))
+                && !seen.insert(namespace)
+            {
+                continue;
+            }
+            all.extend(table(pid, &name).unwrap_or_default());
+        }
+        Self { own, all }
+    }
+
+    /// The mount that a path of this process lies on.
+    pub(super) fn holding(&self, path: &Path) -> Option<&Mount> {
+        // Of two at one place the later hides the earlier.
+        let covering = self.own.iter().filter(|mount| path.starts_with(&mount.point));
+        covering.max_by_key(|mount| mount.point.components().count())
+    }
+
+    /// The mounts at one of these places, in this process's view or that of the first process.
+    pub(super) fn at<'a>(&'a self, places: &'a [&str]) -> impl Iterator<Item = &'a Mount> {
+        let first = self.all.iter().filter(|mount| mount.pid == 1);
+        self.own
+            .iter()
+            .chain(first)
+            .filter(|mount| places.iter().any(|place| mount.point == Path::new(place)))
+    }
+}
+
+fn parse(line: &str, pid: u32) -> Option<Mount> {
+    let (mount, file_system) = line.split_once(" - ")?;
+    let mut fields = mount.split(' ');
+    let number = Kernel::number(fields.nth(2)?)?;
+    let point = PathBuf::from(unescape(fields.nth(1)?));
+    let flags = fields.next()?;
+    let mut fields = file_system.split(' ');
+    let (kind, source) = (fields.next()?.to_owned(), unescape(fields.next()?));
+    let options = format!("{flags},{}", fields.next().unwrap_or_default());
+    Some(Mount { number, point, kind, source, options, pid })
+}
+
+/// Blanks, tabs, line ends and backslashes stand as `\` and three octal digits.
+pub(super) fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, behind)) = rest.split_first() {
+        let octal =
+            behind.get(..3).filter(|_| first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        bytes.push(escaped.unwrap_or(first));
+        rest = if escaped.is_some() { &behind[3..] } else { behind };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_mountinfo_says_device_place_source_and_options() {
+        let line =
+            r"36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue";
+        let mount = parse(line, 7).unwrap();
+        assert_eq!(mount.number, (98, 0));
+        assert_eq!(mount.point, Path::new("/mnt 2"));
+        assert_eq!((mount.kind.as_str(), mount.source.as_str(), mount.pid), ("ext3", "/dev/root", 7));
+        assert!(mount.is_writable());
+        assert!(!parse("36 35 98:0 / /m ro - ext4 /dev/a rw", 1).unwrap().is_writable());
+        assert!(parse("", 7).is_none() && parse("36 35 x:0 / /m rw - a b", 7).is_none());
+    }
+
+    #[test]
+    fn a_path_lies_on_the_deepest_mount_above_it_and_of_equals_on_the_last() {
+        let mount = |number, point: &str| Mount {
+            number,
+            point: point.into(),
+            kind: "ext4".into(),
+            source: String::new(),
+            options: "rw".into(),
+            pid: 1,
+        };
+        let own =
+            vec![mount((8, 1), "/"), mount((8, 2), "/var"), mount((8, 3), "/var"), mount((8, 4), "/va")];
+        let mounts = Mounts { own, all: Vec::new() };
+        let found = |path: &str| mounts.holding(Path::new(path)).unwrap().number;
+        assert_eq!((found("/var/lib/x"), found("/varx"), found("/va/x")), ((8, 3), (8, 1), (8, 4)));
+    }
+}

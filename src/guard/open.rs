@@ -1,0 +1,214 @@
+//! Opens a disk so that nobody else is in it: the inode that was looked at, whatever its name is now.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+
+use super::aliases;
+use super::claim::{Access, Held, Subject};
+use super::refusal::Refusal;
+use super::topology::Topology;
+use crate::request::{Placement, TargetFormat};
+use crate::sys::aligned::AlignedBuffer;
+use crate::sys::{beside, block, store};
+
+/// Opens a block device exclusively; its size in bytes comes with it.
+pub(super) fn device(
+    subject: &Subject<'_>,
+    looked_at: &File,
+    access: Access,
+) -> Result<(Held, u64), Refusal> {
+    let mode = match access {
+        Access::Look => OFlags::RDONLY,
+        Access::Write => OFlags::RDWR,
+    };
+    let file = exclusive(looked_at, mode)?;
+    let cannot_open = |source| Refusal::CannotOpen { source };
+    if block::is_read_only(&file).map_err(cannot_open)? {
+        return Err(Refusal::ReadOnly);
+    }
+    let size = block::size(&file).map_err(cannot_open)?;
+    let sector_size = block::sector_size(&file).map_err(cannot_open)?;
+    check_format(subject, &file)?;
+    Ok((Held::Device { file, sector_size }, size))
+}
+
+/// Without O_CREAT, O_EXCL on a block device is the kernel's exclusive claim (open(2)); nothing else shows
+/// that the disk is in use when this is called, so that a passer-by is waited for.
+fn exclusive(looked_at: &File, mode: OFlags) -> Result<File, Refusal> {
+    let flags = mode | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let open = || match reopen(looked_at, flags | OFlags::DIRECT) {
+        Err(rustix::io::Errno::INVAL) => reopen(looked_at, flags),
+        result => result,
+    };
+    for _ in 0..20 {
+        match open() {
+            Err(rustix::io::Errno::BUSY) => std::thread::sleep(Duration::from_millis(100)),
+            Err(rustix::io::Errno::ROFS) => return Err(Refusal::ReadOnly),
+            result => return result.map_err(|error| Refusal::CannotOpen { source: error.into() }),
+        }
+    }
+    Err(Refusal::Busy { carries: carries(looked_at) })
+}
+
+/// What keeps an exclusive device to itself is known by its label as a rule.
+fn carries(looked_at: &File) -> Option<&'static str> {
+    let file = reopen(looked_at, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK).ok()?;
+    let size = block::size(&file).ok()?;
+    let found = crate::layout::probe(&super::bytes::OpenBytes { file: &file, size }).ok()?;
+    found.first().map(|found| found.kind)
+}
+
+/// Opens a regular file, and the folder in which its name really stands; its size comes with it.
+pub(super) fn file(
+    (topology, subject): (&Topology, &Subject<'_>),
+    (looked_at, metadata): (&File, &Metadata),
+    access: Access,
+) -> Result<(Held, u64), Refusal> {
+    let flags = match access {
+        Access::Look => OFlags::RDONLY,
+        Access::Write => OFlags::RDWR,
+    };
+    refuse_attributes(subject, looked_at, metadata)?;
+    // Asked for a plan as well, which opens nothing for writing.
+    let path = format!("/proc/self/fd/{}", looked_at.as_raw_fd());
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).map_err(cannot_write)?;
+    let file = reopen(looked_at, flags | OFlags::CLOEXEC | OFlags::NONBLOCK).map_err(cannot_write)?;
+    check_format(subject, &file)?;
+    // A link is followed once, here; from now on the name is one in the folder that really holds it.
+    let (folder, name) = folder_and_name(&real_path(looked_at)?)?;
+    if subject.placement == Placement::Replace {
+        check_folder((topology, subject), &folder, &name)?;
+    }
+    Ok((Held::File { file, folder, name }, metadata.len()))
+}
+
+fn cannot_write(error: rustix::io::Errno) -> Refusal {
+    match error {
+        rustix::io::Errno::ROFS => Refusal::ReadOnly,
+        error => Refusal::CannotOpen { source: error.into() },
+    }
+}
+
+fn refuse_attributes(subject: &Subject<'_>, looked_at: &File, metadata: &Metadata) -> Result<(), Refusal> {
+    use rustix::fs::{StatxAttributes, StatxFlags};
+    let empty_path = AtFlags::EMPTY_PATH;
+    let attributes = rustix::fs::statx(looked_at, c"", empty_path, StatxFlags::BASIC_STATS)
+        .map_or(StatxAttributes::empty(), |statx| statx.stx_attributes);
+    if attributes.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND) {
+        return Err(Refusal::Immutable);
+    }
+    if subject.placement == Placement::InPlace {
+        return Ok(());
+    }
+    if metadata.nlink() > 1 {
+        return Err(Refusal::HardLinked { links: metadata.nlink() });
+    }
+    if attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Err(Refusal::BindMounted);
+    }
+    Ok(())
+}
+
+/// A target's name and content decide together, because a guest may have written the content.
+fn check_format(subject: &Subject<'_>, file: &File) -> Result<(), Refusal> {
+    let says_qcow2 = match subject.format {
+        TargetFormat::Raw => return Ok(()),
+        TargetFormat::Qcow2 => return Err(Refusal::Format { why: "qcow2 system disks are not written yet" }),
+        TargetFormat::Auto => subject.path.extension().is_some_and(|name| name.eq_ignore_ascii_case("qcow2")),
+    };
+    let mut head = AlignedBuffer::zeroed(4096).map_err(|source| Refusal::CannotOpen { source })?;
+    let count = store::read_up_to(file, &mut head, 0).map_err(|source| Refusal::CannotOpen { source })?;
+    let holds_qcow2 = head[..count].starts_with(b"QFI\xfb");
+    match (says_qcow2, holds_qcow2) {
+        (false, false) => Ok(()),
+        (true, true) => Err(Refusal::Format { why: "it is a qcow2 disk, and these are not written yet" }),
+        (true, false) => Err(Refusal::Format { why: "its name says qcow2 and its content does not" }),
+        (false, true) => {
+            Err(Refusal::Format { why: "its content begins like qcow2 and its name does not say so" })
+        }
+    }
+}
+
+/// A name under which nothing lies, in a folder where a file can be made.
+pub(super) fn new_file(topology: &Topology, subject: &Subject<'_>) -> Result<Held, Refusal> {
+    let path = subject.path;
+    // A dangling link would make a file somewhere else than its name says.
+    if path.symlink_metadata().is_ok() {
+        return Err(Refusal::WrongKind { found: "symbolic link that leads nowhere" });
+    }
+    let (folder, name) = folder_and_name(path)?;
+    let real = real_path(&File::from(folder.try_clone().map_err(|source| Refusal::Folder { source })?))?;
+    for system in ["/dev", "/proc", "/sys"] {
+        if real.starts_with(system) {
+            return Err(Refusal::SystemFolder { folder: system });
+        }
+    }
+    check_folder((topology, subject), &folder, &name)?;
+    // A new file changes the disk on which its folder lies.
+    if let Some(refusal) = aliases::must_survive(topology, subject, &real) {
+        return Err(refusal);
+    }
+    Ok(Held::NewFile { folder, name })
+}
+
+/// Whether a new file can be made in the folder, and its temporary name is that of nothing that must survive.
+fn check_folder(
+    (topology, subject): (&Topology, &Subject<'_>),
+    folder: &OwnedFd,
+    name: &OsStr,
+) -> Result<(), Refusal> {
+    let writable = rustix::fs::accessat(folder, ".", rustix::fs::Access::WRITE_OK, AtFlags::empty());
+    writable.map_err(|error| match error {
+        rustix::io::Errno::ROFS => Refusal::ReadOnly,
+        error => Refusal::Folder { source: error.into() },
+    })?;
+    let inside = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+    let of_seed = |seed: &Path| Some(seed.with_file_name(beside::name_beside(seed.file_name()?)));
+    let temporary = [Some(inside.join(beside::name_beside(name))), subject.seed.and_then(of_seed)];
+    temporary
+        .into_iter()
+        .flatten()
+        .find_map(|path| aliases::must_survive(topology, subject, &path))
+        .map_or(Ok(()), Err)
+}
+
+fn folder_and_name(path: &Path) -> Result<(OwnedFd, OsString), Refusal> {
+    let no_name = || Refusal::WrongKind { found: "folder" };
+    let name = path.file_name().ok_or_else(no_name)?.to_owned();
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(parent, flags, Mode::empty());
+    Ok((folder.map_err(|error| Refusal::Folder { source: error.into() })?, name))
+}
+
+/// Opens what `file` already is, with other rights: the inode that was looked at, whatever its name is now.
+fn reopen(file: &File, flags: OFlags) -> rustix::io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::open(path, flags, Mode::empty()).map(File::from)
+}
+
+/// Where an open file really lies.
+pub(super) fn real_path(file: &File) -> Result<PathBuf, Refusal> {
+    std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .map_err(|source| Refusal::CannotOpen { source })
+}
+
+/// What lies there, when it is no disk.
+pub(super) fn kind_name(metadata: &Metadata) -> &'static str {
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        "folder"
+    } else if kind.is_char_device() {
+        "character device"
+    } else if kind.is_fifo() {
+        "FIFO"
+    } else {
+        "socket"
+    }
+}

@@ -1,0 +1,296 @@
+//! Which block devices there are and what each is made of: partitions, loop devices, device-mapper, md.
+//!
+//! A name leads to a `Storage`: the bytes that it is (followed through partitions and loop devices to where they
+//! really lie) and everything that it rests on (through device-mapper, md and file systems as well). Two storages
+//! overlap when the bytes of one are among what the other rests on; so two partitions of a disk do not, nor two
+//! logical volumes of a group, but a disk and its partition do, and a file and the loop device over it.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::identity::{StorageIdentity, identify};
+use super::kernel::{Kernel, Number, count, line, names};
+use super::mounts::Mounts;
+use crate::range::ByteRange;
+use crate::sys::block;
+
+/// Stacks of devices are this deep at most; the kernel allows 8 loops over loops.
+const DEEPEST: usize = 64;
+
+/// A block device as sysfs shows it.
+#[derive(Debug)]
+pub(super) struct Device {
+    /// Its name in `/sys/class/block` and, as a rule, in `/dev`.
+    pub(super) name: String,
+    pub(super) size: u64,
+    pub(super) made_of: MadeOf,
+}
+
+/// What the bytes of a device are.
+#[derive(Debug)]
+pub(super) enum MadeOf {
+    /// Its own.
+    Itself,
+    /// A piece of a disk.
+    Partition { disk: Number, start: u64 },
+    /// A file's, or another device's.
+    Loop(Backing),
+    /// Other devices', in an order that only their driver knows.
+    Others { devices: Vec<Number>, what: String },
+}
+
+/// What a loop device is over.
+#[derive(Debug)]
+pub(super) struct Backing {
+    /// As the kernel names it; another mount namespace may know it by another name.
+    pub(super) path: PathBuf,
+    /// `None` when it cannot be told.
+    pub(super) storage: Option<StorageIdentity>,
+    pub(super) offset: u64,
+    /// 0 for no limit.
+    pub(super) limit: u64,
+}
+
+/// All block devices and mounts at one moment.
+#[derive(Debug)]
+pub(crate) struct Topology {
+    pub(super) kernel: Kernel,
+    pub(super) devices: BTreeMap<Number, Device>,
+    pub(super) mounts: Mounts,
+    /// The devices of each btrfs.
+    pools: Vec<Vec<Number>>,
+}
+
+/// A run of bytes of a file or device that is made of nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Piece {
+    pub(super) base: StorageIdentity,
+    pub(super) range: ByteRange,
+}
+
+impl Piece {
+    fn whole(base: StorageIdentity) -> Self {
+        Self { base, range: ByteRange::between(0, u64::MAX) }
+    }
+
+    fn meets(&self, other: &Self) -> bool {
+        self.base == other.base && self.range.intersection(other.range).is_some()
+    }
+}
+
+/// What a name leads to.
+#[derive(Clone, Debug)]
+pub(crate) struct Storage {
+    pub(super) identity: StorageIdentity,
+    /// The storage itself and what it was followed to: each holds at least these bytes.
+    pub(super) chain: Vec<StorageIdentity>,
+    /// Where its bytes really lie.
+    pub(super) bytes: Piece,
+    /// `bytes`, and every device below that holds some of them.
+    rests_on: Vec<Piece>,
+}
+
+impl Storage {
+    /// Whether writing one could change the other.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        self.is_on(other) || other.is_on(self)
+    }
+
+    /// Whether it lies on bytes of the other.
+    pub(super) fn is_on(&self, other: &Self) -> bool {
+        self.rests_on.iter().any(|piece| piece.meets(&other.bytes))
+    }
+}
+
+impl Topology {
+    /// What this host shows now.
+    pub(crate) fn of_this_host() -> Self {
+        Self::read(&Kernel::of_this_host())
+    }
+
+    /// Reads what the kernel shows now.
+    pub(super) fn read(kernel: &Kernel) -> Self {
+        let folder = kernel.sys.join("class/block");
+        let device = |name: String| {
+            let folder = fs::canonicalize(folder.join(&name)).ok()?;
+            let number = Kernel::number(&line(&folder.join("dev"))?)?;
+            Some((number, read_device(kernel, &folder, name)))
+        };
+        let devices = names(&folder).into_iter().filter_map(device).collect();
+        let btrfs = kernel.sys.join("fs/btrfs");
+        let members = |pool: String| {
+            let folder = btrfs.join(pool).join("devices");
+            names(&folder)
+                .iter()
+                .filter_map(|name| Kernel::number(&line(&folder.join(name).join("dev"))?))
+                .collect()
+        };
+        let pools = names(&btrfs).into_iter().map(members).filter(|pool: &Vec<_>| !pool.is_empty()).collect();
+        Self { kernel: kernel.clone(), devices, mounts: Mounts::read(kernel), pools }
+    }
+
+    /// What `identity` is made of; `path` is where a file really lies.
+    pub(super) fn storage(&self, identity: StorageIdentity, path: Option<&Path>) -> Storage {
+        let mut chain = vec![identity];
+        let bytes = self.follow(Piece::whole(identity), &mut chain);
+        let mut rests_on = Vec::new();
+        let mut seen = HashSet::new();
+        let mut todo = vec![(bytes, path.map(Path::to_owned))];
+        while let Some((piece, path)) = todo.pop() {
+            if !seen.insert(piece) {
+                continue;
+            }
+            rests_on.push(piece);
+            let below = self.below(piece.base, path.as_deref());
+            todo.extend(
+                below
+                    .into_iter()
+                    .map(|number| (self.follow(Piece::whole(number.into()), &mut Vec::new()), None)),
+            );
+        }
+        Storage { identity, chain, bytes, rests_on }
+    }
+
+    /// The storage behind a path that exists, or behind the nearest of its parents that does.
+    pub(super) fn storage_at(&self, path: &Path) -> Option<Storage> {
+        let absolute = std::path::absolute(path).ok()?;
+        let (there, metadata) =
+            absolute.ancestors().find_map(|path| Some((path, fs::metadata(path).ok()?)))?;
+        let real = fs::canonicalize(there).ok();
+        let identity = identify(&metadata)
+            .unwrap_or(StorageIdentity::File { device: metadata.dev(), inode: metadata.ino() });
+        Some(self.storage(identity, real.as_deref()))
+    }
+
+    /// The device that a mount, or a file system without a number of its own, lies on, and its companions.
+    pub(super) fn of_mount(&self, number: Number, source: &str) -> Vec<Number> {
+        let number = if number.0 == 0 { device_at(Path::new(source)).unwrap_or(number) } else { number };
+        if number.0 == 0 {
+            return Vec::new();
+        }
+        let pool = self.pools.iter().find(|pool| pool.contains(&number));
+        pool.cloned().unwrap_or_else(|| vec![number])
+    }
+
+    /// Every device that holds some of these bytes, other names of them included.
+    pub(super) fn above(&self, storage: &Storage) -> BTreeMap<Number, &Device> {
+        let holds = |number: Number| self.storage(number.into(), None).is_on(storage);
+        let named = |number: Number| storage.chain.contains(&number.into());
+        let chosen = self.devices.iter().filter(|(number, _)| named(**number) || holds(**number));
+        chosen.map(|(number, device)| (*number, device)).collect()
+    }
+
+    /// Goes down as long as it is known where the bytes lie.
+    fn follow(&self, mut piece: Piece, chain: &mut Vec<StorageIdentity>) -> Piece {
+        for _ in 0..DEEPEST {
+            let StorageIdentity::Device { major, minor } = piece.base else { break };
+            let Some(device) = self.devices.get(&(major, minor)) else { break };
+            let (base, start, size) = match &device.made_of {
+                MadeOf::Partition { disk, start } => ((*disk).into(), *start, Some(device.size)),
+                MadeOf::Loop(backing) => match backing.storage {
+                    Some(storage) => {
+                        (storage, backing.offset, Some(backing.limit).filter(|limit| *limit > 0))
+                    }
+                    None => break,
+                },
+                MadeOf::Itself | MadeOf::Others { .. } => break,
+            };
+            let end = |at: u64| {
+                start.saturating_add(at).min(size.map_or(u64::MAX, |size| start.saturating_add(size)))
+            };
+            let from = end(piece.range.start());
+            piece = Piece { base, range: ByteRange::between(from, end(piece.range.end()).max(from)) };
+            chain.push(base);
+        }
+        piece
+    }
+
+    /// The devices that hold the bytes of `base`, where that is all that is known.
+    fn below(&self, base: StorageIdentity, path: Option<&Path>) -> Vec<Number> {
+        match base {
+            StorageIdentity::Device { major, minor } => {
+                match self.devices.get(&(major, minor)).map(|it| &it.made_of) {
+                    Some(MadeOf::Others { devices, .. }) => devices.clone(),
+                    _ => Vec::new(),
+                }
+            }
+            StorageIdentity::File { device, .. } => {
+                let number = super::identity::numbers(device);
+                if number.0 != 0 {
+                    return self.of_mount(number, "");
+                }
+                // btrfs and overlay show a number that is no device's: the mount table knows more.
+                let path = path.map(Path::to_owned).or_else(|| self.path_of(base));
+                let mount = path.and_then(|path| self.mounts.holding(&path));
+                mount.map(|mount| self.of_mount(mount.number, &mount.source)).unwrap_or_default()
+            }
+        }
+    }
+
+    fn path_of(&self, file: StorageIdentity) -> Option<PathBuf> {
+        self.devices.values().find_map(|device| match &device.made_of {
+            MadeOf::Loop(backing) if backing.storage == Some(file) => Some(backing.path.clone()),
+            _ => None,
+        })
+    }
+}
+
+fn read_device(kernel: &Kernel, folder: &Path, name: String) -> Device {
+    const SECTOR: u64 = 512;
+    let size = count(&folder.join("size")).unwrap_or(0).saturating_mul(SECTOR);
+    let number_in = |folder: &Path| Kernel::number(&line(&folder.join("dev"))?);
+    let disk = || folder.join("partition").exists().then(|| number_in(folder.parent()?)).flatten();
+    let made_of = if let Some(disk) = disk() {
+        let start = count(&folder.join("start")).unwrap_or(0).saturating_mul(SECTOR);
+        MadeOf::Partition { disk, start }
+    } else if let Some(path) = line(&folder.join("loop/backing_file")) {
+        MadeOf::Loop(read_backing(kernel, folder, &name, path.into()))
+    } else {
+        let slaves = folder.join("slaves");
+        let devices: Vec<_> =
+            names(&slaves).iter().filter_map(|name| number_in(&slaves.join(name))).collect();
+        match devices.is_empty() {
+            true => MadeOf::Itself,
+            false => MadeOf::Others { devices, what: kind_of_stack(folder, &name) },
+        }
+    };
+    Device { name, size, made_of }
+}
+
+/// The kernel's numbers of what lies below are surer than its path, which is that of another mount namespace.
+fn read_backing(kernel: &Kernel, folder: &Path, name: &str, path: PathBuf) -> Backing {
+    let told = block::loop_backing(&kernel.dev.join(name)).ok();
+    let storage = told.map(|told| match told.block_device {
+        Some(device) => super::identity::device_identity(device),
+        None => StorageIdentity::File { device: told.device, inode: told.inode },
+    });
+    let by_path = || identify(&fs::metadata(&path).ok()?);
+    let attribute = |name: &str| count(&folder.join("loop").join(name)).unwrap_or(0);
+    Backing {
+        storage: storage.or_else(by_path),
+        offset: attribute("offset"),
+        limit: attribute("sizelimit"),
+        path,
+    }
+}
+
+fn kind_of_stack(folder: &Path, name: &str) -> String {
+    match (line(&folder.join("dm/name")), line(&folder.join("md/level"))) {
+        (Some(volume), _) => format!("the device-mapper volume {volume:?}"),
+        (_, Some(level)) => format!("the {level} array {name}"),
+        _ => format!("the device {name}"),
+    }
+}
+
+/// The number of the block device at an absolute path.
+pub(super) fn device_at(path: &Path) -> Option<Number> {
+    if !path.is_absolute() {
+        return None;
+    }
+    match identify(&fs::metadata(path).ok()?)? {
+        StorageIdentity::Device { major, minor } => Some((major, minor)),
+        StorageIdentity::File { .. } => None,
+    }
+}

@@ -1,0 +1,95 @@
+//! What lies around the system disk: the image's files, the data disks, the place of the seed.
+
+use std::path::{Path, PathBuf};
+
+use super::ImageBytes;
+use crate::error::Error;
+use crate::guard::{self, DataDisk, ImageFile, Refusal, SightLimit, StorageIdentity, Topology};
+use crate::image::{self, FileIdentity, Image};
+use crate::layout::{self, DiskLayout, ReadBytes as _};
+use crate::range::ByteRange;
+use crate::request::Request;
+
+/// What was seen around the system disk.
+pub(super) struct Seen {
+    pub(super) topology: Topology,
+    pub(super) image_files: Vec<ImageFile>,
+    pub(super) data_disks: Vec<DataDisk>,
+    pub(super) limits: Vec<SightLimit>,
+}
+
+impl Seen {
+    /// What the data disks carry, as far as they can be read.
+    pub(super) fn layouts(&self) -> Vec<(PathBuf, DiskLayout)> {
+        let named = |disk: &DataDisk| Some((disk.before().path.clone(), layout_of(disk)?));
+        self.data_disks.iter().filter_map(named).collect()
+    }
+}
+
+/// A guest can write a qcow2 header into its raw disk: only name and content together make a disk one.
+fn layout_of(disk: &DataDisk) -> Option<DiskLayout> {
+    let (bytes, path) = (disk.bytes()?, &disk.before().path);
+    let mut magic = [0; 4];
+    let says_qcow2 = path.extension().is_some_and(|name| name.eq_ignore_ascii_case("qcow2"));
+    if says_qcow2 && bytes.read_at(ByteRange::new(0, 4), &mut magic).is_ok() && magic == *b"QFI\xfb" {
+        let options = image::OpenOptions {
+            format: image::Format::Qcow2,
+            nested: image::Nested::Allow,
+            backing_folders: &[],
+        };
+        let image = image::open(path, &options).ok()?;
+        image.check_tables().ok()?;
+        return layout::describe(&ImageBytes(image.as_ref())).ok();
+    }
+    layout::describe(&bytes).ok()
+}
+
+/// Looks at everything that must survive, and notes what may not be.
+pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mut Vec<Error>) -> Seen {
+    let topology = Topology::of_this_host();
+    let identities = image.map(Image::identities).unwrap_or_default();
+    let image_files = guard::image_files(&topology, identities.into_iter().map(of_file));
+    let writers = guard::image_writers(&topology, &image_files);
+    refusals.extend(writers.into_iter().map(|(path, refusal)| refusal.about(&path)));
+    let mut limits = Vec::new();
+    let mut data_disks = Vec::new();
+    for spec in &request.instance.data_disks {
+        match DataDisk::look(&topology, spec, request.options.data_disk_digest, &mut limits) {
+            Ok(disk) => data_disks.push(disk),
+            Err(source) => {
+                let refusal = Refusal::DataDiskUnknown { path: spec.path.clone(), source };
+                refusals.push(refusal.about(&request.instance.system_disk.path));
+            }
+        }
+    }
+    let seen = Seen { topology, image_files, data_disks, limits };
+    refusals.extend(check_seed_path(request, &seen).err());
+    seen
+}
+
+fn of_file(file: FileIdentity) -> (PathBuf, StorageIdentity) {
+    let identity = match file.block_device {
+        Some(device) => guard::device_identity(device),
+        None => StorageIdentity::File { device: file.device, inode: file.inode },
+    };
+    (file.path, identity)
+}
+
+fn check_seed_path(request: &Request, seen: &Seen) -> Result<(), Error> {
+    let Some(seed) = &request.instance.seed else { return Ok(()) };
+    let checked = match same_new_file(&seed.path, &request.instance.system_disk.path) {
+        true => Err(Refusal::Seed { path: seed.path.clone() }),
+        false => guard::check_seed_path(&seen.topology, &seed.path, &seen.image_files, &seen.data_disks),
+    };
+    checked.map_err(|refusal| refusal.about(&seed.path))
+}
+
+/// Whether two paths name one file that does not exist yet; files that exist are compared by their numbers.
+fn same_new_file(left: &Path, right: &Path) -> bool {
+    let place = |path: &Path| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).canonicalize().ok()?;
+        Some((folder, path.file_name()?.to_owned()))
+    };
+    place(left).is_some_and(|left| place(right) == Some(left))
+}
