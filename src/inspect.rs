@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::copy::{self, CopyError, Pool, Scope, Sink, Transfer, Watch};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::image::{ExtentKind, Image, ImageInfo, TableReport};
-use crate::layout::{self, DiskLayout, ReadBytes, Signature, marker};
+use crate::layout::{self, DiskLayout, ReadBytes, marker};
 use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{self, DiskBytes, Ends, GptPlan, ImageBytes, image_error};
 use crate::range::ByteRange;
@@ -202,55 +202,8 @@ fn compare_end(
     Ok(first.map(|at| ByteRange::between(range.start() + at as u64, range.end())))
 }
 
-/// What a system disk says about itself.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct DiskStatus {
-    /// What lies on the disk.
-    pub state: DiskState,
-    /// The journal of the unfinished rebuild.
-    pub journal: Option<String>,
-    /// Every label that firmware, kernel or udev would find at its head or its end.
-    pub signatures: Vec<Signature>,
-    /// The partitions and file systems on it.
-    pub layout: DiskLayout,
-    /// What to do.
-    pub advice: &'static str,
-}
-
-/// Whether a rebuild of the disk is unfinished.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum DiskState {
-    /// No rebuild is under way: the instance can be started.
-    Stopped,
-    /// A rebuild is writing it.
-    Rebuilding,
-    /// A rebuild was interrupted; the disk cannot boot.
-    Failed,
-}
-
-/// Reads what a system disk says about itself.
-///
-/// # Errors
-///
-/// When it cannot be opened or read.
-pub fn status(path: &Path) -> Result<DiskStatus, Error> {
-    let disk = open_disk(path)?;
-    let marker = read_marker(&disk, path)?;
-    let unreadable = |error| Error::new(ErrorKind::TargetUnusable, error).at_path(path);
-    let layout = layout::describe(&DiskBytes(&disk)).map_err(unreadable)?;
-    let signatures = layout::probe(&DiskBytes(&disk)).map_err(unreadable)?;
-    let (state, advice) = match &marker {
-        None => (DiskState::Stopped, "nothing: no rebuild is unfinished"),
-        Some(_) if disk.is_locked_by_another() => (DiskState::Rebuilding, "wait for the rebuild to end"),
-        Some(_) => (DiskState::Failed, "run the rebuild again: the disk cannot boot until it is complete"),
-    };
-    Ok(DiskStatus { state, journal: marker.map(|marker| marker.journal), signatures, layout, advice })
-}
-
-fn open_disk(path: &Path) -> Result<HostDisk, Error> {
+/// Opens a disk to be read, whatever uses it.
+pub(crate) fn open_disk(path: &Path) -> Result<HostDisk, Error> {
     HostDisk::open(path).map_err(|error| {
         Error::new(ErrorKind::TargetUnusable, error)
             .at_path(path)
@@ -259,7 +212,8 @@ fn open_disk(path: &Path) -> Result<HostDisk, Error> {
     })
 }
 
-fn read_marker(disk: &HostDisk, path: &Path) -> Result<Option<marker::Marker>, Error> {
+/// What the disk's head says, if a rebuild of it is unfinished.
+pub(crate) fn read_marker(disk: &HostDisk, path: &Path) -> Result<Option<marker::Marker>, Error> {
     let len = marker::LEN as u64;
     if disk.size() < len {
         return Ok(None);

@@ -43,6 +43,7 @@ mod range;
 mod rebuild;
 mod request;
 mod seed;
+mod status;
 mod sys;
 mod target;
 mod verify;
@@ -57,7 +58,7 @@ pub use image::{
     BackingFault, Decoder, DigestAlgorithm, EntryFault, Extent, ExtentKind, FileIdentity, Image, ImageError,
     ImageInfo, LayerInfo, TableReport,
 };
-pub use inspect::{Cell, DiskState, DiskStatus, Inspection, VerifyReport, inspect, status, verify};
+pub use inspect::{Cell, Inspection, VerifyReport, inspect, verify};
 pub use layout::{DiskLayout, Partition, SeedLabel, SharedId, SharedKind, Signature, TableKind, Usage};
 pub use observe::{CancelToken, Event, Observer, Phase};
 pub use plan::{Duplicate, GptPlan, OtherSeed, Plan, PlanSummary, TargetKind, plan, plan_onto, preview};
@@ -71,5 +72,6 @@ pub use request::{
 pub use seed::{
     Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey, write_seed,
 };
+pub use status::{DiskContent, FailureStatus, InstanceState, InstanceStatus, RunStatus, Subject, status};
 pub use target::{Disk, Target, TargetError};
 pub use verify::{Digest, VerifiedChunk};

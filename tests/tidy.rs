@@ -13,6 +13,7 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         "copy", "guard", "image", "journal", "layout", "observe", "plan", "rebuild", "request", "seed",
         "sys", "target", "verify",
     ];
+    let status: &[&str] = &["inspect", "journal", "layout", "observe", "plan", "request", "target"];
     BTreeMap::from([
         ("range", &[][..]),
         ("error", &[][..]),
@@ -30,11 +31,12 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("plan", policy),
         ("rebuild", policy),
         ("inspect", policy),
+        ("status", status),
         (
             "lib",
             &[
                 "inspect", "copy", "guard", "image", "journal", "layout", "observe", "plan", "rebuild",
-                "request", "seed", "sys", "target", "verify",
+                "request", "seed", "status", "sys", "target", "verify",
             ],
         ),
     ])

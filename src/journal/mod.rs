@@ -1,24 +1,50 @@
 //! The record of a run in the state folder: what was begun, and how far it came.
 //!
 //! One file a disk, named by the disk's identity and never by its path; one line a record, each with its own
-//! checksum. While a run lives it holds a lock on its file, which keeps a second run off the same storage.
+//! checksum. While a run lives it holds a lock on its file, which keeps a second run off the same storage. A run
+//! on a disk that an earlier one left unfinished writes behind that one's records, which stand until the disk is
+//! complete. `read` tells what a journal says.
 
-use std::io::{self, Write};
+mod read;
+
+pub(crate) use read::{JournalSummary, earlier_ptuuid, list};
+
+use std::cell::Cell;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::error::{ErrorKind, TargetState};
 use crate::sys::durable;
 use crate::sys::lock_file::{self, LockFile};
 use crate::verify::Digest;
 
-/// A step of a run that is durable before the next begins.
+/// Progress is noted at most this often within a phase.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// A line of progress is filled up to this length, so that the next can take its place.
+const PROGRESS_LEN: usize = 160;
+/// Records of earlier runs that are longer than this are cut off.
+const MOST_KEPT: u64 = 256 << 10;
+
+/// A step of a run that is durable before the next begins (but for `Progress`).
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "record", rename_all = "snake_case")]
 pub(crate) enum Record<'a> {
     /// The run is about to begin; nothing of the disk has changed.
     Begun {
         journal: &'a str,
+        /// The instance's name, where one is known.
+        instance: Option<&'a str>,
+        /// Where the disk is, for people and for whoever asks by path; it identifies nothing.
+        path: &'a str,
+        pid: u32,
+        /// Seconds since 1970.
+        started_s: u64,
+        /// The partition table's id that the disk had before the first run that is unfinished on it.
+        ptuuid: Option<&'a str>,
         /// What the image is, as its room says it.
         image: &'a serde_json::Value,
         /// What the disk is, as the guard says it.
@@ -29,12 +55,31 @@ pub(crate) enum Record<'a> {
     },
     /// The disk's head is about to say that a rebuild is unfinished.
     Invalidated,
+    /// How far a phase has come; not synced, and each takes the last one's place.
+    Progress { phase: &'a str, bytes_done: u64, bytes_total: u64 },
     /// Everything but both ends reads back right; the root stands for all chunks.
     Verified { root: Digest },
     /// The new seed is in its place.
     Seeded,
+    /// The new file is about to take the old one's place.
+    Exchanging,
     /// The disk is complete.
     Finished,
+    /// The run ended with an error and left the disk so.
+    Failed { kind: ErrorKind, target_state: TargetState, message: &'a str },
+}
+
+impl Record<'_> {
+    /// The record and its checksum; the text is filled up with spaces to `len`.
+    fn line(&self, len: usize) -> io::Result<String> {
+        let text = serde_json::to_string(self)?;
+        let text = format!("{text:<len$}");
+        Ok(format!("{} {text}\n", checksum(&text)))
+    }
+}
+
+fn checksum(text: &str) -> String {
+    Digest::of(text.as_bytes()).to_string()[..16].to_owned()
 }
 
 /// Why a journal could not be kept.
@@ -74,16 +119,31 @@ pub(crate) struct Journal {
     id: String,
     path: PathBuf,
     lock: LockFile,
+    /// Where this run's records begin: behind those of an earlier one that left the disk unfinished.
+    start: u64,
+    /// Where the next record goes.
+    end: Cell<u64>,
+    progress: Cell<Option<ProgressLine>>,
+}
+
+/// The line of progress that the next one replaces.
+#[derive(Clone, Copy, Debug)]
+struct ProgressLine {
+    at: u64,
+    written: Instant,
+    phase: &'static str,
 }
 
 impl Journal {
-    /// Opens the journal of the disk that `key` names, and locks it; what an earlier run left is cut off.
+    /// Opens the journal of the disk that `key` names, and locks it.
+    ///
+    /// What an earlier run left stays as long as the disk is unfinished, else it is cut off.
     ///
     /// # Errors
     ///
     /// When the folder cannot be used, or another run holds the journal.
     pub(crate) fn begin(state_dir: &Path, key: &serde_json::Value) -> Result<Self, JournalError> {
-        let folder = state_dir.join("journals");
+        let folder = folder(state_dir);
         let unusable = |source| JournalError::Folder { folder: folder.clone(), source };
         durable::make_folder(&folder).map_err(unusable)?;
         let name = format!("{}.journal", &Digest::of(key.to_string().as_bytes()).to_string()[..32]);
@@ -92,9 +152,12 @@ impl Journal {
             io::ErrorKind::WouldBlock => JournalError::Held { path: path.clone() },
             _ => unusable(error),
         })?;
-        lock.file().set_len(0).map_err(unusable)?;
+        let start = read::unfinished_len(lock.file()).map_err(unusable)?;
+        let start = if start <= MOST_KEPT { start } else { 0 };
+        lock.file().set_len(start).map_err(unusable)?;
         durable::sync_folder(&folder).map_err(unusable)?;
-        Ok(Self { id: uuid::Uuid::new_v4().to_string(), path, lock })
+        let id = uuid::Uuid::new_v4().to_string();
+        Ok(Self { id, path, lock, start, end: Cell::new(start), progress: Cell::new(None) })
     }
 
     /// The run's name, which the disk's head carries while the run is unfinished.
@@ -107,13 +170,33 @@ impl Journal {
     /// # Errors
     ///
     /// When it is not: then the step that it announces must not begin.
-    pub(crate) fn record(&mut self, record: &Record<'_>) -> Result<(), JournalError> {
-        let failed = |source| JournalError::Write { path: self.path.clone(), source };
-        let text = serde_json::to_string(record).map_err(|error| failed(error.into()))?;
-        let checksum = Digest::of(text.as_bytes()).to_string();
-        let line = format!("{} {text}\n", &checksum[..16]);
-        let written = self.lock.file().write_all(line.as_bytes()).and_then(|()| self.lock.file().sync_all());
-        written.map_err(failed)
+    pub(crate) fn record(&self, record: &Record<'_>) -> Result<(), JournalError> {
+        let written = record.line(0).and_then(|line| {
+            self.lock.file().write_all_at(line.as_bytes(), self.end.get())?;
+            self.end.set(self.end.get() + line.len() as u64);
+            self.progress.set(None);
+            self.lock.file().sync_all()
+        });
+        written.map_err(|source| JournalError::Write { path: self.path.clone(), source })
+    }
+
+    /// Notes how far a phase has come, for whoever asks meanwhile; nothing waits for it.
+    pub(crate) fn progress(&self, phase: &'static str, bytes_done: u64, bytes_total: u64) {
+        let last = self.progress.get();
+        let is_recent =
+            |line: ProgressLine| line.phase == phase && line.written.elapsed() < PROGRESS_INTERVAL;
+        if last.is_some_and(is_recent) {
+            return;
+        }
+        let at = last.map_or(self.end.get(), |line| line.at);
+        let Ok(line) = (Record::Progress { phase, bytes_done, bytes_total }).line(PROGRESS_LEN) else {
+            return;
+        };
+        // Where the state folder is full, the disk must be rebuilt nevertheless; half a line is overwritten.
+        if self.lock.file().write_all_at(line.as_bytes(), at).is_ok() {
+            self.end.set(at + line.len() as u64);
+            self.progress.set(Some(ProgressLine { at, written: Instant::now(), phase }));
+        }
     }
 
     /// The run has ended well: the journal is of no more use.
@@ -121,17 +204,25 @@ impl Journal {
     /// # Errors
     ///
     /// When it could not be removed.
-    pub(crate) fn finish(mut self) -> Result<(), JournalError> {
+    pub(crate) fn finish(self) -> Result<(), JournalError> {
         self.record(&Record::Finished)?;
-        let path = self.path.clone();
+        let path = self.path;
         self.lock.remove().map_err(|source| JournalError::Write { path, source })
     }
 
-    /// Nothing of the disk changed: the journal says nothing and goes.
+    /// This run changed nothing of the disk: only what an earlier one left stays.
     pub(crate) fn discard(self) {
-        // A journal that stays is cut off by the next run.
-        let _ = self.lock.remove();
+        // What stays by a failure is cut off by the next run, and read as a run that changed nothing.
+        let _ = match self.start {
+            0 => self.lock.remove(),
+            start => self.lock.file().set_len(start).and_then(|()| self.lock.file().sync_all()),
+        };
     }
+}
+
+/// Where the journals lie in a state folder.
+fn folder(state_dir: &Path) -> PathBuf {
+    state_dir.join("journals")
 }
 
 #[cfg(test)]
@@ -155,7 +246,7 @@ mod tests {
     #[test]
     fn every_line_carries_the_checksum_of_its_record() {
         let folder = tempfile::tempdir().unwrap();
-        let mut journal = Journal::begin(folder.path(), &serde_json::json!(1)).unwrap();
+        let journal = Journal::begin(folder.path(), &serde_json::json!(1)).unwrap();
         journal.record(&Record::Invalidated).unwrap();
         journal.record(&Record::Verified { root: Digest::of(b"") }).unwrap();
         let text = fs::read_to_string(&journal.path).unwrap();

@@ -16,6 +16,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{self, Access, Claim, DataDisk, Promise, Refusal, Subject};
 use crate::image::{Image, TableReport};
+use crate::journal;
 use crate::observe::{Event, Observer};
 use crate::request::{DuplicatePolicy, Os, PowerState, Request};
 use crate::seed::{self, ComposedSeed, Credential};
@@ -273,7 +274,7 @@ fn take_claim(request: &Request, storage: Storage, seen: &Seen) -> Result<Claime
         format: disk.format,
         placement: options.placement,
         expect: &disk.expect,
-        earlier_ptuuid: &|_| None,
+        earlier_ptuuid: &|journal| journal::earlier_ptuuid(&options.state_dir, journal),
         image_files: &seen.image_files,
         data_disks: &seen.data_disks,
         seed: request.instance.seed.as_ref().map(|seed| seed.path.as_path()),

@@ -3,6 +3,7 @@
 //! Each step is one function of `Run`, in this order, and keeps the state that an error will tell.
 
 mod ends;
+mod noted;
 mod report;
 mod run;
 mod steps;
@@ -37,7 +38,10 @@ pub fn rebuild(plan: Plan, observer: &dyn Observer, cancel: &CancelToken) -> Res
     let mut run = Run::prepare(plan, observer, cancel)?;
     match carry_out(&mut run) {
         Ok(()) => run.report(started),
-        Err(error) => Err(error.leaving(run.abandon())),
+        Err(error) => {
+            let state = run.abandon(&error);
+            Err(error.leaving(state))
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::noted::{self, Noting};
 use super::report::{self, Durations, RepairReport};
 use crate::copy::{CopyError, Pool, ReadBack, Transferred, Watch};
 use crate::error::{Error, ErrorKind, TargetState};
@@ -13,7 +14,7 @@ use crate::plan::{Fit, Plan, PlanSummary, image_error};
 use crate::request::Options;
 use crate::seed::{ComposedSeed, SeedReport, StagedSeed};
 use crate::target::{self, Opened, Staged, Target, TargetError};
-use crate::verify::{CHUNK, DigestTable};
+use crate::verify::DigestTable;
 
 /// A rebuild under way.
 pub(super) struct Run<'a> {
@@ -60,8 +61,10 @@ impl<'a> Run<'a> {
         let seed = seed.map(ComposedSeed::stage).transpose()?;
         let (hold, path) = (claim.take_hold(), claim.path().to_owned());
         let key = report::claim_key(&claim);
-        let mut journal = Journal::begin(&options.state_dir, &key).map_err(journal_error)?;
-        let opened = begin(&mut journal, (&summary, &key)).and_then(|()| {
+        let ptuuid = noted::ptuuid(&claim, &options.state_dir);
+        let journal = Journal::begin(&options.state_dir, &key).map_err(journal_error)?;
+        let begun = noted::begin(&journal, (&summary, &key), ptuuid.as_deref()).map_err(journal_error);
+        let opened = begun.and_then(|()| {
             let opened = match brought {
                 Some(target) => Ok(target::bring(claim, target)),
                 None => target::open(claim, options.placement, fit.size),
@@ -100,24 +103,30 @@ impl<'a> Run<'a> {
     }
 
     /// Ends a run that failed and says what the system disk holds; one that was not touched needs no journal.
-    pub(super) fn abandon(self) -> TargetState {
+    pub(super) fn abandon(self, error: &Error) -> TargetState {
         let waits = self.staged.as_ref().is_some_and(|staged| !staged.has_its_place());
         let state = if waits { TargetState::Untouched } else { self.state };
-        if state == TargetState::Untouched {
-            self.journal.discard();
+        match state {
+            TargetState::Untouched => self.journal.discard(),
+            state => noted::fail(&self.journal, error, state),
         }
         state
     }
 
-    pub(super) fn watch(&self, phase: Phase, bytes_total: u64) -> Watch<'a> {
-        Watch { observer: self.observer, cancel: self.cancel, phase, bytes_total }
+    /// The observer of the passes over the disk, of which the journal takes note.
+    pub(super) fn noting(&self) -> Noting<'_> {
+        Noting { observer: self.observer, journal: &self.journal }
+    }
+
+    pub(super) fn watch<'w>(&'w self, noting: &'w Noting<'w>, phase: Phase, bytes_total: u64) -> Watch<'w> {
+        Watch { observer: noting, cancel: self.cancel, phase, bytes_total }
     }
 
     pub(super) fn digests(&self) -> &DigestTable {
         &self.copied.as_ref().expect("the copy comes before what asks for its digests").digests
     }
 
-    pub(super) fn record(&mut self, record: &Record<'_>) -> Result<(), Error> {
+    pub(super) fn record(&self, record: &Record<'_>) -> Result<(), Error> {
         self.journal.record(record).map_err(journal_error)
     }
 
@@ -125,19 +134,6 @@ impl<'a> Run<'a> {
     pub(super) fn error(&self, fault: CopyError) -> Error {
         copy_error(fault, &self.summary.target)
     }
-}
-
-fn begin(journal: &mut Journal, (summary, key): (&PlanSummary, &serde_json::Value)) -> Result<(), Error> {
-    let id = journal.id().to_owned();
-    let begun = Record::Begun {
-        journal: &id,
-        image: &report::to_json(&summary.image),
-        target: key,
-        chunk_bytes: CHUNK,
-        target_bytes: summary.size_after,
-        gpt: &report::to_json(&summary.gpt),
-    };
-    journal.record(&begun).map_err(journal_error)
 }
 
 /// A fault of a pass over a disk, as the caller sees it.

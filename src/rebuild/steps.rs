@@ -28,10 +28,10 @@ impl Run<'_> {
     /// Makes a disk that is written into say that it is unfinished; a new file is nobody's disk yet.
     pub(super) fn invalidate(&mut self) -> Result<(), Error> {
         self.stop_if_cancelled()?;
-        self.record(&Record::Invalidated)?;
         if self.target.is_new() {
             return Ok(());
         }
+        self.record(&Record::Invalidated)?;
         self.state = TargetState::Invalidated;
         let poisoned = ends::poison(self.target.as_ref(), self.fit.ends(), self.journal.id());
         poisoned.map_err(|fault| self.error(fault))
@@ -48,7 +48,8 @@ impl Run<'_> {
             WholeDigest::Skip => None,
         };
         let transfer = Transfer { image: self.image.as_ref(), sink: Sink::Target { target, middle }, whole };
-        let watch = self.watch(Phase::Copy, virtual_size);
+        let noting = self.noting();
+        let watch = self.watch(&noting, Phase::Copy, virtual_size);
         let copied = copy::transfer(&self.pool, transfer, &watch);
         let mut copied = copied.map_err(|fault| self.error(fault))?;
         // A chunk is written in whole sectors, so the zeroes begin at the next one.
@@ -75,7 +76,8 @@ impl Run<'_> {
             VerifyPolicy::Off => return Ok(()),
         };
         let middle = self.fit.ends().middle();
-        let watch = self.watch(Phase::ReadBack, middle.len());
+        let noting = self.noting();
+        let watch = self.watch(&noting, Phase::ReadBack, middle.len());
         let read = copy::check(&self.pool, self.target.as_ref(), (self.digests(), middle), scope, &watch);
         self.read = read.map_err(|fault| self.error(fault))?;
         let mut wrong = std::mem::take(&mut self.read.mismatches);
@@ -148,6 +150,9 @@ impl Run<'_> {
         if check == Check::ReadBack {
             self.read.bytes_read += bounds.head.len() + bounds.tail.len();
             self.state = TargetState::Verified;
+        }
+        if self.staged.is_some() {
+            self.record(&Record::Exchanging)?;
         }
         if let Some(staged) = &mut self.staged {
             staged.publish().map_err(CopyError::from).map_err(|fault| self.error(fault))?;

@@ -47,7 +47,6 @@ pub(crate) fn acquire(folder: &Path, name: &str) -> io::Result<LockFile> {
 }
 
 /// Whether somebody holds the lock `name`; nothing is made, and nobody is kept out meanwhile.
-#[cfg_attr(not(test), allow(dead_code))] // What asks comes with the status of an instance.
 pub(crate) fn is_held(folder: &Path, name: &str) -> io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match rustix::fs::open(folder.join(name), flags, Mode::empty()) {

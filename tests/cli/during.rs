@@ -13,10 +13,10 @@ use crate::support::{Ran, Room};
 const LARGE: u64 = 200 << 30;
 
 /// Part of the event that says that the copy is under way.
-const COPYING: &str = "\"progress\",\"phase\":\"copy\"";
+pub(crate) const COPYING: &str = "\"progress\",\"phase\":\"copy\"";
 
 /// The rebuild of a large disk.
-fn large(room: &Room) -> Command {
+pub(crate) fn large(room: &Room) -> Command {
     File::create(room.path("large.raw")).unwrap().set_len(LARGE).unwrap();
     let mut command = room.command(["rebuild", "--yes", "--json", "--keep-image-credentials"]);
     command.args(["--state-dir", "state", "large.raw", "disk.raw", "--whole-digest", "--progress", "json"]);
@@ -35,7 +35,7 @@ fn signalled(command: Command, event: &str, signals: &[Signal]) -> Ran {
 
 /// Does something as soon as a run has told this event.
 #[track_caller]
-fn interrupted(mut command: Command, event: &str, act: impl FnOnce(&Child)) -> Ran {
+pub(crate) fn interrupted(mut command: Command, event: &str, act: impl FnOnce(&Child)) -> Ran {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let (mut said, mut line) = (String::new(), String::new());

@@ -37,10 +37,15 @@ fn damage(image: &Path, which: Which) {
     file.write_all_at(&[0xff; 64], offset).unwrap();
 }
 
+/// Makes an image fail in the middle of the copy.
+pub(crate) fn damage_last(image: &Path) {
+    // Not the first, which a plan reads to find the partition table.
+    damage(image, Which::Last);
+}
+
 fn damaged(room: &Room) -> PathBuf {
     let image = room.image("zlib-64k");
-    // Not the first, which a plan reads to find the partition table.
-    damage(&image, Which::Last);
+    damage_last(&image);
     image
 }
 

@@ -7,5 +7,6 @@ mod faults;
 mod progress;
 mod refusals;
 mod results;
+mod status;
 
 mod support;

@@ -81,7 +81,7 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Write the seed alone
     Seed(SeedArgs),
-    /// Say whether a rebuild of a disk is unfinished, and what to do
+    /// Say whether an instance is stopped, being rebuilt or failed, and what to do
     Status(StatusArgs),
     /// Print the completions for a shell
     Completions {
@@ -153,7 +153,7 @@ pub(crate) struct SeedArgs {
 
 #[derive(Args)]
 pub(crate) struct StatusArgs {
-    /// The system disk, or an instance file (a name that ends in .toml)
+    /// An instance file (a name that ends in .toml), the system disk, or the id of an instance that was rebuilt
     #[arg(value_name = "INSTANCE|TARGET", required_unless_present = "instance")]
     pub(crate) subject: Option<PathBuf>,
     /// The instance file (TOML)

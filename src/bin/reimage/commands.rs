@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use clap::CommandFactory;
-use reimage::{BoundPlan, CancelToken, Credential, ErrorKind, PlanSummary, Preflight, Replace, Request};
+use reimage::{
+    BoundPlan, CancelToken, Credential, ErrorKind, PlanSummary, Preflight, Replace, Request, Subject,
+};
 
 use crate::args::{Arguments, Command, CommonArgs, InspectArgs, JobArgs, SeedArgs, StatusArgs, VerifyArgs};
 use crate::consent::Terminal;
@@ -11,6 +13,7 @@ use crate::credentials::{self, SeedWanted};
 use crate::exit::Failure;
 use crate::output::{self, Output};
 use crate::progress::Progress;
+use crate::request::Asked;
 use crate::{picture, request, show, signals};
 
 /// Carries out what was typed.
@@ -23,7 +26,7 @@ pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
         Command::Verify(args) => verify(&args, output, &progress),
         Command::Inspect(args) => inspect(&args, output, &progress),
         Command::Seed(args) => seed(&args, output),
-        Command::Status(args) => status(&args, output),
+        Command::Status(of) => status(&of, args.common.state_dir.as_deref(), output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "reimage", &mut script);
@@ -132,10 +135,20 @@ fn seed(args: &SeedArgs, output: Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn status(args: &StatusArgs, output: Output) -> Result<(), Failure> {
-    let disk = request::system_disk(args.subject.as_deref(), args.instance.as_deref())?;
-    let status = reimage::status(&disk)?;
-    output.show(&status, |status| show::status(status, &disk));
+fn status(args: &StatusArgs, state_dir: Option<&Path>, output: Output) -> Result<(), Failure> {
+    let asked = request::of_status(args)?;
+    let state_dir = request::state_dir(state_dir)?;
+    let status = match &asked {
+        Asked::Instance(instance) => reimage::status(Subject::Instance(instance), &state_dir)?,
+        Asked::Disk(disk) => reimage::status(Subject::Disk(disk), &state_dir)?,
+        Asked::Word(word) => {
+            let of_instance = reimage::status(Subject::Id(word), &state_dir)?;
+            // A file that is being made for the first time is not there yet, and has a journal.
+            let of_disk = reimage::status(Subject::Disk(Path::new(word)), &state_dir);
+            if of_instance.journal.is_some() { of_instance } else { of_disk.unwrap_or(of_instance) }
+        }
+    };
+    output.show(&status, show::status);
     Ok(())
 }
 

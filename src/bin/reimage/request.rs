@@ -11,7 +11,7 @@ use reimage::{
 
 use crate::args::{
     CheckArgs, DataDiskDigestArg, DiskArgs, GptArg, ImageArgs, ImageFormatArg, JobArgs, MachineArgs, OsArg,
-    PreflightArg, RunArgs, SubjectArgs, TargetFormatArg, VerifyArg, VerifyArgs,
+    PreflightArg, RunArgs, StatusArgs, SubjectArgs, TargetFormatArg, VerifyArg, VerifyArgs,
 };
 use crate::exit::Failure;
 use crate::show::clean;
@@ -46,14 +46,37 @@ pub(crate) fn of_machine(file: Option<&Path>, args: &MachineArgs) -> Result<Inst
     Ok(instance)
 }
 
-/// The system disk that an instance file or a word on the command line names.
-pub(crate) fn system_disk(subject: Option<&Path>, instance: Option<&Path>) -> Result<PathBuf, Failure> {
+/// Whose status is asked for.
+pub(crate) enum Asked {
+    /// The instance of a file.
+    Instance(Box<InstanceSpec>),
+    /// A disk.
+    Disk(PathBuf),
+    /// A word under which nothing lies here: an instance's id, or a disk that is not there yet.
+    Word(String),
+}
+
+/// What `status` is asked about: a file that ends in .toml, a disk, or an id, in this order.
+pub(crate) fn of_status(args: &StatusArgs) -> Result<Asked, Failure> {
     let is_file_name = |path: &&Path| path.extension().is_some_and(|extension| extension == "toml");
-    match (instance.or(subject.filter(is_file_name)), subject) {
-        (Some(file), _) => Ok(read_instance(file)?.system_disk.path),
-        (None, Some(disk)) => Ok(disk.to_owned()),
-        (None, None) => Err(Failure::usage("no disk is named").hinting("reimage status TARGET")),
+    let subject = args.subject.as_deref();
+    if let Some(file) = args.instance.as_deref().or(subject.filter(is_file_name)) {
+        return Ok(Asked::Instance(Box::new(read_instance(file)?)));
     }
+    let Some(path) = subject else {
+        return Err(Failure::usage("nothing is named").hinting("reimage status INSTANCE|TARGET"));
+    };
+    match path.to_str() {
+        Some(word) if !word.contains('/') && path.symlink_metadata().is_err() => {
+            Ok(Asked::Word(word.to_owned()))
+        }
+        _ => Ok(Asked::Disk(path.to_owned())),
+    }
+}
+
+/// The folder of journals.
+pub(crate) fn state_dir(typed: Option<&Path>) -> Result<PathBuf, Failure> {
+    typed.map_or_else(default_state_dir, |folder| Ok(folder.to_owned()))
 }
 
 /// How an image is opened.
@@ -207,10 +230,7 @@ fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure>
         VerifyArg::Off => VerifyPolicy::Off,
     };
     options.whole_digest = if *whole_digest { WholeDigest::Compute } else { WholeDigest::Skip };
-    options.state_dir = match state_dir {
-        Some(folder) => folder.to_owned(),
-        None => default_state_dir()?,
-    };
+    options.state_dir = self::state_dir(state_dir)?;
     apply_check(&mut options, check);
     apply_guard(&mut options, &args.disk);
     options.plan = args.disk.plan.as_deref().map(read_plan).transpose()?;

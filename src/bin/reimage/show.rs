@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use reimage::{
-    ByteRange, CredentialKind, DataDiskReport, DiskState, DiskStatus, GptPlan, ImageInfo, PlanSummary,
-    RepairReport, Report, Sandbox, SeedReport, Sight, StorageIdentity, TargetKind, TargetState, Verdict,
-    VerifyReport,
+    ByteRange, CredentialKind, DataDiskReport, GptPlan, ImageInfo, InstanceState, InstanceStatus, Phase,
+    PlanSummary, RepairReport, Report, RunStatus, Sandbox, SeedReport, Sight, StorageIdentity, TargetKind,
+    TargetState, Verdict, VerifyReport,
 };
 
 use crate::picture;
@@ -122,25 +122,70 @@ pub(crate) fn verified(report: &VerifyReport, target: &Path) -> String {
     lines.into_text()
 }
 
-/// What a disk says about itself.
-pub(crate) fn status(status: &DiskStatus, target: &Path) -> String {
+/// What became of the rebuilds of an instance.
+pub(crate) fn status(status: &InstanceStatus) -> String {
     let mut lines = Lines::default();
-    lines.add("target", clean_path(target));
+    if let Some(instance) = &status.instance {
+        lines.add("instance", clean_name(instance));
+    }
+    if let Some(target) = &status.target {
+        lines.add("target", clean_path(target));
+    }
     lines.add(
         "state",
         match status.state {
-            DiskState::Stopped => "stopped",
-            DiskState::Rebuilding => "rebuilding",
-            DiskState::Failed => "failed: a rebuild is unfinished",
+            InstanceState::Stopped => "stopped",
+            InstanceState::Rebuilding => "rebuilding",
+            InstanceState::Failed => "failed: a rebuild is unfinished",
             _ => "unknown",
         },
     );
+    if let Some(run) = &status.run {
+        lines.add("run", format!("process {}, begun {}", run.pid, utc(run.started_s)));
+        lines.add("came to", came_to(run));
+    }
+    if let Some(failure) = &status.failure {
+        lines.add("failure", clean_name(&failure.message));
+        lines.add("disk", failure.target_state.to_string());
+    }
     if let Some(journal) = &status.journal {
         lines.add("journal", clean_name(journal));
     }
+    for notice in &status.notices {
+        lines.add("notice", clean_name(notice));
+    }
     lines.add("to do", status.advice);
-    lines.block(&picture::partitions(&status.layout, None));
+    if let Some(disk) = &status.disk {
+        lines.block(&picture::partitions(&disk.layout, None));
+    }
     lines.into_text()
+}
+
+fn came_to(run: &RunStatus) -> String {
+    let phase = match run.phase {
+        Some(Phase::Preflight) => "checking the image",
+        Some(Phase::Copy) => "copy",
+        Some(Phase::ReadBack) => "read back",
+        Some(Phase::Finish) => "the ends of the disk",
+        _ => return "preparing".to_owned(),
+    };
+    format!("{phase}, {} % ({} of {})", run.percent, bytes(run.bytes_done), bytes(run.bytes_total))
+}
+
+/// A time in seconds since 1970, as text by the Gregorian calendar.
+fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / 86400, seconds % 86400);
+    // Years begin in March here, so that the odd day comes last; 719468 days lie between 0000-03-01 and 1970.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = 400 * era + year + next;
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
 /// What a seed says.
@@ -327,6 +372,23 @@ mod tests {
         ] {
             assert_eq!(bytes(len), text);
         }
+    }
+
+    #[test]
+    fn seconds_since_1970_are_shown_as_date_and_time() {
+        // date -u -d @N
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59:59 UTC"),
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (951_868_800, "2000-03-01 00:00:00 UTC"),
+            (1_767_225_599, "2025-12-31 23:59:59 UTC"),
+            (4_107_542_400, "2100-03-01 00:00:00 UTC"),
+            (253_402_300_799, "9999-12-31 23:59:59 UTC"),
+        ] {
+            assert_eq!(utc(seconds), text);
+        }
+        utc(u64::MAX);
     }
 
     #[test]

@@ -1,0 +1,482 @@
+//! Whether an instance is stopped, being rebuilt, or failed: what the state folder and the disk itself say.
+//!
+//! The journal knows who and how far, and whether its run lives; the disk's head knows whether it can boot. Where
+//! they differ, the disk is believed about itself, and a notice says what the journal says. Writes nothing.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Error, ErrorKind, TargetState};
+use crate::inspect::{open_disk, read_marker};
+use crate::journal::{self, JournalSummary};
+use crate::layout::{self, DiskLayout, Signature, marker};
+use crate::observe::Phase;
+use crate::plan::DiskBytes;
+use crate::request::InstanceSpec;
+use crate::target::Disk;
+
+/// Whose status is asked for.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Subject<'a> {
+    /// An instance, by its id and by its system disk.
+    Instance(&'a InstanceSpec),
+    /// The instance that was rebuilt under that id; where its disk is, its journal says.
+    Id(&'a str),
+    /// A system disk.
+    Disk(&'a Path),
+}
+
+/// What became of the rebuilds of an instance.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct InstanceStatus {
+    /// Whether it can be started.
+    pub state: InstanceState,
+    /// The instance's name, where one is known.
+    pub instance: Option<String>,
+    /// The system disk, where one is known.
+    #[serde(serialize_with = "path_text")]
+    pub target: Option<PathBuf>,
+    /// The journal that the disk's head or the state folder names.
+    pub journal: Option<String>,
+    /// The run under way, or the one that ended in between.
+    pub run: Option<RunStatus>,
+    /// How it failed.
+    pub failure: Option<FailureStatus>,
+    /// What lies on the disk, where it could be read.
+    pub disk: Option<DiskContent>,
+    /// What a person should know besides.
+    pub notices: Vec<String>,
+    /// What to do.
+    pub advice: &'static str,
+}
+
+/// Whether an instance can be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum InstanceState {
+    /// No rebuild is under way or unfinished: it can be started.
+    Stopped,
+    /// A rebuild is writing its disk.
+    Rebuilding,
+    /// A rebuild is unfinished; the disk cannot boot.
+    Failed,
+}
+
+/// A run as its journal tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RunStatus {
+    /// Its process.
+    pub pid: u32,
+    /// When it began, in seconds since 1970.
+    pub started_s: u64,
+    /// The phase it is in, once it has begun to write; noted at most once a second.
+    pub phase: Option<Phase>,
+    /// Bytes that the phase has gone through.
+    pub bytes_done: u64,
+    /// How many bytes the phase goes through.
+    pub bytes_total: u64,
+    /// The same in percent, rounded down.
+    pub percent: u64,
+}
+
+/// How a run failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FailureStatus {
+    /// What the disk holds, at the least.
+    pub target_state: TargetState,
+    /// The kind of the error; none where the run could not tell any more.
+    pub kind: Option<ErrorKind>,
+    /// What went wrong.
+    pub message: String,
+}
+
+/// What lies on a disk.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct DiskContent {
+    /// Its size in bytes.
+    pub size: u64,
+    /// Every label that firmware, kernel or udev would find at its head or its end.
+    pub signatures: Vec<Signature>,
+    /// The partitions and file systems on it.
+    pub layout: DiskLayout,
+}
+
+/// Says what became of the rebuilds of an instance, from the state folder and from its disk.
+///
+/// ```
+/// use reimage::{InstanceState, Subject};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// let state_dir = folder.path();
+/// let status = reimage::status(Subject::Id("i-0a1b"), state_dir)?;
+/// assert_eq!(status.state, InstanceState::Stopped);
+///
+/// # let disk = folder.path().join("system.raw");
+/// # std::fs::write(&disk, [7; 4096])?;
+/// let status = reimage::status(Subject::Disk(&disk), state_dir)?;
+/// assert_eq!(status.state, InstanceState::Stopped);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// When neither the disk nor a journal tells enough: the disk that is named cannot be read, or the state folder.
+pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, Error> {
+    let (id, named) = match subject {
+        Subject::Instance(spec) => (spec.id.as_deref(), Some(spec.system_disk.path.as_path())),
+        Subject::Id(id) => (Some(id), None),
+        Subject::Disk(path) => (None, Some(path)),
+    };
+    let named = named.filter(|path| !path.as_os_str().is_empty());
+    let mut notices = Vec::new();
+    let journals = match journal::list(state_dir) {
+        Ok(listing) => {
+            notices.extend(overlooked(listing.unread));
+            listing.journals
+        }
+        // The disk speaks for itself.
+        Err(error) if named.is_some() => {
+            notices.push(format!("the state folder {state_dir:?} cannot be read: {error}"));
+            Vec::new()
+        }
+        Err(error) => {
+            return Err(Error::new(ErrorKind::Usage, error)
+                .at_path(state_dir)
+                .hint_that("name the folder with --state-dir, or ask as the user who ran the rebuild"));
+        }
+    };
+    let looked = named.map(Seen::of);
+    let marker = looked.as_ref().and_then(|looked| looked.as_ref().ok()?.marker.as_ref());
+    let journal = choose(journals, (id, named, marker.map(|marker| marker.journal.as_str())));
+    let recorded = journal.as_ref().map(|journal| PathBuf::from(&journal.last().path));
+    let path = named.map(Path::to_owned).or(recorded.filter(|path| !path.as_os_str().is_empty()));
+    let looked = looked.or_else(|| path.as_deref().map(Seen::of));
+    let seen = match looked.transpose() {
+        Ok(seen) => seen,
+        Err(error) if can_do_without(&error, subject, journal.as_ref()) => {
+            notices.push(format!("the disk cannot be read, so only the journal speaks: {error}"));
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    let verdict = judge(journal.as_ref(), seen.as_ref());
+    notices.extend(verdict.notice);
+    let run = journal.as_ref().map(run_of).filter(|_| verdict.state != InstanceState::Stopped);
+    let of_marker = seen.as_ref().and_then(|seen| Some(seen.marker.as_ref()?.journal.clone()));
+    Ok(InstanceStatus {
+        state: verdict.state,
+        instance: id.map(str::to_owned).or_else(|| journal.as_ref()?.last().instance.clone()),
+        target: path,
+        journal: journal.as_ref().map(|journal| journal.last().journal.clone()).or(of_marker),
+        run,
+        failure: verdict.failure,
+        disk: seen.map(|seen| seen.content),
+        notices,
+        advice: match verdict.state {
+            InstanceState::Stopped => "nothing: no rebuild is unfinished",
+            InstanceState::Rebuilding => "wait for the rebuild to end",
+            InstanceState::Failed => "run the rebuild again: the disk cannot boot until it is complete",
+        },
+    })
+}
+
+fn overlooked(unread: usize) -> Option<String> {
+    (unread > 0).then(|| format!("{unread} journals in the state folder could not be read"))
+}
+
+/// What a look at the disk found.
+struct Seen {
+    marker: Option<marker::Marker>,
+    /// Whether a run that holds no journal here writes it.
+    is_locked: bool,
+    content: DiskContent,
+}
+
+impl Seen {
+    fn of(path: &Path) -> Result<Self, Error> {
+        let disk = open_disk(path)?;
+        let marker = read_marker(&disk, path)?;
+        let unreadable = |error| Error::new(ErrorKind::TargetUnusable, error).at_path(path);
+        let layout = layout::describe(&DiskBytes(&disk)).map_err(unreadable)?;
+        let signatures = layout::probe(&DiskBytes(&disk)).map_err(unreadable)?;
+        let is_locked = marker.is_some() && disk.is_locked_by_another();
+        Ok(Self { marker, is_locked, content: DiskContent { size: disk.size(), signatures, layout } })
+    }
+}
+
+/// The journal that says most about the subject: of a living run, else of the disk's marker, else the last one.
+fn choose(
+    journals: Vec<JournalSummary>,
+    (id, path, marker): (Option<&str>, Option<&Path>, Option<&str>),
+) -> Option<JournalSummary> {
+    let rank = |journal: &JournalSummary| {
+        let begun = journal.last();
+        let is_named = marker.is_some_and(|marker| journal.names(marker));
+        let is_there = path.is_some_and(|path| same_disk(path, Path::new(&begun.path)));
+        let is_it = id.is_some() && begun.instance.as_deref() == id;
+        (is_named || is_there || is_it).then_some((journal.held, is_named, is_there, begun.started_s))
+    };
+    let ranked = journals.into_iter().filter_map(|journal| Some((rank(&journal)?, journal)));
+    ranked.max_by_key(|(rank, _)| *rank).map(|(_, journal)| journal)
+}
+
+/// Whether both names are those of one disk, or would be if it were there.
+fn same_disk(one: &Path, other: &Path) -> bool {
+    if std::path::absolute(one).is_ok_and(|one| one == other) {
+        return true;
+    }
+    let storage = |path| {
+        let metadata = fs::metadata(path).ok()?;
+        let device = metadata.file_type().is_block_device().then(|| metadata.rdev());
+        Some(device.map_or((metadata.dev(), metadata.ino()), |device| (device, 0)))
+    };
+    storage(one).is_some_and(|one| storage(other) == Some(one))
+}
+
+/// Whether the answer is certain although the disk cannot be read.
+fn can_do_without(error: &Error, subject: Subject<'_>, journal: Option<&JournalSummary>) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    let is_missing = source.is_some_and(|source| source.kind() == std::io::ErrorKind::NotFound);
+    match journal {
+        // A disk that is not there yet has nothing unfinished on it.
+        None => is_missing && matches!(subject, Subject::Instance(_)),
+        Some(journal) => is_missing || journal.held || journal.invalidated,
+    }
+}
+
+fn run_of(journal: &JournalSummary) -> RunStatus {
+    let begun = journal.last();
+    let progress = journal.progress.as_ref();
+    let (bytes_done, bytes_total) =
+        progress.map_or((0, 0), |progress| (progress.bytes_done, progress.bytes_total));
+    let percent = (u128::from(bytes_done) * 100).checked_div(u128::from(bytes_total)).unwrap_or(0);
+    let phase = progress.map(|progress| serde_json::Value::from(progress.phase.as_str()));
+    RunStatus {
+        pid: begun.pid,
+        started_s: begun.started_s,
+        phase: phase.and_then(|phase| serde_json::from_value(phase).ok()),
+        bytes_done,
+        bytes_total,
+        percent: u64::try_from(percent.min(100)).expect("a hundred is small"),
+    }
+}
+
+/// What journal and disk together say.
+struct Verdict {
+    state: InstanceState,
+    failure: Option<FailureStatus>,
+    notice: Option<String>,
+}
+
+impl Verdict {
+    fn stopped(notice: Option<String>) -> Self {
+        Self { state: InstanceState::Stopped, failure: None, notice }
+    }
+
+    fn rebuilding(notice: Option<String>) -> Self {
+        Self { state: InstanceState::Rebuilding, failure: None, notice }
+    }
+
+    fn failed(journal: Option<&JournalSummary>, notice: Option<String>) -> Self {
+        let told = journal.and_then(|journal| journal.failed.as_ref());
+        let state = journal.map_or(TargetState::Invalidated, JournalSummary::target_state);
+        let interrupted = || "the run was interrupted before it could say why".to_owned();
+        let failure = FailureStatus {
+            // The run before this one, or the marker, says at least so much.
+            target_state: state.max(TargetState::Invalidated),
+            kind: told.map(|failed| failed.kind),
+            message: told.map_or_else(interrupted, |failed| failed.message.clone()),
+        };
+        Self { state: InstanceState::Failed, failure: Some(failure), notice }
+    }
+}
+
+fn judge(journal: Option<&JournalSummary>, seen: Option<&Seen>) -> Verdict {
+    if journal.is_some_and(|journal| journal.held) {
+        return Verdict::rebuilding(None);
+    }
+    match (journal, seen.map(|seen| seen.marker.as_ref())) {
+        (_, Some(Some(marker))) => {
+            let ours = journal.filter(|journal| journal.names(&marker.journal));
+            let elsewhere = format!(
+                "the disk's journal {} is not in this state folder: the rebuild ran on another host, or with another \
+                 --state-dir",
+                marker.journal
+            );
+            let notice = ours.is_none().then_some(elsewhere);
+            match seen.is_some_and(|seen| seen.is_locked) {
+                true => Verdict::rebuilding(notice),
+                false => Verdict::failed(ours, notice),
+            }
+        }
+        (None, Some(None)) => Verdict::stopped(None),
+        (None, None) => Verdict::stopped(Some("no rebuild of it is recorded here".to_owned())),
+        (Some(journal), None) if journal.invalidated && !journal.finished => {
+            Verdict::failed(Some(journal), None)
+        }
+        (Some(journal), _) => without_marker(journal),
+    }
+}
+
+/// The disk does not say that it is unfinished, and a run did not remove its journal.
+fn without_marker(journal: &JournalSummary) -> Verdict {
+    let name = &journal.last().journal;
+    let stopped = |text: String| Verdict::stopped(Some(text));
+    match &journal.failed {
+        _ if journal.finished => Verdict::stopped(None),
+        Some(failed) if failed.target_state == TargetState::Verified => stopped(format!(
+            "the disk is complete, but the run {name} ended with an error: {}",
+            failed.message
+        )),
+        // Then the disk's first block was the last thing written, and the marker perhaps not taken again.
+        Some(failed) if failed.target_state == TargetState::Written => {
+            let text = "the disk's head no longer says that it is unfinished; if it was replaced by hand, remove the \
+                        journal from the state folder";
+            Verdict::failed(Some(journal), Some(text.to_owned()))
+        }
+        _ if journal.exchanging => stopped(format!(
+            "the run {name} was interrupted while it put the new file into the old one's place: the disk is one of \
+             the two, whole (reimage verify tells which)"
+        )),
+        _ if journal.invalidated => stopped(format!(
+            "the run {name} was interrupted and left the disk unfinished, but the disk does not say so: it has been \
+             written or replaced since"
+        )),
+        _ => stopped(format!("the run {name} was interrupted before it had changed anything")),
+    }
+}
+
+fn path_text<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::journal::{Journal, Record};
+
+    /// What lies where the disk should be.
+    #[derive(Clone, Copy, Debug)]
+    enum Lies {
+        Nothing,
+        Whole,
+        /// The marker of this run.
+        Ours,
+        /// The marker of a run that has no journal here.
+        Anothers,
+    }
+
+    fn begun<'a>(journal: &'a Journal, path: &'a str) -> Record<'a> {
+        Record::Begun {
+            journal: journal.id(),
+            instance: Some("i-1"),
+            path,
+            pid: 7,
+            started_s: 42,
+            ptuuid: None,
+            image: &Value::Null,
+            target: &Value::Null,
+            chunk_bytes: 1,
+            target_bytes: 1,
+            gpt: &Value::Null,
+        }
+    }
+
+    fn failed(target_state: TargetState) -> Record<'static> {
+        Record::Failed { kind: ErrorKind::TargetIo, target_state, message: "no room" }
+    }
+
+    /// The state, and a part of the notice that comes with it.
+    #[track_caller]
+    fn check(records: &[Record<'_>], lies: Lies, (state, notice): (InstanceState, &str)) {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("disk.raw");
+        let journal = Journal::begin(folder.path(), &Value::Null).unwrap();
+        let begun = begun(&journal, disk.to_str().unwrap());
+        for record in std::iter::once(&begun).chain(records) {
+            journal.record(record).unwrap();
+        }
+        let mark =
+            |journal: &str| marker::write(&marker::Marker { journal: journal.to_owned(), image: None });
+        match lies {
+            Lies::Nothing => {}
+            Lies::Whole => fs::write(&disk, [7; 8192]).unwrap(),
+            Lies::Ours => fs::write(&disk, mark(journal.id())).unwrap(),
+            Lies::Anothers => fs::write(&disk, mark("another")).unwrap(),
+        }
+        let mut spec = InstanceSpec { id: Some("i-1".to_owned()), ..InstanceSpec::default() };
+        spec.system_disk.path.clone_from(&disk);
+        let subjects = [Subject::Id("i-1"), Subject::Disk(&disk), Subject::Instance(&spec)];
+        let ask = |subject| status(subject, folder.path()).unwrap();
+        for subject in subjects {
+            let found = ask(subject);
+            assert_eq!(found.state, InstanceState::Rebuilding, "{subject:?} while the run lives");
+            assert_eq!((found.run.unwrap().pid, found.target.as_ref()), (7, Some(&disk)));
+        }
+        drop(journal);
+        for subject in subjects {
+            let found = ask(subject);
+            assert_eq!(found.state, state, "{subject:?}: {records:?} {lies:?} {found:?}");
+            assert_eq!(found.failure.is_some(), state == InstanceState::Failed);
+            let notices = found.notices.concat();
+            assert!(notices.contains(notice) && notices.is_empty() == notice.is_empty(), "{notices:?}");
+        }
+    }
+
+    #[test]
+    fn journal_and_disk_together_say_what_became_of_a_run() {
+        use InstanceState::{Failed, Stopped};
+        check(&[], Lies::Whole, (Stopped, "before it had changed anything"));
+        check(&[], Lies::Ours, (Failed, ""));
+        check(&[], Lies::Anothers, (Failed, "another host"));
+        check(&[Record::Invalidated], Lies::Ours, (Failed, ""));
+        check(&[Record::Invalidated], Lies::Anothers, (Failed, "another host"));
+        check(&[Record::Invalidated], Lies::Whole, (Stopped, "written or replaced since"));
+        check(&[Record::Invalidated], Lies::Nothing, (Failed, "cannot be read"));
+        check(&[Record::Exchanging], Lies::Whole, (Stopped, "one of the two"));
+        check(&[Record::Invalidated, Record::Finished], Lies::Whole, (Stopped, ""));
+        let partial = [Record::Invalidated, failed(TargetState::Partial)];
+        check(&partial, Lies::Ours, (Failed, ""));
+        check(&partial, Lies::Whole, (Stopped, "written or replaced since"));
+        let written = [Record::Invalidated, failed(TargetState::Written)];
+        check(&written, Lies::Whole, (Failed, "replaced by hand"));
+        check(&[Record::Exchanging, failed(TargetState::Verified)], Lies::Whole, (Stopped, "no room"));
+    }
+
+    #[test]
+    fn a_failure_is_told_as_the_journal_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::begin(folder.path(), &Value::Null).unwrap();
+        journal.record(&begun(&journal, "/no/such/disk")).unwrap();
+        journal.record(&Record::Invalidated).unwrap();
+        journal.progress("copy", 50, 200);
+        journal.record(&failed(TargetState::Partial)).unwrap();
+        drop(journal);
+        let found = status(Subject::Id("i-1"), folder.path()).unwrap();
+        let expected = FailureStatus {
+            target_state: TargetState::Partial,
+            kind: Some(ErrorKind::TargetIo),
+            message: "no room".to_owned(),
+        };
+        assert_eq!(found.failure, Some(expected));
+        let run = found.run.unwrap();
+        assert_eq!((run.phase, run.percent, run.bytes_done), (Some(Phase::Copy), 25, 50));
+        let other = status(Subject::Id("i-2"), folder.path()).unwrap();
+        assert_eq!((other.state, other.journal), (InstanceState::Stopped, None));
+        assert_eq!(other.notices, ["no rebuild of it is recorded here"]);
+        status(Subject::Disk(Path::new("/no/other/disk")), folder.path()).unwrap_err();
+    }
+}
