@@ -178,7 +178,7 @@ def images(b, scratch):
     b.refused(11, "the image by a hard link", base, hard, "--in-place")
     os.unlink(hard)
 
-    device, where = file_system_with(b, scratch, "image-inside.raw", b.image)
+    device, where = file_system_with(scratch, "image-inside.raw", "ro,noload", b.image)
     inside = os.path.join(where, "image.raw")
     b.refused(11, "an image that lies on the target", inside, device)
     b.refused(11, "an image that lies on the target's file", inside, scratch / "image-inside.raw", "--in-place")
@@ -187,16 +187,19 @@ def images(b, scratch):
     done(b, "a target on which the image lay", b.image, scratch / "image-inside.raw", "--in-place")
 
 
-def file_system_with(_b, scratch, name, *files):
-    """A loop device with a file system that holds these files and a folder, mounted read-only."""
+def file_system_with(scratch, name, options, *files):
+    """A mounted loop device with a file system that holds these files and a folder."""
     content = scratch.folder_of(f"content-{name}")
     for path in files:
         tool("cp", path, content)
     os.makedirs(os.path.join(content, "state", "journals"))
     disk = host.make(scratch / name, 32 * MIB)
-    tool("mkfs.ext4", "-q", "-F", "-d", content, disk)
+    # The kernel would initialise in the background what is left to it.
+    tool("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", content, disk)
     device = scratch.loop(disk)
-    return device, scratch.mount(device, f"mounted-{name}", "-o", "ro,noload")
+    where = scratch.mount(device, f"mounted-{name}", "-o", options)
+    os.sync()
+    return device, where
 
 
 def seeds(b, scratch):
@@ -219,7 +222,7 @@ def seeds(b, scratch):
 
 
 def state_folders(b, scratch):
-    device, where = file_system_with(b, scratch, "state-inside.raw")
+    device, where = file_system_with(scratch, "state-inside.raw", "noatime")
     usual = b.program.state
     b.program.state = os.path.join(where, "state")
     try:

@@ -175,7 +175,7 @@ def new_holders(b, scratch):
             outcome = running.go_on()
             name = f"{name} that comes during the run"
             failed(b.tally, name, outcome, 30, ("partial", "written"))
-            patterns = (re.escape(who),) if isinstance(who, str) else named(who)
+            patterns = (rf"\b{os.path.basename(who)}\b",) if isinstance(who, str) else named(who)
             text = "\n".join(outcome.messages)
             for pattern in patterns:
                 b.tally.expect(re.search(pattern, text), f"{name}: says {pattern}", text)

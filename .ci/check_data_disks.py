@@ -17,7 +17,7 @@ def data_disks(program, scratch, tally):
     b = Bench(program, scratch, tally)
     b.long = scratch / "long.raw"
     host.write(host.make(b.long, 0), host.noise(61, 16 * MIB) * 4)
-    b.each(left_alone, read_only, not_opened, sandbox, no_counters)
+    b.each(left_alone, read_only, not_read, sandbox, no_counters)
     b.at_once((changed_file,), (changed_device,), (another_machine,))
 
 
@@ -50,11 +50,15 @@ def looked_at(path):
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_atime_ns
 
 
-def writes(device):
-    """How many writes the kernel has counted: field 5 of its statistics (Documentation/block/stat.rst)."""
+def counted(device):
+    """The kernel's statistics of a device (Documentation/block/stat.rst)."""
     number = os.stat(device).st_rdev
     with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat", encoding="utf-8") as text:
-        return int(text.read().split()[4])
+        return text.read().split()
+
+
+def writes(device):
+    return int(counted(device)[4])
 
 
 def named(disks):
@@ -84,12 +88,12 @@ def left_alone(b, scratch):
         after = {path: looked_at(path) for path in contents}
         b.tally.expect(outcome.code == 0, f"{name}: exit 0", outcome)
         found = listed(outcome)
-        for disk, path, counted in disks:
+        for disk, path, has_counter in disks:
             label, said = f"{name}: {os.path.basename(disk)}", found.get(disk) or {}
             b.tally.expect(after[path] == before[path], f"{label}: is as it was", (before[path], after[path]))
             b.tally.expect(host.checksum(path) == contents[path], f"{label}: holds what it held")
             b.tally.expect(said.get("verdict") == "unchanged", f"{label}: the verdict", said)
-            expected = 0 if counted else None
+            expected = 0 if has_counter else None
             b.tally.expect("writes" in said and said["writes"] == expected, f"{label}: {expected} writes", said)
 
 
@@ -114,16 +118,22 @@ def read_only(b, scratch):
     b.tally.expect(bool(written_opens(log, target)), "the target is opened for writing")
 
 
-def not_opened(b, scratch):
-    """Without a digest a data disk is looked at and not opened."""
+def not_read(b, scratch):
+    """Without a digest a data disk is looked at and not read."""
     file, device = data(b, "closed-file.raw"), scratch.loop(data(b, "closed-device.raw"))
-    log = opens(b, "off", b.disk("closed-target.raw"), ("--in-place", "--data-disk-digest", "off"), (file, device))
-    number = os.stat(device).st_rdev
+    target = b.disk("closed-target.raw")
+    host.flush(device)
+    before = counted(device)
+    log = opens(b, "off", target, ("--in-place", "--data-disk-digest", "off"), (file, device))
+    b.tally.expect(counted(device) == before, "without a digest nothing is read of a device", (before, counted(device)))
     with open(log, encoding="utf-8", errors="replace") as text:
-        lines = [line for line in text if " = -1 " not in line and "O_PATH" not in line]
-    for name in (f"<{os.path.realpath(file)}>", f"<block {os.major(number)}:{os.minor(number)}>"):
-        found = [line.strip() for line in lines if name in line]
-        b.tally.expect(not found, f"without a digest {name} is not opened", found)
+        lines = [line.strip() for line in text if f"<{os.path.realpath(file)}>" in line and " = -1 " not in line and "O_PATH" not in line]
+    b.tally.expect(not lines, "without a digest a file is not opened", lines)
+    # The log would show it.
+    log = opens(b, "sampled", target, ("--in-place",), (file, device))
+    with open(log, encoding="utf-8", errors="replace") as text:
+        b.tally.expect(f"<{os.path.realpath(file)}>" in text.read(), "with a digest a file is opened")
+    b.tally.expect(counted(device) != before, "with a digest a device is read")
 
 
 def sandbox(b, _scratch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import holders
@@ -21,9 +22,13 @@ def in_use(program, scratch, tally):
               (machines_names,), (image_writers, sight))
 
 
+def word(device):
+    """A pattern of a message that names the device."""
+    return (rf"\b{os.path.basename(device)}\b",)
+
+
 def mounted(device, where):
-    found = os.stat(device).st_rdev
-    return (rf"{os.major(found)}:{os.minor(found)}|{os.path.basename(device)}", os.path.basename(where))
+    return (*word(device), re.escape(os.path.basename(where)))
 
 
 def mounts(b, scratch):
@@ -44,10 +49,10 @@ def mounts(b, scratch):
         b.refused(10, "a device mounted in another namespace, by another node", b.image,
                   second_node(scratch, device), says=says)
         b.refused(10, "the file under a device mounted in another namespace", b.image, disk, "--in-place",
-                  says=(device,))
+                  says=word(device))
     where = scratch.mount(device, "mounted", *flags)
-    b.refused(10, "the file under a mounted loop device", b.image, disk, "--in-place", says=(device,))
-    b.refused(10, "the file under a mounted loop device, replaced", b.image, disk, says=(device,))
+    b.refused(10, "the file under a mounted loop device", b.image, disk, "--in-place", says=word(device))
+    b.refused(10, "the file under a mounted loop device, replaced", b.image, disk, says=word(device))
     scratch.unmount(where)
     done(b, "a device that was mounted", b.image, device)
     scratch.unloop(device)
@@ -60,7 +65,7 @@ def mounts(b, scratch):
     where = scratch.mount(part, "mounted", *flags)
     says = mounted(part, where)
     b.refused(10, "a device of which a partition is mounted", b.image, device, says=says)
-    b.refused(10, "the file of which a partition is mounted", b.image, disk, "--in-place", says=(device,))
+    b.refused(10, "the file of which a partition is mounted", b.image, disk, "--in-place", says=word(device))
     scratch.unmount(where)
     with holders.mounted_elsewhere(scratch, part, *flags) as (_, where):
         b.refused(10, "a device of which a partition is mounted in another namespace", b.image, device,
@@ -98,7 +103,7 @@ def swaps(b, scratch):
     with holders.swapped_on(device):
         b.refused(10, "a swap device", b.image, device, says=("swap",))
         b.refused(10, "a swap device by another node", b.image, second_node(scratch, device), says=("swap",))
-        b.refused(10, "the file under a swap device", b.image, disk, "--in-place", says=(device,))
+        b.refused(10, "the file under a swap device", b.image, disk, "--in-place", says=word(device))
     done(b, "a device that was swap", b.image, device)
     scratch.unloop(device)
 
@@ -106,14 +111,14 @@ def swaps(b, scratch):
 def loops(b, scratch):
     disk = b.disk("under.raw")
     device = scratch.loop(disk)
-    b.refused(10, "the file under a loop device", b.image, disk, "--in-place", says=(device,))
-    b.refused(10, "the file under a loop device, replaced", b.image, disk, says=(device,))
+    b.refused(10, "the file under a loop device", b.image, disk, "--in-place", says=word(device))
+    b.refused(10, "the file under a loop device, replaced", b.image, disk, says=word(device))
     upper = scratch.loop(device)
-    b.refused(10, "a device under a loop device", b.image, device, says=(upper,))
-    b.refused(10, "the file under two loop devices", b.image, disk, "--in-place", says=(device,))
+    b.refused(10, "a device under a loop device", b.image, device, says=word(upper))
+    b.refused(10, "the file under two loop devices", b.image, disk, "--in-place", says=word(device))
     scratch.unloop(upper)
     beside = scratch.loop(disk)
-    b.refused(10, "a loop device beside another one over its file", b.image, device, says=(beside,))
+    b.refused(10, "a loop device beside another one over its file", b.image, device, says=word(beside))
     scratch.unloop(beside)
     done(b, "a device that was under a loop device", b.image, device)
     scratch.unloop(device)
@@ -200,7 +205,7 @@ def machines_names(b, scratch):
     with holders.qemu_nbd(scratch, disk) as process:
         b.refused(10, "a loop device whose file qemu-nbd serves", b.image, device, says=named(process), watch=[disk])
     with holders.qemu_nbd(scratch, device):
-        b.refused(10, "the file under a loop device that qemu-nbd serves", b.image, disk, "--in-place", says=(device,))
+        b.refused(10, "the file under a loop device that qemu-nbd serves", b.image, disk, "--in-place", says=word(device))
     done(b, "a device that qemu had under another name", b.image, device)
     scratch.unloop(device)
 
@@ -360,10 +365,10 @@ def swapped_files(b, scratch):
         how = "in place" if placed else "replaced"
         for name, change in (
             ("another file under the same name", lambda: renamed(disk)),
-            ("a file with another head", lambda: host.write(disk, b"another head", 100)),
+            ("a file with another head", lambda: host.write(disk, f"another head, {how}".encode(), 100)),
             ("another data disk under the same name", lambda: renamed(data)),
             ("another image under the same name", lambda: renamed(image)),
-            ("an image with other content", lambda: host.write(image, b"another image", MIB)),
+            ("an image with other content", lambda: host.write(image, f"another image, {how}".encode(), MIB)),
         ):
             planned(b, name, image, disk, *flags, *placed)
             change()

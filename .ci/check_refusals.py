@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import struct
+import traceback
 
 import holders
 import host
@@ -27,7 +28,9 @@ class Bench:
             try:
                 part(self, self.scratch)
             except (host.Broken, OSError) as broken:
-                self.tally.expect(False, part.__name__, f"a check could not be made: {broken!r}")
+                where = traceback.extract_tb(broken.__traceback__)[-1]
+                why = f"a check could not be made: {broken} ({os.path.basename(where.filename)}:{where.lineno})"
+                self.tally.expect(False, part.__name__, why)
 
     def at_once(self, *lanes):
         """Several rows of such checks, each in a folder of its own: a refusal may take a while."""
