@@ -51,7 +51,7 @@ mod verify;
 pub use copy::Sandbox;
 pub use error::{Error, ErrorKind, TargetState};
 pub use guard::{
-    DataDiskEvidence, DiskFacts, FileTimes, OpenFor, Promise, Refusal, Relation, Sight, SightLimit,
+    DataDiskEvidence, DiskFacts, FileTimes, OpenFor, Process, Promise, Refusal, Relation, Sight, SightLimit,
     StorageIdentity,
 };
 pub use image::{

@@ -390,7 +390,9 @@ pub enum DuplicatePolicy {
 
 /// A plan that was made earlier, as its JSON document; see `from_json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
 pub struct BoundPlan {
+    /// The file that it was read from: it must not lie on the disk.
+    #[serde(skip)]
+    pub(crate) file: Option<PathBuf>,
     pub(crate) document: serde_json::Value,
 }

@@ -2,12 +2,14 @@
 //! Method: a target in memory, brought along by the caller, that counts and spoils what is asked of it.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use reimage::{
-    ByteRange, CancelToken, Credential, Digest, Disk, Error, ErrorKind, Event, Options, Promise, Report,
-    Request, Target, TargetError, TargetState, VerifiedChunk, VerifyPolicy,
+    ByteRange, CancelToken, Credential, DataDisk, Digest, Disk, Error, ErrorKind, Event, Options, Promise,
+    Report, Request, Sandbox, Target, TargetError, TargetState, Verdict, VerifiedChunk, VerifyPolicy,
 };
 
 /// What the disk does wrong, and what it did.
@@ -22,6 +24,10 @@ struct Memory {
     /// The operation (of all writes, zeroes, syncs and reads) that fails.
     fails_at: Option<usize>,
     operations: usize,
+    /// A file that every operation tries to open, for reading and for writing.
+    pries_at: Option<PathBuf>,
+    /// Operation, name of its thread, and how each attempt ended.
+    pried: Vec<(&'static str, String, [Option<io::ErrorKind>; 2])>,
     log: Vec<(&'static str, ByteRange)>,
 }
 
@@ -42,6 +48,11 @@ impl Spoilt {
         let mut memory = self.0.lock().unwrap();
         memory.operations += 1;
         memory.log.push((what, range));
+        if let Some(path) = memory.pries_at.clone() {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            let ends = [File::open(&path), File::options().write(true).open(&path)];
+            memory.pried.push((what, name, ends.map(|end| end.err().map(|error| error.kind()))));
+        }
         if memory.fails_at == Some(memory.operations) {
             return Err(TargetError::new(what, Some(range), io::Error::from_raw_os_error(5)));
         }
@@ -176,6 +187,34 @@ fn a_dirty_target_holds_the_image_and_zeroes_behind_it() {
         assert_eq!(report.target_state, TargetState::Verified);
         assert_eq!(report.bytes_read_back, target.size(), "{len} + {more}");
     }
+}
+
+#[test]
+fn a_thread_that_touches_the_images_bytes_cannot_open_the_data_disk_beside_them() {
+    let lab = Lab::new(6 * CHUNK);
+    let data = lab.folder.path().join("data.raw");
+    std::fs::write(&data, b"must survive").unwrap();
+    let mut request = lab.request();
+    let mut disk = DataDisk::default();
+    disk.path.clone_from(&data);
+    request.instance.data_disks.push(disk);
+    let target = Spoilt::dirty(9 * CHUNK);
+    target.0.lock().unwrap().pries_at = Some(data.clone());
+    let report = lab.rebuild(&request, &target).unwrap();
+    assert_eq!(report.data_disks[0].verdict, Verdict::Unchanged);
+    let memory = target.0.lock().unwrap();
+    let (workers, control): (Vec<_>, Vec<_>) =
+        memory.pried.iter().partition(|(_, thread, _)| thread.starts_with("reimage-"));
+    for operation in ["write", "zero", "read"] {
+        assert!(workers.iter().any(|(what, ..)| *what == operation), "no worker had to {operation}");
+    }
+    let denied = Some(io::ErrorKind::PermissionDenied);
+    match report.sandbox {
+        Sandbox::Landlock => assert!(workers.iter().all(|(.., ends)| *ends == [denied, denied])),
+        // A kernel without Landlock: the report says so, and that is all.
+        _ => assert_eq!(report.sandbox, Sandbox::None),
+    }
+    assert!(control.iter().all(|(.., ends)| *ends == [None, None]), "the thread of the caller is free");
 }
 
 #[test]

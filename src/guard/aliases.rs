@@ -30,7 +30,7 @@ pub(crate) fn image_files(
 /// Who may be writing the image, each with the file that it is about.
 pub(crate) fn image_writers(topology: &Topology, files: &[ImageFile]) -> Vec<(PathBuf, Refusal)> {
     let of_file = |file: &ImageFile| {
-        let writers = in_use::writers(topology, &file.storage);
+        let writers = in_use::writers(topology, &file.storage, in_use::Wait::ForPassersBy);
         writers.into_iter().map(|refusal| (file.path.clone(), refusal)).collect::<Vec<_>>()
     };
     files.iter().flat_map(of_file).collect()
@@ -70,6 +70,26 @@ pub(crate) fn check_seed_path(
     Ok(())
 }
 
+/// Whether files that are written at `path` would lie on a data disk.
+pub(crate) fn check_written(
+    topology: &Topology,
+    (what, path): (&'static str, &Path),
+    data_disks: &[DataDisk],
+) -> Result<(), Refusal> {
+    let Some(place) = topology.storage_at(path) else { return Ok(()) };
+    match data_disks.iter().find(|disk| place.is_on(&disk.storage)) {
+        Some(disk) => Err(Refusal::OnDataDisk { what, data_disk: disk.path.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// The processes that have the file or device at `path` open for writing.
+pub(crate) fn writers_at(path: &Path) -> Vec<Refusal> {
+    let topology = Topology::of_this_host();
+    let storage = topology.storage_at(path).filter(|_| path.exists());
+    storage.map(|storage| in_use::writers(&topology, &storage, in_use::Wait::No)).unwrap_or_default()
+}
+
 /// Whether a path that is about to be made anew is that of something that must survive.
 pub(super) fn must_survive(topology: &Topology, subject: &Subject<'_>, path: &Path) -> Option<Refusal> {
     path.symlink_metadata().ok()?;
@@ -89,4 +109,48 @@ fn shared(image_files: &[ImageFile], data_disks: &[DataDisk], target: &Storage) 
     let data_disks = data_disks
         .map(|disk| Refusal::DataDisk { relation: relation(&disk.storage), path: disk.path.clone() });
     images.chain(data_disks).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::FakeHost;
+    use super::super::kernel::Number;
+    use super::*;
+    use crate::error::ErrorKind;
+
+    /// What is said of a target that shares bytes with a data disk, and with the image; nothing if it does not.
+    #[track_caller]
+    fn check(host: &FakeHost, target: Number, other: Number, expected: Option<Relation>) {
+        let topology = host.topology();
+        let follow = |number: Number| topology.storage(number.into(), None);
+        let image = [ImageFile { path: "image".into(), storage: follow(other) }];
+        let data = [DataDisk::made_up(&topology, follow(other))];
+        let told: Vec<_> = shared(&image, &data, &follow(target))
+            .into_iter()
+            .map(|refusal| {
+                let relation = match refusal {
+                    Refusal::Image { relation, .. } | Refusal::DataDisk { relation, .. } => relation,
+                    ref other => panic!("{other}"),
+                };
+                (relation, refusal.about(Path::new("target")).kind())
+            })
+            .collect();
+        let expected: Vec<_> = expected.into_iter().map(|relation| (relation, ErrorKind::Identity)).collect();
+        assert_eq!(told, expected.repeat(2), "{target:?} {other:?}");
+    }
+
+    #[test]
+    fn a_disk_its_volumes_and_arrays_are_told_apart_from_their_neighbours() {
+        let host = FakeHost::new();
+        let (sda, sdb, root, home) = ((8, 0), (8, 16), (254, 0), (254, 1));
+        host.disk("pci0/block/sda", sda);
+        host.disk("pci0/block/sdb", sdb);
+        host.stacked("dm-0", root, &["sda"]);
+        host.stacked("dm-1", home, &["sda"]);
+        check(&host, root, root, Some(Relation::Same));
+        check(&host, root, sda, Some(Relation::Shares));
+        check(&host, sda, home, Some(Relation::Shares));
+        check(&host, root, home, None);
+        check(&host, sda, sdb, None);
+    }
 }

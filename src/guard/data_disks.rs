@@ -121,6 +121,23 @@ impl DataDisk {
         Ok(Self { path: spec.path.clone(), storage, kernel, file, digest, before })
     }
 
+    /// One that no host has.
+    #[cfg(test)]
+    pub(super) fn made_up(topology: &Topology, storage: Storage) -> Self {
+        let kernel = topology.kernel.clone();
+        let facts = DiskFacts::of(&kernel, &storage, (0, None), None);
+        let (path, files) = (PathBuf::from("data"), Vec::new());
+        let before = DataDiskEvidence {
+            path: path.clone(),
+            shareable: false,
+            facts,
+            writes: None,
+            files,
+            digest: None,
+        };
+        Self { path, storage, kernel, file: None, digest: DataDiskDigest::Off, before }
+    }
+
     /// What it looked like before the run.
     pub(crate) fn before(&self) -> &DataDiskEvidence {
         &self.before

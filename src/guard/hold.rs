@@ -151,8 +151,7 @@ pub(super) fn openers(
     let wanted = in_use::wanted(topology, std::iter::once(storage));
     let seen = in_use::lasting(&topology.kernel, &wanted, excused, wait);
     let found = seen.found.into_iter().map(|opener| Refusal::OpenedBy {
-        pid: opener.pid,
-        command: opener.command,
+        process: opener.process,
         access: opener.access,
         path: opener.path,
     });

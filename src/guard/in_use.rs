@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::kernel::{Kernel, line, names};
 use super::mounts::unescape;
-use super::processes::{OpenFor, Openers, Wanted, openers};
+use super::processes::{OpenFor, Openers, Wanted, openers, process};
 use super::refusal::Refusal;
 use super::topology::{MadeOf, Storage, Topology, device_at};
 
@@ -49,7 +49,7 @@ pub(super) fn mounts(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
         seen.insert((*number, mount.point.clone())).then(|| Refusal::Mounted {
             device: device.name.clone(),
             mount_point: mount.point.clone(),
-            pid: mount.pid,
+            by: mount.by.map(|pid| process(&topology.kernel, pid)),
         })
     });
     of_it.take(MOST_MOUNTS).collect()
@@ -148,11 +148,11 @@ pub(super) fn lasting(kernel: &Kernel, wanted: &Wanted, excused: Excused<'_>, wa
     let mut since: HashMap<u32, Instant> = HashMap::new();
     loop {
         let mut seen = openers(kernel, wanted);
-        seen.found.retain(|opener| !excused.contains(opener.pid, opener.access));
+        seen.found.retain(|opener| !excused.contains(opener.process.pid, opener.access));
         let now = Instant::now();
-        since.retain(|pid, _| seen.found.iter().any(|opener| opener.pid == *pid));
+        since.retain(|pid, _| seen.found.iter().any(|opener| opener.process.pid == *pid));
         for opener in &seen.found {
-            since.entry(opener.pid).or_insert(now);
+            since.entry(opener.process.pid).or_insert(now);
         }
         let stays = since.values().any(|since| now.duration_since(*since) >= PATIENCE);
         if seen.found.is_empty() || wait == Wait::No || stays || now.duration_since(began) >= LAST_CALL {
@@ -163,7 +163,7 @@ pub(super) fn lasting(kernel: &Kernel, wanted: &Wanted, excused: Excused<'_>, wa
 }
 
 /// The mounts through which an image could be written, and the processes that have it open for writing.
-pub(super) fn writers(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
+pub(super) fn writers(topology: &Topology, storage: &Storage, wait: Wait) -> Vec<Refusal> {
     let above = topology.above(storage);
     let mounted = topology.mounts.all.iter().find(|mount| {
         let devices = topology.of_mount(mount.number, &mount.source);
@@ -171,12 +171,10 @@ pub(super) fn writers(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
     });
     let mounted = mounted.map(|mount| Refusal::ImageMounted { mount_point: mount.point.clone() });
     let wanted = wanted(topology, std::iter::once(storage));
-    let openers = lasting(&topology.kernel, &wanted, Excused::AllReaders, Wait::ForPassersBy).found;
-    let openers = openers.into_iter().map(|opener| Refusal::ImageWritten {
-        pid: opener.pid,
-        command: opener.command,
-        path: opener.path,
-    });
+    let openers = lasting(&topology.kernel, &wanted, Excused::AllReaders, wait).found;
+    let openers = openers
+        .into_iter()
+        .map(|opener| Refusal::ImageWritten { process: opener.process, path: opener.path });
     mounted.into_iter().chain(openers).collect()
 }
 
@@ -203,4 +201,129 @@ pub(super) fn host_file_systems(topology: &Topology, storage: &Storage) -> Vec<R
         found.push(Refusal::HostDisk { place: "/".into() });
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::super::fake::FakeHost;
+    use super::super::kernel::Number;
+    use super::*;
+
+    const DISK: Number = (8, 0);
+    const PART: Number = (8, 1);
+    const OTHER: Number = (8, 16);
+
+    fn host() -> FakeHost {
+        let host = FakeHost::new();
+        host.disk("pci0/block/sda", DISK);
+        host.partition("pci0/block/sda/sda1", PART, (2048, 4096));
+        host.disk("pci0/block/sdb", OTHER);
+        host
+    }
+
+    /// What is told of these devices, and that nothing is told of the other disk.
+    #[track_caller]
+    fn check(host: &FakeHost, devices: &[Number], expected: &[&str]) {
+        let told = |number: Number| -> Vec<String> {
+            standing(&host.topology(), &host.storage(number)).iter().map(ToString::to_string).collect()
+        };
+        for device in devices {
+            assert_eq!(told(*device), expected, "{device:?}");
+        }
+        assert!(told(OTHER).is_empty(), "{:?}", told(OTHER));
+    }
+
+    #[test]
+    fn nothing_is_told_of_a_disk_that_nobody_uses() {
+        check(&host(), &[DISK, PART], &[]);
+    }
+
+    #[test]
+    fn a_mount_is_told_wherever_it_is_seen_and_once() {
+        let host = host();
+        let mount = [("8:1", "/mnt\\040two", "ext4", "/dev/sda1")];
+        host.mounts_of("7", &mount);
+        host.mounts_of("8", &mount);
+        let theirs = "sda1 is mounted on \"/mnt two\", in the mount namespace of pid 7 (\"somebody\")";
+        check(&host, &[DISK, PART], &[theirs]);
+        host.mounts(&mount);
+        check(&host, &[DISK, PART], &["sda1 is mounted on \"/mnt two\""]);
+    }
+
+    #[test]
+    fn volumes_arrays_and_pools_are_told() {
+        let host = host();
+        let volume = host.stacked("dm-3", (254, 3), &["sda1"]);
+        fs::create_dir(volume.join("dm")).unwrap();
+        fs::write(volume.join("dm/name"), "vg-root\n").unwrap();
+        let built = "the device-mapper volume \"vg-root\" is built on it";
+        check(&host, &[DISK, PART], &[built]);
+        let array = host.stacked("md7", (9, 7), &["sda"]);
+        fs::create_dir(array.join("md")).unwrap();
+        fs::write(array.join("md/level"), "raid1\n").unwrap();
+        check(&host, &[DISK], &["the raid1 array md7 is built on it", built]);
+        let pool = host.path("sys/fs/btrfs/some-uuid/devices");
+        fs::create_dir_all(&pool).unwrap();
+        symlink(host.path("sys/class/block/dm-3"), pool.join("dm-3")).unwrap();
+        check(&host, &[(254, 3)], &["the active btrfs some-uuid is built on it"]);
+    }
+
+    #[test]
+    fn loop_devices_and_what_is_on_them_are_told_and_the_target_itself_is_not() {
+        let host = host();
+        let file = host.write("disk.raw", "");
+        host.loop_over("loop0", (7, 0), &file, (0, 0));
+        check(&host, &[(7, 0)], &[]);
+        let of_file = || host.topology().storage_at(&file).unwrap();
+        let told = |host: &FakeHost| standing(&host.topology(), &of_file()).len();
+        assert_eq!(told(&host), 1, "the loop device");
+        host.loop_over("loop1", (7, 1), &file, (4096, 0));
+        check(&host, &[(7, 0)], &["the loop device loop1 lies over it"]);
+        host.mounts(&[("7:1", "/mnt", "ext4", "/dev/loop1")]);
+        assert_eq!(told(&host), 3, "two loop devices and a mount");
+    }
+
+    #[test]
+    fn swap_and_exports_are_told() {
+        let host = host();
+        let area = host.write("swap file", "");
+        host.loop_over("loop0", (7, 0), &area, (0, 0));
+        let name = area.to_str().unwrap().replace(' ', "\\040");
+        host.write("proc/swaps", &format!("Filename Type Size Used Priority\n{name} file 1 0 -2\n"));
+        check(&host, &[(7, 0)], &[&format!("{area:?} is in use as swap")]);
+        host.write("proc/swaps", "");
+        for (attribute, by) in [
+            ("nvmet/subsystems/nqn/namespaces/1/device_path", "NVMe target"),
+            ("target/core/fileio_0/disk/udev_path", "SCSI target"),
+        ] {
+            let attribute = host.write(&format!("sys/kernel/config/{attribute}"), area.to_str().unwrap());
+            check(&host, &[(7, 0)], &[&format!("this host's {by} exports {area:?}")]);
+            fs::remove_file(attribute).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_disk_below_the_hosts_own_file_systems_is_told_and_a_neighbour_is_not() {
+        let host = host();
+        host.stacked("dm-0", (254, 0), &["sda1"]);
+        let told = |number: Number| -> Vec<String> {
+            let found = host_file_systems(&host.topology(), &host.storage(number));
+            found.iter().map(ToString::to_string).collect()
+        };
+        host.mounts(&[
+            ("254:0", "/", "ext4", "/dev/mapper/root"),
+            ("254:0", "/srv", "ext4", "/dev/mapper/root"),
+        ]);
+        for number in [DISK, PART, (254, 0)] {
+            assert_eq!(told(number), ["it holds this host's \"/\""], "{number:?}");
+        }
+        assert!(told(OTHER).is_empty());
+        // In a container: what the first process has mounted counts as well.
+        host.mounts(&[("0:30", "/", "overlay", "overlay")]);
+        assert!(told(DISK).is_empty());
+        host.mounts_of("1", &[("8:1", "/boot", "ext4", "/dev/sda1")]);
+        assert_eq!(told(DISK), ["it holds this host's \"/boot\""]);
+    }
 }

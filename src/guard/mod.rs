@@ -9,6 +9,8 @@ mod aliases;
 mod bytes;
 mod claim;
 mod data_disks;
+#[cfg(test)]
+mod fake;
 mod hold;
 mod identity;
 mod in_use;
@@ -21,7 +23,7 @@ mod refusal;
 mod sight;
 mod topology;
 
-pub(crate) use aliases::{ImageFile, check_seed_path, image_files, image_writers};
+pub(crate) use aliases::{ImageFile, check_seed_path, check_written, image_files, image_writers, writers_at};
 pub(crate) use bytes::OpenBytes;
 pub(crate) use claim::{Access, Claim, Held, Subject, claim_host_disk};
 pub(crate) use data_disks::{DataDisk, SecondLook};
@@ -30,7 +32,7 @@ pub(crate) use hold::Hold;
 pub(crate) use identity::device_identity;
 pub use identity::{DiskFacts, StorageIdentity};
 pub use processes::OpenFor;
-pub use refusal::{Refusal, Relation};
+pub use refusal::{Process, Refusal, Relation};
 pub use sight::{Sight, SightLimit};
 pub(crate) use topology::Topology;
 

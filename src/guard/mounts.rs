@@ -15,8 +15,8 @@ pub(super) struct Mount {
     pub(super) source: String,
     /// Options of the mount and of its file system.
     pub(super) options: String,
-    /// A process that sees it.
-    pub(super) pid: u32,
+    /// A process that sees it, when it is not this one's own.
+    pub(super) by: Option<u32>,
 }
 
 impl Mount {
@@ -36,11 +36,11 @@ pub(super) struct Mounts {
 
 impl Mounts {
     pub(super) fn read(kernel: &Kernel) -> Self {
-        let table = |pid: u32, folder: &str| -> Option<Vec<Mount>> {
+        let table = |by: Option<u32>, folder: &str| -> Option<Vec<Mount>> {
             let text = fs::read_to_string(kernel.proc.join(folder).join("mountinfo")).ok()?;
-            Some(text.lines().filter_map(|line| parse(line, pid)).collect())
+            Some(text.lines().filter_map(|line| parse(line, by)).collect())
         };
-        let own = table(std::process::id(), "self").unwrap_or_default();
+        let own = table(None, "self").unwrap_or_default();
         let mut all = own.clone();
         let mut seen: HashSet<_> = fs::read_link(kernel.proc.join("self/ns/mnt")).into_iter().collect();
         for name in names(&kernel.proc) {
@@ -51,7 +51,7 @@ impl Mounts {
             {
                 continue;
             }
-            all.extend(table(pid, &name).unwrap_or_default());
+            all.extend(table(Some(pid), &name).unwrap_or_default());
         }
         Self { own, all }
     }
@@ -65,7 +65,7 @@ impl Mounts {
 
     /// The mounts at one of these places, in this process's view or that of the first process.
     pub(super) fn at<'a>(&'a self, places: &'a [&str]) -> impl Iterator<Item = &'a Mount> {
-        let first = self.all.iter().filter(|mount| mount.pid == 1);
+        let first = self.all.iter().filter(|mount| mount.by == Some(1));
         self.own
             .iter()
             .chain(first)
@@ -73,7 +73,7 @@ impl Mounts {
     }
 }
 
-fn parse(line: &str, pid: u32) -> Option<Mount> {
+fn parse(line: &str, by: Option<u32>) -> Option<Mount> {
     let (mount, file_system) = line.split_once(" - ")?;
     let mut fields = mount.split(' ');
     let number = Kernel::number(fields.nth(2)?)?;
@@ -82,7 +82,7 @@ fn parse(line: &str, pid: u32) -> Option<Mount> {
     let mut fields = file_system.split(' ');
     let (kind, source) = (fields.next()?.to_owned(), unescape(fields.next()?));
     let options = format!("{flags},{}", fields.next().unwrap_or_default());
-    Some(Mount { number, point, kind, source, options, pid })
+    Some(Mount { number, point, kind, source, options, by })
 }
 
 /// Blanks, tabs, line ends and backslashes stand as `\` and three octal digits.
@@ -107,13 +107,13 @@ mod tests {
     fn a_line_of_mountinfo_says_device_place_source_and_options() {
         let line =
             r"36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue";
-        let mount = parse(line, 7).unwrap();
+        let mount = parse(line, Some(7)).unwrap();
         assert_eq!(mount.number, (98, 0));
         assert_eq!(mount.point, Path::new("/mnt 2"));
-        assert_eq!((mount.kind.as_str(), mount.source.as_str(), mount.pid), ("ext3", "/dev/root", 7));
+        assert_eq!((mount.kind.as_str(), mount.source.as_str(), mount.by), ("ext3", "/dev/root", Some(7)));
         assert!(mount.is_writable());
-        assert!(!parse("36 35 98:0 / /m ro - ext4 /dev/a rw", 1).unwrap().is_writable());
-        assert!(parse("", 7).is_none() && parse("36 35 x:0 / /m rw - a b", 7).is_none());
+        assert!(!parse("36 35 98:0 / /m ro - ext4 /dev/a rw", None).unwrap().is_writable());
+        assert!(parse("", None).is_none() && parse("36 35 x:0 / /m rw - a b", None).is_none());
     }
 
     #[test]
@@ -124,7 +124,7 @@ mod tests {
             kind: "ext4".into(),
             source: String::new(),
             options: "rw".into(),
-            pid: 1,
+            by: None,
         };
         let own =
             vec![mount((8, 1), "/"), mount((8, 2), "/var"), mount((8, 3), "/var"), mount((8, 4), "/va")];

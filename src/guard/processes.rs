@@ -8,6 +8,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 
 use super::identity::StorageIdentity;
 use super::kernel::{Kernel, Number, line};
+use super::refusal::Process;
 
 /// What an open file may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -32,8 +33,7 @@ impl std::fmt::Display for OpenFor {
 /// A process that has a storage open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Opener {
-    pub(super) pid: u32,
-    pub(super) command: String,
+    pub(super) process: Process,
     pub(super) access: OpenFor,
     /// The name under which the process opened it.
     pub(super) path: PathBuf,
@@ -78,8 +78,7 @@ pub(super) fn openers(kernel: &Kernel, wanted: &Wanted) -> Openers {
         let folder = kernel.proc.join(pid.to_string());
         match opened_by(&folder, wanted) {
             Ok(Some((access, path))) => {
-                let command = line(&folder.join("comm")).unwrap_or_else(|| "?".to_owned());
-                result.found.push(Opener { pid, command, access, path });
+                result.found.push(Opener { process: process(kernel, pid), access, path });
             }
             Ok(None) => {}
             // It has ended meanwhile.
@@ -87,8 +86,14 @@ pub(super) fn openers(kernel: &Kernel, wanted: &Wanted) -> Openers {
             Err(_) => result.hidden += 1,
         }
     }
-    result.found.sort_by_key(|opener| opener.pid);
+    result.found.sort_by_key(|opener| opener.process.pid);
     result
+}
+
+/// Who a process is.
+pub(super) fn process(kernel: &Kernel, pid: u32) -> Process {
+    let command = line(&kernel.proc.join(format!("{pid}/comm")));
+    Process { pid, command: command.unwrap_or_else(|| "?".to_owned()) }
 }
 
 fn opened_by(process: &Path, wanted: &Wanted) -> rustix::io::Result<Option<(OpenFor, PathBuf)>> {
@@ -150,14 +155,15 @@ mod tests {
         let script = format!("{redirect} \"$0\"; echo ready; read end");
         let mut shell = Command::new("sh");
         let shell = shell.args(["-c", &script]).arg(file.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = shell.spawn().unwrap();
-        process.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+        let mut child = shell.spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
         let found = openers(&Kernel::of_this_host(), &wanted).found;
-        process.stdin.take().unwrap().write_all(b"\n").unwrap();
-        let pid = process.id();
-        process.wait().unwrap();
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
         let path = file.path().canonicalize().unwrap();
-        let expected = Opener { pid, command: "sh".into(), access: expected, path };
+        let process = Process { pid, command: "sh".into() };
+        let expected = Opener { process, access: expected, path };
         assert_eq!(found, [expected], "ours does not count, and nobody else has it");
         assert!(openers(&Kernel::of_this_host(), &wanted).found.is_empty(), "the process has ended");
     }

@@ -56,22 +56,20 @@ pub enum Refusal {
         why: &'static str,
     },
     /// It is mounted.
-    #[error("{device} is mounted on {mount_point:?} (as pid {pid} sees it)")]
+    #[error("{device} is mounted on {mount_point:?}{}", by.as_ref().map(|by| format!(", in the mount namespace of {by}")).unwrap_or_default())]
     Mounted {
         /// The device's name.
         device: String,
         /// Where.
         mount_point: PathBuf,
-        /// A process that sees the mount.
-        pid: u32,
+        /// A process that sees the mount, when this one does not.
+        by: Option<Process>,
     },
     /// A process has it open.
-    #[error("pid {pid} ({command:?}) has {path:?} open for {access}")]
+    #[error("{process} has {path:?} open for {access}")]
     OpenedBy {
-        /// The process.
-        pid: u32,
-        /// Its name, as the kernel knows it.
-        command: String,
+        /// Who.
+        process: Process,
         /// Whether it may write.
         access: OpenFor,
         /// The name under which it was opened.
@@ -160,6 +158,14 @@ pub enum Refusal {
         /// Where it is.
         path: PathBuf,
     },
+    /// Something that the run writes would be written to a data disk.
+    #[error("{what} lies on the data disk {data_disk:?}")]
+    OnDataDisk {
+        /// What it is.
+        what: &'static str,
+        /// The data disk as it was named.
+        data_disk: PathBuf,
+    },
     /// A data disk cannot be looked at, so that nothing can be proved about it.
     #[error("the data disk {path:?} cannot be examined")]
     DataDiskUnknown {
@@ -185,12 +191,10 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// Somebody may be writing the image.
-    #[error("pid {pid} ({command:?}) has {path:?} open for writing")]
+    #[error("{process} has {path:?} open for writing")]
     ImageWritten {
-        /// The process.
-        pid: u32,
-        /// Its name, as the kernel knows it.
-        command: String,
+        /// Who.
+        process: Process,
         /// The name under which it was opened.
         path: PathBuf,
     },
@@ -222,6 +226,22 @@ pub enum Refusal {
         /// What it should be.
         expected: String,
     },
+}
+
+/// A process, as evidence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// Its name as the kernel knows it: 15 bytes at most, and whatever it likes.
+    pub command: String,
+}
+
+impl std::fmt::Display for Process {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "pid {} ({:?})", self.pid, self.command)
+    }
 }
 
 /// How two names belong together.
@@ -262,6 +282,7 @@ impl Refusal {
             Self::StateFolder { .. } => ErrorKind::Usage,
             Self::DataDisk { .. }
             | Self::DataDiskUnknown { .. }
+            | Self::OnDataDisk { .. }
             | Self::HostDisk { .. }
             | Self::Holds { .. }
             | Self::Image { .. }
@@ -312,6 +333,7 @@ impl Refusal {
             }
             Self::Locked { .. } => "stop the instance, or wait for the other program",
             Self::DataDisk { .. } => "data disks are never written; correct the system disk's path",
+            Self::OnDataDisk { .. } => "data disks are never written: put it somewhere else",
             Self::DataDiskUnknown { .. } => {
                 "correct the data disk's path, so that it can be told apart from the system disk"
             }

@@ -294,3 +294,108 @@ pub(super) fn device_at(path: &Path) -> Option<Number> {
         StorageIdentity::File { .. } => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fake::FakeHost;
+    use super::*;
+
+    const SDA: Number = (8, 0);
+    const SDA1: Number = (8, 1);
+    const SDA2: Number = (8, 2);
+    const SDB: Number = (8, 16);
+
+    /// A disk with two partitions and another disk.
+    fn host() -> FakeHost {
+        let host = FakeHost::new();
+        host.disk("pci0/block/sda", SDA);
+        host.partition("pci0/block/sda/sda1", SDA1, (2048, 4096));
+        host.partition("pci0/block/sda/sda2", SDA2, (6144, 8192));
+        host.disk("pci0/block/sdb", SDB);
+        host
+    }
+
+    #[track_caller]
+    fn check(host: &FakeHost, left: Number, right: Number, overlap: bool) {
+        let (left, right) = (host.storage(left), host.storage(right));
+        assert_eq!((left.overlaps(&right), right.overlaps(&left)), (overlap, overlap), "{left:?} {right:?}");
+    }
+
+    #[test]
+    fn a_partition_is_part_of_its_disk_and_its_neighbours_are_not() {
+        let host = host();
+        check(&host, SDA, SDA, true);
+        check(&host, SDA, SDA1, true);
+        check(&host, SDA1, SDA2, false);
+        check(&host, SDA, SDB, false);
+    }
+
+    #[test]
+    fn a_volume_rests_on_its_disks_and_volumes_of_one_group_do_not_overlap() {
+        let host = host();
+        let (root, home, mirror, crypt) = ((254, 0), (254, 1), (9, 0), (254, 2));
+        host.stacked("dm-0", root, &["sda2"]);
+        host.stacked("dm-1", home, &["sda2", "sdb"]);
+        host.stacked("dm-2", crypt, &["dm-0"]);
+        check(&host, root, home, false);
+        for (below, overlap) in [(SDA, true), (SDA2, true), (SDA1, false), (SDB, false), (crypt, true)] {
+            check(&host, root, below, overlap);
+        }
+        check(&host, home, SDB, true);
+        check(&host, crypt, SDA2, true);
+        check(&host, crypt, home, false);
+        host.stacked("md0", mirror, &["sdb", "sda1"]);
+        host.partition("virtual/block/md0/md0p1", (259, 0), (2048, 2048));
+        check(&host, (259, 0), SDA1, true);
+        check(&host, (259, 0), SDA2, false);
+        let above: Vec<_> = host.topology().above(&host.storage(SDB)).into_keys().collect();
+        assert_eq!(above, [SDB, mirror, home, (259, 0)]);
+    }
+
+    #[test]
+    fn a_loop_device_is_the_part_of_its_file_that_it_shows() {
+        let host = host();
+        let file = host.write("disk.raw", "");
+        let (whole, first, second) = ((7, 0), (7, 1), (7, 2));
+        host.loop_over("loop0", whole, &file, (0, 0));
+        host.loop_over("loop1", first, &file, (0, 1 << 20));
+        host.loop_over("loop2", second, &file, (1 << 20, 1 << 20));
+        host.partition("virtual/block/loop0/loop0p1", (259, 1), (2048, 2048));
+        let of_file = host.topology().storage_at(&file).unwrap();
+        for loop_device in [whole, first, second, (259, 1)] {
+            assert!(host.storage(loop_device).overlaps(&of_file), "{loop_device:?}");
+            check(&host, whole, loop_device, true);
+        }
+        check(&host, first, second, false);
+        check(&host, (259, 1), first, false);
+        check(&host, (259, 1), second, true);
+        let chain = host.storage((259, 1)).chain;
+        assert_eq!(chain, [(259, 1).into(), whole.into(), of_file.identity]);
+    }
+
+    #[test]
+    fn a_file_lies_on_the_disk_of_its_file_system() {
+        let host = host();
+        let file = host.write("images/disk.raw", "");
+        let metadata = fs::metadata(&file).unwrap();
+        let numbers = super::super::identity::numbers(metadata.dev());
+        host.loop_over("loop0", (7, 0), &file, (0, 0));
+        let place = host.path("images");
+        // As btrfs has it: the files' device number is no device's.
+        let topology = || {
+            let mut topology = host.topology();
+            topology.pools = vec![vec![SDB, SDA2]];
+            topology
+        };
+        if numbers.0 != 0 {
+            assert_eq!(topology().of_mount(numbers, ""), [numbers], "a number of its own needs no table");
+        }
+        host.mounts(&[
+            ("0:30", "/", "overlay", "overlay"),
+            ("0:31", place.to_str().unwrap(), "btrfs", "none"),
+        ]);
+        assert!(topology().of_mount((0, 31), "none").is_empty());
+        assert_eq!(topology().of_mount(SDA2, ""), [SDB, SDA2], "a btrfs lies on all of its devices");
+        assert_eq!(topology().of_mount(SDA1, ""), [SDA1]);
+    }
+}

@@ -1,4 +1,4 @@
-//! Goal: our reading and writing of tables and labels is that of the programs that administrators use.
+//! Goal: our reading and writing of partition tables is that of the programs that administrators use.
 //! Method: those programs make files, and their answers are compared with ours.
 
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::samples::{MIB, gpt_disk};
 use super::sector::SectorSize;
-use super::{Outcome, describe, marker, probe, ptuuid, relocate};
+use super::{Outcome, describe, relocate};
 
 /// Runs a program and gives what it printed; `args` are separated by blanks.
 #[track_caller]
@@ -133,103 +133,4 @@ fn partitions_of_an_mbr_are_those_that_sfdisk_lists() {
             format!("{:x}", u8::from_str_radix(&ours.type_id, 16).unwrap())
         );
     }
-}
-
-/// What blkid says of a file: the values of TYPE, LABEL, UUID.
-fn blkid(file: &Path) -> [Option<String>; 3] {
-    let output = Command::new("blkid").args(["-p", "-o", "export"]).arg(file).output().unwrap();
-    let printed = String::from_utf8(output.stdout).unwrap();
-    ["TYPE=", "LABEL=", "UUID="].map(|name| {
-        printed.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.replace("\\ ", " "))
-    })
-}
-
-#[test]
-#[ignore = "needs mkfs, mdadm, blkid"]
-fn labels_and_ids_are_those_that_blkid_prints() {
-    let folder = tempfile::tempdir().unwrap();
-    let iso = |file: &Path| {
-        let args = "-quiet -V cidata -J -r -o";
-        let output = format!("{args} {} {}", file.display(), "src/layout");
-        assert!(Command::new("genisoimage").args(output.split_whitespace()).status().unwrap().success());
-    };
-    for (program, args) in [
-        ("mkfs.ext2", "-q -F -L boot"),
-        ("mkfs.ext3", "-q -F -L old"),
-        ("mkfs.ext4", "-q -F -L cloudimg-rootfs"),
-        ("mkfs.ext4", "-q -F -O ^has_journal"),
-        ("mkfs.ext4", "-q -F -O journal_dev"),
-        ("mkfs.vfat", "-F 12 -n UEFI"),
-        ("mkfs.vfat", "-F 16 -n CIDATA"),
-        ("mkfs.vfat", "-F 32 -n config-2"),
-        ("mkfs.vfat", "-F 32"),
-        ("mkswap", "-L swap"),
-        ("genisoimage", ""),
-    ] {
-        let file = file_of(folder.path(), &vec![0; 40 << 20]);
-        if program == "genisoimage" {
-            iso(&file)
-        } else {
-            drop(run(program, args, &file))
-        }
-        let found = probe(&std::fs::read(&file).unwrap()).unwrap();
-        let [ours] = &found[..] else { panic!("{program} {args}: {found:?}") };
-        let ours = [Some(ours.kind.to_owned()), ours.label.clone(), ours.uuid.clone()];
-        assert_eq!(ours, blkid(&file), "{program} {args}");
-    }
-}
-
-#[test]
-#[ignore = "needs blkid"]
-fn superblocks_that_no_program_here_makes_are_known_to_blkid_too() {
-    let folder = tempfile::tempdir().unwrap();
-    const ID: &[u8] = &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
-    // blkid looks for ZFS on disks of 64 MiB and more only.
-    const LEN: usize = 64 << 20;
-    let md = |sector: u8| {
-        [&[0xfc, 0x4e, 0x2b, 0xa9, 1, 0, 0, 0][..], &[0; 8], ID, b"host:0", &[0; 106], &[sector]].concat()
-    };
-    let (md_11, md_12) = (md(0), md(8));
-    let uberblocks: Vec<u8> =
-        (0..8).flat_map(|_| [&[0x0c, 0xb1, 0xba, 0][..], &[0; 1020]].concat()).collect();
-    let table: &[&[(usize, &[u8])]] = &[
-        &[(0, &md_11)],
-        &[(4096, &md_12)],
-        &[
-            (LEN - 65536, &[0xfc, 0x4e, 0x2b, 0xa9, 0, 0, 0, 0, 90]),
-            (LEN - 65516, &ID[..4]),
-            (LEN - 65504, &[0xc0, 0xff]),
-            (LEN - 65484, ID),
-        ],
-        &[(0, b"LUKS\xba\xbe\0\x01"), (168, b"1f0e0d0c-0b0a-0908-0706-050403020100")],
-        &[(65600, b"_BHRfS_M"), (65568, ID), (65536 + 0x12b, b"pool")],
-        &[(128 << 10, &uberblocks)],
-    ];
-    for fields in table {
-        let mut disk = vec![0; LEN];
-        for (at, bytes) in *fields {
-            disk[*at..at + bytes.len()].copy_from_slice(bytes);
-        }
-        let found = probe(&disk).unwrap();
-        let [ours] = &found[..] else { panic!("{found:?}") };
-        let ours = [Some(ours.kind.to_owned()), ours.label.clone(), ours.uuid.clone()];
-        assert_eq!(ours, blkid(&file_of(folder.path(), &disk)), "{fields:?}");
-    }
-}
-
-#[test]
-#[ignore = "needs blkid, wipefs"]
-fn table_ids_are_those_that_blkid_prints_and_a_marker_is_nothing_to_it() {
-    let folder = tempfile::tempdir().unwrap();
-    // A file has 512-byte sectors to blkid.
-    let disk = gpt_disk(SectorSize::B512, 4 * MIB, &[(1, 100, 200)]);
-    let file = file_of(folder.path(), &disk);
-    let printed = run("blkid", "-p -s PTUUID -o value", &file);
-    assert_eq!(ptuuid(&disk).unwrap().as_deref(), Some(printed.trim()));
-    let marker = marker::write(&marker::Marker { journal: "i-0a1b".into(), image: None });
-    let mut disk = vec![0; 4 << 20];
-    disk[..4096].copy_from_slice(&marker);
-    let file = file_of(folder.path(), &disk);
-    assert_eq!(blkid(&file), [None, None, None]);
-    assert_eq!(run("wipefs", "", &file), "");
 }

@@ -7,6 +7,8 @@
 //! which read the tables, and `bytes`.
 
 #[cfg(test)]
+mod against_blkid;
+#[cfg(test)]
 mod against_tools;
 mod bytes;
 mod describe;
@@ -22,6 +24,7 @@ mod sector;
 mod shared;
 mod superblocks;
 mod type_names;
+mod volume_labels;
 
 use std::io;
 

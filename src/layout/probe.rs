@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::bytes::{self, ReadBytes, has};
 use super::gpt::{self, GptFault};
 use super::sector::SectorSize;
-use super::{marker, mbr, raid, superblocks};
+use super::{marker, mbr, raid, superblocks, volume_labels};
 
 /// How much of the head is read in one piece: btrfs has its superblock at 64 KiB.
 const HEAD: u64 = 72 * 1024;
@@ -70,6 +70,11 @@ pub(super) fn file_systems(disk: &dyn ReadBytes) -> io::Result<Vec<Signature>> {
     let len = disk.size().min(HEAD);
     let head = bytes::read(disk, 0, len)?.expect("the head was cut to the disk");
     let mut found: Vec<_> = superblocks::ALL.iter().filter_map(|known| known(&head)).collect();
+    for signature in &mut found {
+        if let Some(label) = volume_labels::read(disk, &head, signature.kind)? {
+            signature.label = Some(label);
+        }
+    }
     if has(&head, 0, marker::FIRST_LINE) {
         let journal = marker::read(&head).map(|marker| marker.journal);
         found.push(Signature::new("reimage-unfinished", 0, Usage::Marker).named(None, journal));

@@ -47,7 +47,13 @@ impl BoundPlan {
         if said.is_empty() || said != digest_of(&document) {
             return Err(refuse(BoundFault::Edited));
         }
-        Ok(Self { document })
+        Ok(Self { file: None, document })
+    }
+
+    /// The same, read from `file`, which must not lie on the disk that is written.
+    #[must_use]
+    pub fn from_file(self, file: impl Into<std::path::PathBuf>) -> Self {
+        Self { file: Some(file.into()), ..self }
     }
 
     /// The plan that was shown.
@@ -57,7 +63,7 @@ impl BoundPlan {
     /// Never: a plan is plain data.
     #[must_use]
     pub fn of(plan: &PlanSummary) -> Self {
-        Self { document: serde_json::to_value(plan).expect("a plan is plain data") }
+        Self { file: None, document: serde_json::to_value(plan).expect("a plan is plain data") }
     }
 
     /// Every difference between what was looked at then and now.

@@ -117,7 +117,10 @@ fn examine(
     if runs && request.instance.image.as_ref().is_some_and(is_device) {
         return Err(Error::first_of(refusals));
     }
-    let image = noted(open_image(request, observer), &mut refusals);
+    let opened = open_image(request, observer);
+    // Before the fault itself: of several, the one with a process is the one to tell.
+    refusals.extend(opened.as_ref().err().map(survey::who_writes).unwrap_or_default());
+    let image = noted(opened, &mut refusals);
     if runs {
         // A machine that runs has its disks: no device is opened.
         return Err(Error::first_of(refusals));
@@ -269,6 +272,8 @@ fn take_claim(request: &Request, storage: Storage, seen: &Seen) -> Result<Claime
     let mut needed = vec![("the state folder", options.state_dir.clone())];
     let network = request.instance.seed.as_ref().and_then(|seed| seed.network_config.clone());
     needed.extend(network.map(|path| ("the network configuration", path)));
+    let bound = options.plan.as_ref().and_then(|plan| plan.file.clone());
+    needed.extend(bound.map(|path| ("the plan", path)));
     let subject = Subject {
         path: &disk.path,
         format: disk.format,

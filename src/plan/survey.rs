@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::ImageBytes;
 use crate::error::Error;
 use crate::guard::{self, DataDisk, ImageFile, Refusal, SightLimit, StorageIdentity, Topology};
-use crate::image::{self, FileIdentity, Image};
+use crate::image::{self, FileIdentity, Image, ImageError};
 use crate::layout::{self, DiskLayout, ReadBytes as _};
 use crate::range::ByteRange;
 use crate::request::Request;
@@ -64,7 +64,18 @@ pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mu
     }
     let seen = Seen { topology, image_files, data_disks, limits };
     refusals.extend(check_seed_path(request, &seen).err());
+    let state = ("the state folder", request.options.state_dir.as_path());
+    let written = guard::check_written(&seen.topology, state, &seen.data_disks);
+    refusals.extend(written.err().map(|refusal| refusal.about(state.1)));
     seen
+}
+
+/// Who writes the image that could not be opened because somebody does; the lock says only that.
+pub(super) fn who_writes(fault: &Error) -> Vec<Error> {
+    use std::error::Error as _;
+    let fault = fault.source().and_then(|source| source.downcast_ref::<ImageError>());
+    let Some(ImageError::BeingWritten { path }) = fault else { return Vec::new() };
+    guard::writers_at(path).into_iter().map(|refusal| refusal.about(path)).collect()
 }
 
 fn of_file(file: FileIdentity) -> (PathBuf, StorageIdentity) {

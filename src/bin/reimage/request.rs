@@ -252,7 +252,8 @@ fn read_plan(path: &Path) -> Result<BoundPlan, Failure> {
             .hinting("correct its path, or its rights")
             .at(path)
     })?;
-    BoundPlan::from_json(&text).map_err(|error| Failure::From { path: path.to_owned(), error })
+    let plan = BoundPlan::from_json(&text).map(|plan| plan.from_file(path));
+    plan.map_err(|error| Failure::From { path: path.to_owned(), error })
 }
 
 fn apply_guard(options: &mut Options, args: &DiskArgs) {
