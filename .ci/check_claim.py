@@ -2,6 +2,8 @@
 
 import collections
 import contextlib
+import errno
+import fcntl
 import os
 import random
 import re
@@ -139,6 +141,27 @@ def held_replaced_file(b, _scratch):
     held(b, "a file that is replaced", disk, disk, attempts)
 
 
+def is_exclusive(device):
+    """Whether the kernel refuses what mount and swapon ask for."""
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def is_locked(device):
+    """Whether the lock of systemd.io/BLOCK_DEVICE_LOCKING is taken."""
+    handle = os.open(device, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def held_device(b, scratch):
     file = long_disk(b, "held-device.raw")
     device = scratch.loop(file)
@@ -147,6 +170,8 @@ def held_device(b, scratch):
         name, other = "a device that is written", scratch.folder_of("another-state")
         kept_out(b, name, device)
         kept_out(b, f"{name}, its file", file)
+        for how, refused in (("exclusively", is_exclusive(device)), ("with a lock, as udev does", is_locked(device))):
+            b.tally.expect(refused, f"{name}: nobody else gets it {how}")
         second(b, f"{name}, the same name", running, device)
         second(b, f"{name}, another node", running, second_node(scratch, device), state=other)
         second(b, f"{name}, its file", running, file, "--in-place", state=other)

@@ -175,6 +175,8 @@ def machines_files(b, scratch):
         scratch.unloop(device)
     with holders.guest(scratch, disk) as process:
         b.refused(10, "a file that a paused guest has", *in_place, says=named(process))
+    with holders.guest(scratch, disk, "file.locking=off") as process:
+        b.refused(10, "a file that a paused guest has without a lock", *in_place, says=named(process))
     done(b, "a file that qemu had", *in_place)
 
 

@@ -220,13 +220,13 @@ def storage_daemon(scratch, path):
         greets(where), path)
 
 
-def guest_words(path, where):
+def guest_words(path, where, *drive):
     return ("qemu-system-x86_64", "-S", "-accel", "tcg", "-m", "32", "-display", "none", "-nodefaults",
-            "-drive", f"file={path},format=raw,if=virtio", "-qmp", f"unix:{where},server=on,wait=off")
+            "-drive", ",".join((f"file={path},format=raw,if=virtio", *drive)), "-qmp", f"unix:{where},server=on,wait=off")
 
 
-def guest(scratch, path):
-    """A virtual machine that has the disk and is paused."""
+def guest(scratch, path, *drive):
+    """A virtual machine that has the disk and is paused; `drive` are further options of its drive."""
     where = socket_of(scratch)
 
     def ready(process):
@@ -237,7 +237,7 @@ def guest(scratch, path):
             return receive(client, 7) == b'{"QMP":'
         return False
 
-    return running(guest_words(path, where), ready, path)
+    return running(guest_words(path, where, *drive), ready, path)
 
 
 def fresh(path):
@@ -280,29 +280,38 @@ class Paused:
     def __init__(self, program, image, target, *flags):
         self.words = [program.binary, "rebuild", image, target, "--keep-image-credentials", "--yes", *flags, "--json",
                       "--progress", "json", "--state-dir", program.state, "--threads", "1"]
+        # On a busy host it may be over before it is stopped.
+        for _ in range(5):
+            said = self.start()
+            if said is None:
+                return
+        raise Broken(f"the rebuild was not stopped in its copy: {said}")
+
+    def start(self):
+        """Starts it and stops it in its copy; what it said if it was over before."""
         self.process = subprocess.Popen(self.words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE)
         for line in self.process.stderr:
             event = json.loads(line) if line.startswith(b"{") else {}
             if event.get("type") == "progress" and event.get("phase") == "copy":
                 self.process.send_signal(signal.SIGSTOP)
-                # What its threads were doing is done, and has reached the disk.
-                if not until(lambda: self.states() <= {"T"}):
-                    break
-                os.sync()
-                return
-        said = self.end()
-        raise Broken(f"the rebuild did not come to its copy: {said}")
+                break
+        # What its threads were doing is done, and has reached the disk.
+        if until(lambda: self.states() <= {"T", "Z"}) and self.states() == {"T"}:
+            os.sync()
+            return None
+        return self.end()
 
     def states(self):
-        """The states of its threads, as `ps` prints them."""
+        """The states of its threads, as `ps` prints them; Z when it is over."""
         found = set()
-        for thread in os.listdir(f"/proc/{self.process.pid}/task"):
-            # A thread may end just now.
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        # A thread may end just now, or all of them.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for thread in os.listdir(f"/proc/{self.process.pid}/task"):
                 with open(f"/proc/{self.process.pid}/task/{thread}/stat", encoding="utf-8") as text:
                     found.add(text.read().rsplit(")", 1)[1].split()[0])
-        return found
+            return found
+        return found | {"Z" if self.process.poll() is not None else "R"}
 
     def go_on(self):
         """Lets it run to its end."""
