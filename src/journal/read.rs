@@ -401,8 +401,9 @@ mod tests {
         assert_eq!((progress.phase.as_str(), progress.bytes_done), ("read_back", u64::MAX));
         journal.record(&Record::Invalidated).unwrap();
         journal.progress("copy", 3, 4);
+        journal.record(&Record::Verified { root: Digest::of(b"") }).unwrap();
         let read = only(state.path());
-        assert!(read.invalidated && read.progress.unwrap().bytes_done == 3);
+        assert!(read.invalidated && read.verified && read.progress.unwrap().bytes_done == 3);
     }
 
     #[test]

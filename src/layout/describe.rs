@@ -55,7 +55,9 @@ pub struct Partition {
     pub type_id: String,
     /// The name in a GPT; may hold anything, so escape it for a terminal.
     pub name: Option<String>,
-    /// Its id as blkid prints it (`PARTUUID`): a GUID, or an MBR's id and the number; `None` in an MBR without id.
+    /// Its id as blkid prints it (`PARTUUID`).
+    ///
+    /// A GUID, or an MBR's id with the partition's number; `None` in an MBR without an id.
     pub id: Option<String>,
     /// What it carries, if that is known here.
     pub file_system: Option<Signature>,

@@ -133,8 +133,10 @@ pub(super) fn claim_key(claim: &Claim) -> serde_json::Value {
             serde_json::json!({ "folder": folder, "name": name.to_string_lossy() })
         }
         Held::Promised(_) => serde_json::json!({ "own": uuid::Uuid::new_v4().to_string() }),
+        // Where the bytes lie: a file and the loop device over it have one journal.
         Held::Device { .. } | Held::File { .. } => {
-            serde_json::json!({ "identity": claim.facts().map(|facts| facts.identity), "size": claim.size() })
+            let place = claim.facts().map(|facts| (facts.base, facts.base_offset));
+            serde_json::json!({ "bytes": place })
         }
     }
 }

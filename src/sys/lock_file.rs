@@ -138,7 +138,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (inside, taken) = (AtomicU32::new(0), AtomicU32::new(0));
         let take_and_remove = || {
-            while taken.load(Ordering::SeqCst) < 300 {
+            while taken.load(Ordering::SeqCst) < 200 {
                 match acquire(folder.path(), NAME) {
                     Ok(lock) => {
                         assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold the lock");

@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{Disk, TargetError};
 use crate::range::ByteRange;
-use crate::sys::{block, sparse, store};
+use crate::sys::{block, locks, sparse, store};
 
 /// O_DIRECT wants offsets and lengths in multiples of this, on every store that we know.
 const DIRECT_ALIGNMENT: u64 = 4096;
@@ -64,9 +64,14 @@ impl HostDisk {
         Ok(disk)
     }
 
-    /// Whether another program holds flock(2) on it, as a run does that writes it.
+    /// Whether another program holds all the locks on it that a run holds.
     pub(crate) fn is_locked_by_another(&self) -> bool {
         use rustix::fs::{FlockOperation, flock};
+        // Asked first, because asking takes nothing: flock(2) alone would for an instant keep a run out that
+        // is about to begin. A virtual machine has this lock too, but not the other.
+        if !locks::is_locked_by_others(self.file.as_fd(), locks::USES_WRITE).unwrap_or(true) {
+            return false;
+        }
         let locked = flock(&self.file, FlockOperation::NonBlockingLockShared).is_err();
         if !locked {
             // It is given back when the file closes, too.

@@ -55,9 +55,9 @@ fn notices(status: &Value) -> String {
 
 #[test]
 fn while_a_rebuild_runs_its_status_says_who_how_far_and_since_when() {
-    for words in [&[][..], &["--in-place"]] {
+    for (disk, words) in [("missing", &[][..]), ("there", &[]), ("there", &["--in-place"])] {
         let room = Room::new();
-        if !words.is_empty() {
+        if disk == "there" {
             empty_disk(&room);
         }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
@@ -66,7 +66,12 @@ fn while_a_rebuild_runs_its_status_says_who_how_far_and_since_when() {
             kill_process(pid, Signal::STOP).unwrap();
             stopped(pid);
             let path = room.path("disk.raw");
-            for subject in ["i-1", "instance.toml", "disk.raw", "./disk.raw", text(&path)] {
+            let mut subjects = vec!["i-1", "instance.toml", "disk.raw", "./disk.raw", text(&path)];
+            if path.exists() {
+                std::os::unix::fs::symlink("disk.raw", room.path("link")).unwrap();
+                subjects.push("link");
+            }
+            for subject in subjects {
                 let status = status(&room, subject);
                 assert_eq!(status["state"], "rebuilding", "{subject}: {status}");
                 assert_eq!((&status["instance"], &status["failure"]), (&"i-1".into(), &Value::Null));
@@ -81,6 +86,12 @@ fn while_a_rebuild_runs_its_status_says_who_how_far_and_since_when() {
             let ran = room.plain(&["status", "--state-dir", "state", "i-1"]);
             for said in ["rebuilding", &format!("process {}, begun 20", child.id()), " UTC", "copy, 0 % ("] {
                 assert!(ran.stdout.contains(said), "{said} is not in {}", ran.stdout);
+            }
+            if words == ["--in-place"] {
+                let elsewhere =
+                    room.plain(&["status", "--json", "--state-dir", "other", "disk.raw"]).document();
+                assert_eq!((&elsewhere["state"], &elsewhere["run"]), (&"rebuilding".into(), &Value::Null));
+                assert!(notices(&elsewhere).contains("another --state-dir"), "{elsewhere}");
             }
             kill_process(pid, Signal::CONT).unwrap();
             let before = status(&room, "i-1")["run"]["bytes_done"].as_u64();

@@ -39,6 +39,8 @@ pub(crate) fn plan(plan: &PlanSummary) -> String {
     lines.add("", content(plan));
     lines.add("target", format!("{} ({})", clean_path(&plan.target), kind(plan)));
     lines.add("", sizes(plan));
+    let after = (&plan.after, plan.size_after);
+    lines.block(&picture::before_and_after(plan.before.as_ref(), after, plan.target_bytes));
     lines.add("GPT", gpt(&plan.gpt));
     match &plan.seed {
         Some(seed) => lines.add("seed", format!("{} ({})", clean_path(&seed.path), seed_words(seed))),
@@ -46,10 +48,7 @@ pub(crate) fn plan(plan: &PlanSummary) -> String {
     }
     for disk in &plan.data_disks {
         let shared = if disk.shareable { " (shareable)" } else { "" };
-        lines.add(
-            "data disk",
-            format!("{}: {}, not touched{shared}", clean_path(&disk.path), bytes(disk.facts.size)),
-        );
+        lines.add("data disk", format!("{}{shared}", picture::untouched(&disk.path, disk.facts.size)));
     }
     sight(&mut lines, &plan.sight);
     for warning in &plan.warnings {

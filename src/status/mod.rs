@@ -3,6 +3,8 @@
 //! The journal knows who and how far, and whether its run lives; the disk's head knows whether it can boot. Where
 //! they differ, the disk is believed about itself, and a notice says what the journal says. Writes nothing.
 
+mod verdict;
+
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -17,6 +19,7 @@ use crate::observe::Phase;
 use crate::plan::DiskBytes;
 use crate::request::InstanceSpec;
 use crate::target::Disk;
+use verdict::judge;
 
 /// Whose status is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -272,211 +275,6 @@ fn run_of(journal: &JournalSummary) -> RunStatus {
     }
 }
 
-/// What journal and disk together say.
-struct Verdict {
-    state: InstanceState,
-    failure: Option<FailureStatus>,
-    notice: Option<String>,
-}
-
-impl Verdict {
-    fn stopped(notice: Option<String>) -> Self {
-        Self { state: InstanceState::Stopped, failure: None, notice }
-    }
-
-    fn rebuilding(notice: Option<String>) -> Self {
-        Self { state: InstanceState::Rebuilding, failure: None, notice }
-    }
-
-    fn failed(journal: Option<&JournalSummary>, notice: Option<String>) -> Self {
-        let told = journal.and_then(|journal| journal.failed.as_ref());
-        let state = journal.map_or(TargetState::Invalidated, JournalSummary::target_state);
-        let interrupted = || "the run was interrupted before it could say why".to_owned();
-        let failure = FailureStatus {
-            // The run before this one, or the marker, says at least so much.
-            target_state: state.max(TargetState::Invalidated),
-            kind: told.map(|failed| failed.kind),
-            message: told.map_or_else(interrupted, |failed| failed.message.clone()),
-        };
-        Self { state: InstanceState::Failed, failure: Some(failure), notice }
-    }
-}
-
-fn judge(journal: Option<&JournalSummary>, seen: Option<&Seen>) -> Verdict {
-    if journal.is_some_and(|journal| journal.held) {
-        return Verdict::rebuilding(None);
-    }
-    match (journal, seen.map(|seen| seen.marker.as_ref())) {
-        (_, Some(Some(marker))) => {
-            let ours = journal.filter(|journal| journal.names(&marker.journal));
-            let elsewhere = format!(
-                "the disk's journal {} is not in this state folder: the rebuild ran on another host, or with another \
-                 --state-dir",
-                marker.journal
-            );
-            let notice = ours.is_none().then_some(elsewhere);
-            match seen.is_some_and(|seen| seen.is_locked) {
-                true => Verdict::rebuilding(notice),
-                false => Verdict::failed(ours, notice),
-            }
-        }
-        (None, Some(None)) => Verdict::stopped(None),
-        (None, None) => Verdict::stopped(Some("no rebuild of it is recorded here".to_owned())),
-        (Some(journal), None) if journal.invalidated && !journal.finished => {
-            Verdict::failed(Some(journal), None)
-        }
-        (Some(journal), _) => without_marker(journal),
-    }
-}
-
-/// The disk does not say that it is unfinished, and a run did not remove its journal.
-fn without_marker(journal: &JournalSummary) -> Verdict {
-    let name = &journal.last().journal;
-    let stopped = |text: String| Verdict::stopped(Some(text));
-    match &journal.failed {
-        _ if journal.finished => Verdict::stopped(None),
-        Some(failed) if failed.target_state == TargetState::Verified => stopped(format!(
-            "the disk is complete, but the run {name} ended with an error: {}",
-            failed.message
-        )),
-        // Then the disk's first block was the last thing written, and the marker perhaps not taken again.
-        Some(failed) if failed.target_state == TargetState::Written => {
-            let text = "the disk's head no longer says that it is unfinished; if it was replaced by hand, remove the \
-                        journal from the state folder";
-            Verdict::failed(Some(journal), Some(text.to_owned()))
-        }
-        _ if journal.exchanging => stopped(format!(
-            "the run {name} was interrupted while it put the new file into the old one's place: the disk is one of \
-             the two, whole (reimage verify tells which)"
-        )),
-        _ if journal.invalidated => stopped(format!(
-            "the run {name} was interrupted and left the disk unfinished, but the disk does not say so: it has been \
-             written or replaced since"
-        )),
-        _ => stopped(format!("the run {name} was interrupted before it had changed anything")),
-    }
-}
-
 fn path_text<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
     path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::Value;
-
-    use super::*;
-    use crate::journal::{Journal, Record};
-
-    /// What lies where the disk should be.
-    #[derive(Clone, Copy, Debug)]
-    enum Lies {
-        Nothing,
-        Whole,
-        /// The marker of this run.
-        Ours,
-        /// The marker of a run that has no journal here.
-        Anothers,
-    }
-
-    fn begun<'a>(journal: &'a Journal, path: &'a str) -> Record<'a> {
-        Record::Begun {
-            journal: journal.id(),
-            instance: Some("i-1"),
-            path,
-            pid: 7,
-            started_s: 42,
-            ptuuid: None,
-            image: &Value::Null,
-            target: &Value::Null,
-            chunk_bytes: 1,
-            target_bytes: 1,
-            gpt: &Value::Null,
-        }
-    }
-
-    fn failed(target_state: TargetState) -> Record<'static> {
-        Record::Failed { kind: ErrorKind::TargetIo, target_state, message: "no room" }
-    }
-
-    /// The state, and a part of the notice that comes with it.
-    #[track_caller]
-    fn check(records: &[Record<'_>], lies: Lies, (state, notice): (InstanceState, &str)) {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = folder.path().join("disk.raw");
-        let journal = Journal::begin(folder.path(), &Value::Null).unwrap();
-        let begun = begun(&journal, disk.to_str().unwrap());
-        for record in std::iter::once(&begun).chain(records) {
-            journal.record(record).unwrap();
-        }
-        let mark =
-            |journal: &str| marker::write(&marker::Marker { journal: journal.to_owned(), image: None });
-        match lies {
-            Lies::Nothing => {}
-            Lies::Whole => fs::write(&disk, [7; 8192]).unwrap(),
-            Lies::Ours => fs::write(&disk, mark(journal.id())).unwrap(),
-            Lies::Anothers => fs::write(&disk, mark("another")).unwrap(),
-        }
-        let mut spec = InstanceSpec { id: Some("i-1".to_owned()), ..InstanceSpec::default() };
-        spec.system_disk.path.clone_from(&disk);
-        let subjects = [Subject::Id("i-1"), Subject::Disk(&disk), Subject::Instance(&spec)];
-        let ask = |subject| status(subject, folder.path()).unwrap();
-        for subject in subjects {
-            let found = ask(subject);
-            assert_eq!(found.state, InstanceState::Rebuilding, "{subject:?} while the run lives");
-            assert_eq!((found.run.unwrap().pid, found.target.as_ref()), (7, Some(&disk)));
-        }
-        drop(journal);
-        for subject in subjects {
-            let found = ask(subject);
-            assert_eq!(found.state, state, "{subject:?}: {records:?} {lies:?} {found:?}");
-            assert_eq!(found.failure.is_some(), state == InstanceState::Failed);
-            let notices = found.notices.concat();
-            assert!(notices.contains(notice) && notices.is_empty() == notice.is_empty(), "{notices:?}");
-        }
-    }
-
-    #[test]
-    fn journal_and_disk_together_say_what_became_of_a_run() {
-        use InstanceState::{Failed, Stopped};
-        check(&[], Lies::Whole, (Stopped, "before it had changed anything"));
-        check(&[], Lies::Ours, (Failed, ""));
-        check(&[], Lies::Anothers, (Failed, "another host"));
-        check(&[Record::Invalidated], Lies::Ours, (Failed, ""));
-        check(&[Record::Invalidated], Lies::Anothers, (Failed, "another host"));
-        check(&[Record::Invalidated], Lies::Whole, (Stopped, "written or replaced since"));
-        check(&[Record::Invalidated], Lies::Nothing, (Failed, "cannot be read"));
-        check(&[Record::Exchanging], Lies::Whole, (Stopped, "one of the two"));
-        check(&[Record::Invalidated, Record::Finished], Lies::Whole, (Stopped, ""));
-        let partial = [Record::Invalidated, failed(TargetState::Partial)];
-        check(&partial, Lies::Ours, (Failed, ""));
-        check(&partial, Lies::Whole, (Stopped, "written or replaced since"));
-        let written = [Record::Invalidated, failed(TargetState::Written)];
-        check(&written, Lies::Whole, (Failed, "replaced by hand"));
-        check(&[Record::Exchanging, failed(TargetState::Verified)], Lies::Whole, (Stopped, "no room"));
-    }
-
-    #[test]
-    fn a_failure_is_told_as_the_journal_has_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::begin(folder.path(), &Value::Null).unwrap();
-        journal.record(&begun(&journal, "/no/such/disk")).unwrap();
-        journal.record(&Record::Invalidated).unwrap();
-        journal.progress("copy", 50, 200);
-        journal.record(&failed(TargetState::Partial)).unwrap();
-        drop(journal);
-        let found = status(Subject::Id("i-1"), folder.path()).unwrap();
-        let expected = FailureStatus {
-            target_state: TargetState::Partial,
-            kind: Some(ErrorKind::TargetIo),
-            message: "no room".to_owned(),
-        };
-        assert_eq!(found.failure, Some(expected));
-        let run = found.run.unwrap();
-        assert_eq!((run.phase, run.percent, run.bytes_done), (Some(Phase::Copy), 25, 50));
-        let other = status(Subject::Id("i-2"), folder.path()).unwrap();
-        assert_eq!((other.state, other.journal), (InstanceState::Stopped, None));
-        assert_eq!(other.notices, ["no rebuild of it is recorded here"]);
-        status(Subject::Disk(Path::new("/no/other/disk")), folder.path()).unwrap_err();
-    }
 }
