@@ -271,7 +271,7 @@ fn writes(kernel: &Kernel, identity: StorageIdentity) -> Option<u64> {
     Some(numbers.get(4)? + numbers.get(11).copied().unwrap_or(0))
 }
 
-/// The times of every file in which the bytes lie.
+/// The times of every file that is all of the disk; those of a file of which it is a part say nothing.
 fn times(topology: &Topology, storage: &Storage, real: &Path) -> Vec<FileTimes> {
     let path_of = |identity: &StorageIdentity| -> Option<PathBuf> {
         if *identity == storage.identity {
@@ -294,6 +294,9 @@ fn times(topology: &Topology, storage: &Storage, real: &Path) -> Vec<FileTimes> 
             changed_ns: time(metadata.ctime(), metadata.ctime_nsec()),
         })
     };
+    if storage.bytes.range != ByteRange::between(0, u64::MAX) {
+        return Vec::new();
+    }
     let files = storage.chain.iter().filter(|identity| matches!(identity, StorageIdentity::File { .. }));
     files.filter_map(of).collect()
 }

@@ -84,7 +84,9 @@ impl SourceFile {
         refuse_wrong_kind(path, &std::fs::metadata(path).map_err(failed)?)?;
         // A FIFO put there meanwhile must not make the open wait: O_NONBLOCK.
         let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
-        let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+        let open = |more| std::fs::OpenOptions::new().read(true).custom_flags(flags | more).open(path);
+        // Only its owner may read a file and leave its access time as it was (open(2)).
+        let file = open(libc::O_NOATIME).or_else(|_| open(0)).map_err(failed)?;
         refuse_wrong_kind(path, &file.metadata().map_err(failed)?)?;
         Self::hold(file, path)
     }
