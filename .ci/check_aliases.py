@@ -1,4 +1,4 @@
-"""One storage under two names is one storage: no name of a data disk, of the image or of the host's disk is a target."""
+"""One storage under two names is one: no name of a data disk, of the image or of the host's disk is a target."""
 
 import contextlib
 import os
@@ -70,8 +70,8 @@ def data_files(b, scratch):
     b.refused(11, "a data disk itself", b.image, disk, "--data-disk", disk)
     both_ways(b, "a symbolic link", disk, link, "--in-place")
     b.refused(11, "a data disk by a relative path", b.image, disk, "--data-disk", os.path.relpath(disk))
-    b.refused(11, "a data disk by a path with dots", b.image, f"{scratch.folder}/../{os.path.basename(scratch.folder)}/data.raw",
-              "--data-disk", disk, watch=[disk])
+    dots = os.path.join(scratch.folder, "..", os.path.basename(scratch.folder), "data.raw")
+    b.refused(11, "a data disk by a path with dots", b.image, dots, "--data-disk", disk, watch=[disk])
     spec = scratch / "own-data.toml"
     text = 'id = "i-1"\nimage = "image.raw"\n[system_disk]\npath = "data.raw"\n[[data_disk]]\npath = "link.raw"\n'
     host.write(host.make(spec, 0), text.encode())

@@ -207,7 +207,8 @@ def machines_names(b, scratch):
     with holders.qemu_nbd(scratch, disk) as process:
         b.refused(10, "a loop device whose file qemu-nbd serves", b.image, device, says=named(process), watch=[disk])
     with holders.qemu_nbd(scratch, device):
-        b.refused(10, "the file under a loop device that qemu-nbd serves", b.image, disk, "--in-place", says=word(device))
+        b.refused(10, "the file under a loop device that qemu-nbd serves", b.image, disk, "--in-place",
+                  says=word(device))
     done(b, "a device that qemu had under another name", b.image, device)
     scratch.unloop(device)
 
@@ -393,8 +394,9 @@ def damaged_plans(b, scratch):
     edited = json.dumps({**plan, "target_bytes": plan["target_bytes"] + 1})
     without = json.dumps({key: value for key, value in plan.items() if key != "digest"})
     other = json.dumps({**plan, "digest": "0" * 64})
-    for name, content in (("edited", edited), ("cut off", text[: len(text) // 2]), ("empty", ""), ("without a digest", without),
-                          ("with another digest", other), ("that is none", "[1, 2]"), ("of noise", "\0" * 4096)):
+    for name, content in (("edited", edited), ("cut off", text[: len(text) // 2]), ("empty", ""),
+                          ("without a digest", without), ("with another digest", other), ("that is none", "[1, 2]"),
+                          ("of noise", "\0" * 4096)):
         path = scratch / "damaged.json"
         host.write(host.make(path, 0), content.encode())
         with_plan(b, 2, f"a plan {name}", disk, plan=path)

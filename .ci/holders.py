@@ -175,7 +175,8 @@ class Nbd:
             self.client.sendall(struct.pack(">I8sII", 3, b"IHAVEOPT", 1, 0))
             receive(self.client, 10)
             for offset, data in pieces:
-                self.client.sendall(struct.pack(">IHHQQI", 0x25609513, 1, 1, offset, offset, len(data)) + data)
+                request = struct.pack(">IHHQQI", 0x25609513, 1, 1, offset, offset, len(data))
+                self.client.sendall(request + data)
                 magic, error, handle = struct.unpack(">IIQ", receive(self.client, 16))
                 if (magic, error, handle) != (0x67446698, 0, offset):
                     return False
@@ -203,7 +204,7 @@ def socket_of(scratch):
 
 
 def qemu_nbd_words(path, where, *flags):
-    return ("qemu-nbd", "--format", "raw", "--persistent", "--cache", "writeback", *flags, "--socket", where, path)
+    return ("qemu-nbd", "-f", "raw", "--persistent", "--cache", "writeback", *flags, "--socket", where, path)
 
 
 def qemu_nbd(scratch, path, *flags):
@@ -214,10 +215,10 @@ def qemu_nbd(scratch, path, *flags):
 def storage_daemon(scratch, path):
     where = socket_of(scratch)
     driver = "host_device" if stat.S_ISBLK(os.stat(path).st_mode) else "file"
-    return running(
-        ("qemu-storage-daemon", "--blockdev", json.dumps({"driver": driver, "node-name": "disk", "filename": path}),
-         "--nbd-server", f"addr.type=unix,addr.path={where}", "--export", "nbd,id=disk,node-name=disk,writable=on,name="),
-        greets(where), path)
+    disk = json.dumps({"driver": driver, "node-name": "disk", "filename": path})
+    words = ("qemu-storage-daemon", "--blockdev", disk, "--nbd-server", f"addr.type=unix,addr.path={where}",
+             "--export", "nbd,id=disk,node-name=disk,writable=on,name=")
+    return running(words, greets(where), path)
 
 
 def guest_words(path, where, *drive):
