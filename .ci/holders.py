@@ -223,7 +223,8 @@ def storage_daemon(scratch, path):
 
 def guest_words(path, where, *drive):
     return ("qemu-system-x86_64", "-S", "-accel", "tcg", "-m", "32", "-display", "none", "-nodefaults",
-            "-drive", ",".join((f"file={path},format=raw,if=virtio", *drive)), "-qmp", f"unix:{where},server=on,wait=off")
+            "-drive", ",".join((f"file={path},format=raw,if=virtio", *drive)),
+            "-qmp", f"unix:{where},server=on,wait=off")
 
 
 def guest(scratch, path, *drive):
