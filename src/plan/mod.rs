@@ -14,7 +14,7 @@ mod view;
 use std::os::unix::fs::FileTypeExt as _;
 
 use crate::error::{Error, ErrorKind};
-use crate::guard::{self, Access, Claim, DataDisk, Promise, Refusal, Subject};
+use crate::guard::{self, Access, Claim, DataDisk, Held, Promise, Refusal, Subject};
 use crate::image::{Image, TableReport};
 use crate::journal;
 use crate::observe::{Event, Observer};
@@ -138,6 +138,7 @@ fn examine(
     };
     let fit = noted(Fit::find(request, (image.as_ref(), tables), &claim, brought.as_deref()), &mut refusals);
     let Some(fit) = fit.filter(|_| refusals.is_empty()) else { return Err(Error::first_of(refusals)) };
+    checked(&claim, seen.data_disks.len(), observer);
     let summary =
         summary::summarise(request, (image.as_ref(), tables), (&claim, &fit, &seen), seed.as_ref())?;
     if let Some(bound) = &request.options.plan {
@@ -154,6 +155,21 @@ fn examine(
     }
     let (request, data_disks) = (request.clone(), seen.data_disks);
     Ok(Plan { request, image, claim, brought, fit, seed, data_disks, summary })
+}
+
+/// Tells what the guard found, now that it has found nothing against it.
+fn checked(claim: &Claim, data_disks: usize, observer: &dyn Observer) {
+    let tell = |name, detail| observer.event(&Event::Checked { name, detail });
+    match claim.held() {
+        Held::Device { .. } | Held::File { .. } => {
+            tell("target", format!("nobody else uses {:?}", claim.path()));
+        }
+        Held::NewFile { .. } => tell("target", format!("{:?} is a new file", claim.path())),
+        Held::Promised(_) => {}
+    }
+    if data_disks > 0 {
+        tell("data disks", format!("{data_disks}, none of which shares a byte with the target"));
+    }
 }
 
 /// What came out, or `None` and one refusal more.

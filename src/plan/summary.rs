@@ -13,7 +13,7 @@ use crate::guard::{Claim, DataDiskEvidence, DiskFacts, Held, Sight};
 use crate::image::{FileIdentity, Image, ImageInfo, TableReport};
 use crate::layout::{self, DiskLayout, Outcome, ReadBytes, Relocation};
 use crate::range::ByteRange;
-use crate::request::{GptPolicy, Placement, Request};
+use crate::request::{ExpectedDigest, GptPolicy, Placement, Preflight, Request};
 use crate::seed::{ComposedSeed, SeedReport};
 
 /// What a rebuild will do; sizes in bytes.
@@ -35,6 +35,8 @@ pub struct PlanSummary {
     pub target_disk: Option<DiskFacts>,
     /// The files that the image is read from, the image's own first.
     pub image_files: Vec<FileIdentity>,
+    /// The digest that the image file was found to have, where one was expected and compared.
+    pub image_digest: Option<String>,
     /// Its size now.
     pub target_bytes: u64,
     /// Its size when the run has ended.
@@ -130,6 +132,7 @@ pub(super) fn summarise(
         target_kind: kind_of(request, claim),
         target_disk: claim.facts().cloned(),
         image_files: image.identities(),
+        image_digest: image_digest(request),
         target_bytes: claim.size(),
         size_after: fit.size,
         gpt: GptPlan::of(fit.relocation.as_ref()),
@@ -169,6 +172,16 @@ impl ReadBytes for Future<'_> {
         layout::apply(self.fit.patches(), range, buffer);
         Ok(())
     }
+}
+
+fn image_digest(request: &Request) -> Option<String> {
+    let options = &request.options;
+    let hex = |bytes: [u8; 32]| bytes.map(|byte| format!("{byte:02x}")).concat();
+    let expected = options.image.expect_digest.filter(|_| options.preflight != Preflight::Tables)?;
+    Some(match expected {
+        ExpectedDigest::Sha256(bytes) => format!("sha256:{}", hex(bytes)),
+        ExpectedDigest::Blake3(bytes) => format!("blake3:{}", hex(bytes)),
+    })
 }
 
 fn kind_of(request: &Request, claim: &Claim) -> TargetKind {

@@ -8,7 +8,7 @@ use crate::guard::{self, DataDisk, ImageFile, Refusal, SightLimit, StorageIdenti
 use crate::image::{self, FileIdentity, Image, ImageError};
 use crate::layout::{self, DiskLayout, ReadBytes as _};
 use crate::range::ByteRange;
-use crate::request::Request;
+use crate::request::{Request, SightPolicy};
 
 /// What was seen around the system disk.
 pub(super) struct Seen {
@@ -61,6 +61,12 @@ pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mu
                 refusals.push(refusal.about(&request.instance.system_disk.path));
             }
         }
+    }
+    if request.options.sight == SightPolicy::RequireFull {
+        let about = |limit: &SightLimit| {
+            Refusal::Unseen { limit: limit.clone() }.about(&request.instance.system_disk.path)
+        };
+        refusals.extend(limits.iter().map(about));
     }
     let seen = Seen { topology, image_files, data_disks, limits };
     refusals.extend(check_seed_path(request, &seen).err());

@@ -213,19 +213,23 @@ pub(crate) struct DiskArgs {
     /// A plan that `reimage plan --json` wrote: whatever was looked at then must still be the same
     #[arg(long, value_name = "FILE")]
     pub(crate) plan: Option<PathBuf>,
-    /// How the contents of data disks are compared before and after: some pieces, every byte, or not at all
+    /// How the contents of data disks are compared before and after: head, tail and some pieces between,
+    /// every byte, or not at all (then they are not opened)
     #[arg(long, value_name = "HOW", default_value = "sampled")]
     pub(crate) data_disk_digest: DataDiskDigestArg,
-    /// Refuse where some of the host cannot be looked at, such as other users' processes
+    /// Refuse where something cannot be looked at: other users' processes, a container's outside, other
+    /// hosts that reach the disk, a data disk's content
     #[arg(long)]
     pub(crate) require_full_sight: bool,
-    /// A process that may have the target open for reading (repeatable)
+    /// A process that may have the target open for reading, such as a backup (repeatable); one that
+    /// may write is never excused
     #[arg(long, value_name = "PID")]
     pub(crate) allow_open_reader: Vec<u32>,
     /// Refuse where the image and a data disk carry the same ids or labels, instead of warning
     #[arg(long)]
     pub(crate) deny_duplicates: bool,
-    /// What the target must be, else it is refused: serial=…,wwn=…,size=…,ptuuid=…
+    /// What the target must be, else it is refused: serial=…,wwn=…,size=…,ptuuid=… (serial and wwn are
+    /// the device's own; a ptuuid is lost with the partition table, but for an unfinished rebuild's)
     #[arg(long, value_name = "KEY=VALUE,…", value_parser = values::expect)]
     pub(crate) expect: Option<Expect>,
 }
