@@ -92,7 +92,7 @@ def at_once(*works):
         except (Broken, OSError, subprocess.SubprocessError) as error:
             broken.append(error)
 
-    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in works]
     for thread in threads:
         thread.start()
     for thread in threads:
