@@ -14,8 +14,10 @@ from host import MIB, tool
 CHUNK = disks.CHUNK
 
 
-def inject(calls, what):
-    return ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={calls}:{what}")
+def inject(calls, what, *paths):
+    """Words before the program that change what these system calls do; of all files, or only of these."""
+    only = [word for path in paths for word in ("-P", path)]
+    return ("strace", "-f", "-qq", "-o", "/dev/null", *only, "-e", f"inject={calls}:{what}")
 
 
 def says_unfinished(program, tally, name, disk):
@@ -182,10 +184,10 @@ def reads_back_wrong(program, scratch, tally, _image):
     disk = scratch.loop(host.make(scratch / "forgetful.raw", 16 * CHUNK))
     words = (image, disk, "--threads", "1")
     lost = f"retval={CHUNK}"
-    # The thread that copies writes whole chunks; the other one makes fewer calls than five.
+    # The thread that copies writes whole chunks; the other one makes fewer calls than five on the disk.
     for nth in range(5, 11):
         host.write(disk, host.noise(35, 16 * CHUNK))
-        outcome = program.rebuild(*words, before=inject("pwrite64", f"{lost}:when={nth}"))
+        outcome = program.rebuild(*words, before=inject("pwrite64", f"{lost}:when={nth}", disk))
         repairs = outcome.report.get("repairs") or []
         name = f"write {nth} is forgotten"
         tally.expect(outcome.code == 0 and len(repairs) == 1, f"{name}: it is found and repaired", (repairs, outcome))
@@ -197,7 +199,7 @@ def reads_back_wrong(program, scratch, tally, _image):
         why = host.holds(disk, host.read(image))
         tally.expect(not why, f"{name}: the disk after the repair", why)
     host.write(disk, host.noise(35, 16 * CHUNK))
-    outcome = program.rebuild(*words, before=inject("pwrite64", f"{lost}:when=2+"))
+    outcome = program.rebuild(*words, before=inject("pwrite64", f"{lost}:when=2+", disk))
     failed(tally, "every write is forgotten", outcome, 31, ("partial", "written"))
     tally.expect(isinstance(outcome.error.get("offset"), int), "every write is forgotten: the offset", outcome)
     says_unfinished(program, tally, "every write is forgotten", disk)
@@ -221,7 +223,8 @@ def reads_back_wrong(program, scratch, tally, _image):
 def image_fault(program, scratch, tally, _image):
     """A cluster that does not decode, found during the copy."""
     image = text_image(scratch)
-    spoil_compressed(image, MIB)
+    # Where no superblock is looked for: a fault in one of those is found before.
+    spoil_compressed(image, 5 * MIB // 2)
     disk = scratch / "faulty-image.raw"
     host.write(host.make(disk, 0), host.noise(36, 9 * MIB))
     outcome = program.rebuild(image, disk, "--in-place", "--preflight", "tables")

@@ -1,9 +1,13 @@
 """Every refusal has its exit code and leaves every byte of the target as it was."""
 
+import copy
+import functools
 import os
+import re
 import struct
-import subprocess
+import traceback
 
+import holders
 import host
 from host import MIB, tool
 
@@ -18,6 +22,25 @@ class Bench:
         self.qcow2 = self.converted("image.qcow2")
         self.without_hint = set()
 
+    def each(self, *parts):
+        """Makes checks that are independent of each other; one that cannot be made stops none of the others."""
+        for part in parts:
+            try:
+                part(self, self.scratch)
+            except (host.Broken, OSError) as broken:
+                where = traceback.extract_tb(broken.__traceback__)[-1]
+                why = f"a check could not be made: {broken} ({os.path.basename(where.filename)}:{where.lineno})"
+                self.tally.expect(False, part.__name__, why)
+
+    def at_once(self, *lanes):
+        """Several rows of such checks, each in a folder of its own: a refusal may take a while."""
+        twins = []
+        for number, lane in enumerate(lanes):
+            twin = copy.copy(self)
+            twin.scratch = self.scratch.inside(f"lane-{number}")
+            twins.append(functools.partial(twin.each, *lane))
+        holders.at_once(*twins)
+
     def converted(self, name, *flags):
         path = self.scratch / name
         tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", *flags, self.image, path)
@@ -28,8 +51,11 @@ class Bench:
         host.write(path, host.noise(22, size))
         return path
 
-    def refused(self, code, name, image, target, *flags, watch=(), keep=True, stdin=b""):
-        """The same request as `rebuild` and as `plan`: this code, `untouched`, and nothing has changed."""
+    def refused(self, code, name, image, target, *flags, watch=(), keep=True, stdin=b"", says=()):
+        """The same request as `rebuild` and as `plan`: this code, `untouched`, and nothing has changed.
+
+        Each pattern of `says` is found in the message, or in that of another refusal of the same run.
+        """
         watched = [path for path in (target, *watch) if os.path.isfile(path) or is_device(path)]
         folder = os.path.dirname(target)
         inside = self.scratch.folder in folder and os.path.isdir(folder)
@@ -46,6 +72,9 @@ class Bench:
                 self.tally.expect(outcome.error.get("code") == code, f"{label}: the document's code", outcome)
                 self.tally.expect(outcome.state == "untouched", f"{label}: says untouched", outcome)
                 self.without_hint |= set() if outcome.error.get("hint") else {name}
+                text = "\n".join(outcome.messages)
+                for pattern in says:
+                    self.tally.expect(re.search(pattern, text), f"{label}: says {pattern}", text)
             after = {path: (host.checksum(path), stamp(path)) for path in watched}
             if not self.tally.expect(after == before, f"{label}: nothing has changed", (before, after)):
                 # The next check wants these as they were.
@@ -68,8 +97,7 @@ def stamp(path):
 
 def refusals(program, scratch, tally):
     bench = Bench(program, scratch, tally)
-    for part in (usage, in_use, identity, fit, credentials, kinds, image_faults, digests):
-        part(bench, scratch)
+    bench.each(usage, in_use, identity, fit, credentials, kinds, image_faults, digests)
     if bench.without_hint:
         print(f"  refused without a hint: {', '.join(sorted(bench.without_hint))}")
     tally.expect("a deleted image" not in bench.without_hint, "a deleted image: the hint says what to do")
@@ -128,19 +156,10 @@ def in_use(b, scratch):
         host.write(host.make(spec, 0), text.encode())
         b.refused(10, f"an instance that is {state}", "", "", "--instance", spec, watch=[disk])
 
-    # A program that has the disk open as qemu does, with its locks.
-    holder = subprocess.Popen(["qemu-io", "-f", "raw", disk], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        holder.stdin.write(b"read 0 512\n")
-        holder.stdin.flush()
-        while b"ops/sec" not in holder.stdout.readline():
-            pass
-        b.refused(10, "a file that qemu holds", b.image, disk, "--in-place")
-        b.refused(10, "a file that qemu holds, replaced", b.image, disk)
-    finally:
-        holder.stdin.write(b"quit\n")
-        holder.stdin.close()
-        holder.wait(30)
+    with holders.qemu_io(disk) as holder:
+        says = holders.named(holder)
+        b.refused(10, "a file that qemu holds", b.image, disk, "--in-place", says=says)
+        b.refused(10, "a file that qemu holds, replaced", b.image, disk, says=says)
 
 
 def identity(b, scratch):
@@ -191,29 +210,6 @@ def identity(b, scratch):
               "--password-file", password, keep=False, watch=[base])
     b.refused(11, "the seed is the image's backing file", overlay, disk, "--allow-backing", scratch.folder,
               "--seed", base, "--password-file", password, keep=False, watch=[base])
-
-
-def aliases(program, scratch, tally):
-    """A file and the loop device over it are one storage, whichever of them is named."""
-    b = Bench(program, scratch, tally)
-    disk = b.disk("mounted.raw", 16 * MIB)
-    tool("mkfs.ext4", "-q", "-F", disk)
-    device = scratch.loop(disk)
-    where = scratch.mount(device, "mounted", "-o", "ro,noload")
-    b.refused(10, "the file under a mounted loop device", b.image, disk, "--in-place")
-    b.refused(10, "the file under a mounted loop device, replaced", b.image, disk)
-    scratch.unmount(where)
-    b.refused(10, "the file under a loop device", b.image, disk, "--in-place")
-    scratch.unloop(device)
-    disk = b.disk("data.raw")
-    device = scratch.loop(disk)
-    b.refused(11, "a loop device over a data disk", b.image, device, "--data-disk", disk)
-    b.refused(11, "the file under a data disk", b.image, disk, "--data-disk", device, "--in-place")
-    scratch.unloop(device)
-    tool("cp", b.image, disk)
-    device = scratch.loop(disk)
-    b.refused(11, "a loop device over the image", disk, device)
-    scratch.unloop(device)
 
 
 def fit(b, scratch):

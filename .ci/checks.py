@@ -9,8 +9,12 @@ import re
 import sys
 import time
 
+import check_aliases
+import check_claim
+import check_data_disks
 import check_faults
 import check_files
+import check_guard
 import check_layout
 import check_limits
 import check_refusals
@@ -43,15 +47,18 @@ def silence(_program, _scratch, tally):
             tally.expect(not loud, f"{os.path.relpath(path, ROOT)} is silent", loud)
 
 
-# Sections that run only when they are named: the guard does not know these aliases yet.
-NOT_YET = {"aliases": check_refusals.aliases}
-
 SECTIONS = {
     "silence": silence,
     "sizes": check_files.sizes,
     "devices as images": check_files.device_images,
     "gpt": check_layout.gpt,
     "refusals": check_refusals.refusals,
+    "aliases": check_aliases.aliases,
+    "in use": check_guard.in_use,
+    "claim": check_claim.claim,
+    "swapped": check_guard.swapped,
+    "data disks": check_data_disks.data_disks,
+    "race": check_claim.race,
     "faults": check_faults.io_errors,
     "signals": check_faults.signals,
     "replaced": check_files.replaced,
@@ -63,8 +70,8 @@ SECTIONS = {
 
 def main():
     names = sys.argv[2:] or list(SECTIONS)
-    if len(sys.argv) < 2 or not set(names) <= {*SECTIONS, *NOT_YET}:
-        sys.exit(f"{__doc__}\nSections: {' '.join(SECTIONS)}; only by name: {' '.join(NOT_YET)}")
+    if len(sys.argv) < 2 or not set(names) <= set(SECTIONS):
+        sys.exit(f"{__doc__}\nSections: {', '.join(SECTIONS)}")
     if os.geteuid() != 0:
         sys.exit("checks.py needs root: it makes loop devices and mounts")
     tally = Tally()
@@ -73,7 +80,7 @@ def main():
         # Each section has a folder of its own, removed when it ends.
         scratch = Scratch(name)
         try:
-            {**SECTIONS, **NOT_YET}[name](Program(sys.argv[1], scratch), scratch, tally)
+            SECTIONS[name](Program(sys.argv[1], scratch), scratch, tally)
         except Broken as broken:
             tally.expect(False, name, f"a check could not be made: {broken}")
         finally:

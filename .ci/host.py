@@ -5,6 +5,7 @@ missing is a failure.
 """
 
 import atexit
+import copy
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 MIB = 1 << 20
@@ -74,6 +76,12 @@ class Scratch:
 
     def __truediv__(self, name):
         return os.path.join(self.folder, name)
+
+    def inside(self, name):
+        """The same with another folder, for checks that look at what is made in theirs."""
+        twin = copy.copy(self)
+        twin.folder = self.folder_of(name)
+        return twin
 
     def folder_of(self, name):
         path = self / name
@@ -148,6 +156,16 @@ class Outcome:
         doc = self.doc or {}
         error = doc.get("error", doc)
         return error if isinstance(error, dict) else doc
+
+    @property
+    def messages(self):
+        """The message of each refusal."""
+        found, left = [], [self.error]
+        while left:
+            one = left.pop()
+            found.append(str(one.get("message")))
+            left += one.get("also") or []
+        return found
 
     @property
     def state(self):
@@ -229,13 +247,15 @@ class Tally:
     def __init__(self):
         self.passed = 0
         self.failed = []
+        self.one_at_a_time = threading.Lock()
 
     def expect(self, good, name, why=""):
-        if good:
-            self.passed += 1
-        else:
-            self.failed.append(name)
-            print(f"FAILED {name}: {why}", flush=True)
+        with self.one_at_a_time:
+            if good:
+                self.passed += 1
+            else:
+                self.failed.append(name)
+                print(f"FAILED {name}: {why}", flush=True)
         return bool(good)
 
     def end(self):
