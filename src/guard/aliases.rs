@@ -85,7 +85,7 @@ pub(crate) fn check_written(
 
 /// The processes that have the file or device at `path` open for writing.
 pub(crate) fn writers_at(path: &Path) -> Vec<Refusal> {
-    let topology = Topology::of_this_host();
+    let topology = Topology::of_this_host(vec![path.to_owned()]);
     let storage = topology.storage_at(path).filter(|_| path.exists());
     storage.map(|storage| in_use::writers(&topology, &storage, in_use::Wait::No)).unwrap_or_default()
 }

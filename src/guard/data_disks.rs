@@ -138,6 +138,11 @@ impl DataDisk {
         Self { path, storage, kernel, file: None, digest: DataDiskDigest::Off, before }
     }
 
+    /// The host as it is now.
+    pub(crate) fn host(&self) -> Topology {
+        Topology::read(&self.kernel)
+    }
+
     /// What it looked like before the run.
     pub(crate) fn before(&self) -> &DataDiskEvidence {
         &self.before
@@ -309,7 +314,7 @@ mod tests {
 
     fn look(path: &Path, digest: DataDiskDigest) -> DataDisk {
         let spec = Spec { path: path.to_owned(), shareable: false };
-        let topology = Topology::read(&Kernel::of_this_host());
+        let topology = Topology::of_this_host(Vec::new());
         DataDisk::look(&topology, &spec, digest, &mut Vec::new()).unwrap()
     }
 
@@ -329,27 +334,21 @@ mod tests {
             fresh();
             let disk = look(&path, digest);
             assert_eq!(disk.before().digest.is_some(), digest != DataDiskDigest::Off);
-            assert!(disk.look_again(&Topology::of_this_host()).differences.is_empty(), "{digest:?}");
+            assert!(disk.look_again(&disk.host()).differences.is_empty(), "{digest:?}");
             let file = File::options().append(true).open(&path).unwrap();
             (&file).write_all(b"x").unwrap();
-            let told = disk.look_again(&Topology::of_this_host()).differences;
+            let told = disk.look_again(&disk.host()).differences;
             assert!(told.contains(&"its size") && told.len() >= 2, "{told:?}");
             fs::rename(&path, folder.path().join("elsewhere")).unwrap();
             fresh();
-            assert!(
-                disk.look_again(&Topology::of_this_host())
-                    .differences
-                    .contains(&"its name leads to another disk")
-            );
+            assert!(disk.look_again(&disk.host()).differences.contains(&"its name leads to another disk"));
         }
         let file = fresh();
         let disk = look(&path, DataDiskDigest::Full);
         let times = fs::FileTimes::new().set_modified(file.metadata().unwrap().modified().unwrap());
         file.write_all_at(b"D", 3 * STEP).unwrap();
         file.set_times(times).unwrap();
-        assert!(
-            disk.look_again(&Topology::of_this_host()).differences.contains(&"the digest of its content")
-        );
+        assert!(disk.look_again(&disk.host()).differences.contains(&"the digest of its content"));
     }
 
     #[test]

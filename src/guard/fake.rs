@@ -36,7 +36,7 @@ impl FakeHost {
     }
 
     pub(super) fn kernel(&self) -> Kernel {
-        Kernel { proc: self.path("proc"), sys: self.path("sys"), dev: self.path("dev") }
+        Kernel { proc: self.path("proc"), sys: self.path("sys"), dev: self.path("dev"), near: Vec::new() }
     }
 
     pub(super) fn topology(&self) -> Topology {

@@ -12,12 +12,14 @@ pub(crate) struct Kernel {
     pub(super) proc: PathBuf,
     pub(super) sys: PathBuf,
     pub(super) dev: PathBuf,
+    /// What the run touches anyway: on the file systems of these paths it may wait for a server.
+    pub(super) near: Vec<PathBuf>,
 }
 
 impl Kernel {
-    /// Those of the machine that this runs on.
-    pub(crate) fn of_this_host() -> Self {
-        Self { proc: "/proc".into(), sys: "/sys".into(), dev: "/dev".into() }
+    /// Those of the machine that this runs on, for a run that touches the paths `near`.
+    pub(crate) fn of_this_host(near: Vec<PathBuf>) -> Self {
+        Self { proc: "/proc".into(), sys: "/sys".into(), dev: "/dev".into(), near }
     }
 
     /// The sysfs folder of a block device, behind all links.

@@ -42,6 +42,8 @@ impl Mount {
 pub(super) struct Mounts {
     /// Those that this process sees itself, in the order in which they were made.
     own: Vec<Mount>,
+    /// Where the file systems are mounted that the run touches anyway.
+    near: Vec<PathBuf>,
     pub(super) all: Vec<Mount>,
 }
 
@@ -65,7 +67,11 @@ impl Mounts {
             let theirs = table(Some(pid), &name).unwrap_or_default();
             all.extend(theirs.into_iter().filter(Mount::is_on_a_device));
         }
-        Self { own, all }
+        let mut mounts = Self { own, near: Vec::new(), all };
+        let real = |path: &PathBuf| std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+        let near = kernel.near.iter().filter_map(|path| real(path).ok());
+        mounts.near = near.filter_map(|path| Some(mounts.holding(&path)?.point.clone())).collect();
+        mounts
     }
 
     /// The mount that a path of this process lies on.
@@ -81,7 +87,9 @@ impl Mounts {
     /// hang, here and in every other run on the host.
     pub(super) fn answers_at_once(&self, path: &Path) -> bool {
         let on_the_way = self.own.iter().filter(|mount| path.starts_with(&mount.point));
-        path.is_absolute() && on_the_way.map(|mount| mount.kind.as_str()).all(|kind| LOCAL.contains(&kind))
+        let answers =
+            |mount: &Mount| LOCAL.contains(&mount.kind.as_str()) || self.near.contains(&mount.point);
+        path.is_absolute() && on_the_way.into_iter().all(answers)
     }
 
     /// The mounts at one of these places, in this process's view or that of the first process.
@@ -153,10 +161,20 @@ mod tests {
             mount("/net/local", "xfs"),
             mount("/f", "fuse.x"),
         ];
-        let mounts = Mounts { own, all: Vec::new() };
-        let asked = |path: &str| mounts.answers_at_once(Path::new(path));
-        assert!(asked("/var/disk") && asked("/nets/disk"));
-        assert!(!asked("/net/disk") && !asked("/net/local/disk") && !asked("/f") && !asked("disk"));
+        let mut mounts = Mounts { own, near: Vec::new(), all: Vec::new() };
+        let asked = |mounts: &Mounts, path: &str| mounts.answers_at_once(Path::new(path));
+        for (path, expected) in [
+            ("/var/disk", true),
+            ("/nets/disk", true),
+            ("/net/local/disk", false),
+            ("/f", false),
+            ("disk", false),
+        ] {
+            assert_eq!(asked(&mounts, path), expected, "{path}");
+        }
+        // What the run touches anyway may be waited for.
+        mounts.near.push("/net".into());
+        assert!(asked(&mounts, "/net/local/disk") && !asked(&mounts, "/f/disk"));
     }
 
     #[test]
@@ -171,7 +189,7 @@ mod tests {
         };
         let own =
             vec![mount((8, 1), "/"), mount((8, 2), "/var"), mount((8, 3), "/var"), mount((8, 4), "/va")];
-        let mounts = Mounts { own, all: Vec::new() };
+        let mounts = Mounts { own, near: Vec::new(), all: Vec::new() };
         let found = |path: &str| mounts.holding(Path::new(path)).unwrap().number;
         assert_eq!((found("/var/lib/x"), found("/varx"), found("/va/x")), ((8, 3), (8, 1), (8, 4)));
     }

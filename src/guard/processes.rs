@@ -157,7 +157,7 @@ mod tests {
         let shell = shell.args(["-c", &script]).arg(file.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = shell.spawn().unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
-        let found = openers(&Kernel::of_this_host(), &wanted).found;
+        let found = openers(&Kernel::of_this_host(Vec::new()), &wanted).found;
         child.stdin.take().unwrap().write_all(b"\n").unwrap();
         let pid = child.id();
         child.wait().unwrap();
@@ -165,7 +165,10 @@ mod tests {
         let process = Process { pid, command: "sh".into() };
         let expected = Opener { process, access: expected, path };
         assert_eq!(found, [expected], "ours does not count, and nobody else has it");
-        assert!(openers(&Kernel::of_this_host(), &wanted).found.is_empty(), "the process has ended");
+        assert!(
+            openers(&Kernel::of_this_host(Vec::new()), &wanted).found.is_empty(),
+            "the process has ended"
+        );
     }
 
     #[test]

@@ -105,9 +105,9 @@ impl Storage {
 }
 
 impl Topology {
-    /// What this host shows now.
-    pub(crate) fn of_this_host() -> Self {
-        Self::read(&Kernel::of_this_host())
+    /// What this host shows now to a run that touches the paths `near`.
+    pub(crate) fn of_this_host(near: Vec<PathBuf>) -> Self {
+        Self::read(&Kernel::of_this_host(near))
     }
 
     /// Reads what the kernel shows now.
@@ -277,13 +277,15 @@ fn read_device((kernel, mounts): (&Kernel, &Mounts), folder: &Path, name: String
 
 /// The kernel's numbers of what lies below are surer than its path, which is that of another mount namespace.
 fn read_backing((kernel, mounts): (&Kernel, &Mounts), folder: &Path, name: &str, path: PathBuf) -> Backing {
-    let told = block::loop_backing(&kernel.dev.join(name)).ok();
+    // Even the kernel's own answer may have to come from the server of the file's file system.
+    let at_once = mounts.answers_at_once(&path);
+    let told = at_once.then(|| block::loop_backing(&kernel.dev.join(name)).ok()).flatten();
     let storage = told.map(|told| match told.block_device {
         Some(device) => super::identity::device_identity(device),
         None => StorageIdentity::File { device: told.device, inode: told.inode },
     });
     let look = || identify(&fs::metadata(&path).ok()?);
-    let by_path = || mounts.answers_at_once(&path).then(look).flatten();
+    let by_path = || at_once.then(look).flatten();
     let attribute = |name: &str| count(&folder.join("loop").join(name)).unwrap_or(0);
     Backing {
         storage: storage.or_else(by_path),

@@ -46,8 +46,8 @@ fn layout_of(disk: &DataDisk) -> Option<DiskLayout> {
 
 /// Looks at everything that must survive, and notes what may not be.
 pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mut Vec<Error>) -> Seen {
-    let topology = Topology::of_this_host();
     let identities = image.map(Image::identities).unwrap_or_default();
+    let topology = Topology::of_this_host(near(request, &identities));
     let image_files = guard::image_files(&topology, identities.into_iter().map(of_file));
     let writers = guard::image_writers(&topology, &image_files);
     refusals.extend(writers.into_iter().map(|(path, refusal)| refusal.about(&path)));
@@ -74,6 +74,16 @@ pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mu
     let written = guard::check_written(&seen.topology, state, &seen.data_disks);
     refusals.extend(written.err().map(|refusal| refusal.about(state.1)));
     seen
+}
+
+/// Every path that the run touches.
+fn near(request: &Request, image: &[FileIdentity]) -> Vec<PathBuf> {
+    let instance = &request.instance;
+    let mut near = vec![instance.system_disk.path.clone(), request.options.state_dir.clone()];
+    near.extend(image.iter().map(|file| file.path.clone()));
+    near.extend(instance.data_disks.iter().map(|disk| disk.path.clone()));
+    near.extend(instance.seed.iter().map(|seed| seed.path.clone()));
+    near
 }
 
 /// Who writes the image that could not be opened because somebody does; the lock says only that.

@@ -7,7 +7,7 @@ use super::report::{self, DataDiskReport, Report, Verdict};
 use super::run::{Run, journal_error};
 use crate::copy::{self, CopyError, Mismatch, Scope, Sink, Transfer};
 use crate::error::{Error, ErrorKind, TargetState};
-use crate::guard::{Hold, Refusal, Topology};
+use crate::guard::{DataDisk, Hold, Refusal};
 use crate::journal::Record;
 use crate::observe::{Event, Phase};
 use crate::plan::image_error;
@@ -179,8 +179,9 @@ impl Run<'_> {
 
     /// What was done; an error only where a data disk changed meanwhile.
     pub(super) fn report(self, started: Instant) -> Result<Report, Error> {
-        let host = std::cell::LazyCell::new(Topology::of_this_host);
-        let data_disks: Vec<_> = self.data_disks.iter().map(|disk| report::compare(disk, &host)).collect();
+        let host = self.data_disks.first().map(DataDisk::host);
+        let compare = |disk| report::compare(disk, host.as_ref().expect("there is a data disk"));
+        let data_disks: Vec<_> = self.data_disks.iter().map(compare).collect();
         self.journal.finish().map_err(|fault| journal_error(fault).leaving(self.state))?;
         let by = |verdict: Verdict| data_disks.iter().filter(move |disk| disk.verdict == verdict);
         for disk in by(Verdict::ChangedElsewhere) {
