@@ -78,7 +78,8 @@ impl FakeHost {
     pub(super) fn loop_over(&self, name: &str, number: Number, file: &Path, (offset, limit): (u64, u64)) {
         let folder = self.disk(&format!("virtual/block/{name}"), number);
         fs::create_dir(folder.join("loop")).unwrap();
-        fs::write(folder.join("loop/backing_file"), format!("{}\n", file.display())).unwrap();
+        let path = [file.as_os_str().as_encoded_bytes(), b"\n"].concat();
+        fs::write(folder.join("loop/backing_file"), path).unwrap();
         fs::write(folder.join("loop/offset"), format!("{offset}\n")).unwrap();
         fs::write(folder.join("loop/sizelimit"), format!("{limit}\n")).unwrap();
     }

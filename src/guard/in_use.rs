@@ -57,7 +57,8 @@ pub(super) fn mounts(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
 
 /// The swap areas that lie on the storage, or are it.
 fn swap(topology: &Topology, storage: &Storage) -> Option<Refusal> {
-    let table = fs::read_to_string(topology.kernel.proc.join("swaps")).ok()?;
+    let table = fs::read(topology.kernel.proc.join("swaps")).ok()?;
+    let table = String::from_utf8_lossy(&table);
     let mut paths = table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(unescape);
     paths.find_map(|path| {
         let area = topology.storage_named(Path::new(&path))?;

@@ -50,8 +50,9 @@ pub(super) struct Mounts {
 impl Mounts {
     pub(super) fn read(kernel: &Kernel) -> Self {
         let table = |by: Option<u32>, folder: &str| -> Option<Vec<Mount>> {
-            let text = fs::read_to_string(kernel.proc.join(folder).join("mountinfo")).ok()?;
-            Some(text.lines().filter_map(|line| parse(line, by)).collect())
+            // One name that is no text must not hide all the other mounts.
+            let bytes = fs::read(kernel.proc.join(folder).join("mountinfo")).ok()?;
+            Some(String::from_utf8_lossy(&bytes).lines().filter_map(|line| parse(line, by)).collect())
         };
         let own = table(None, "self").unwrap_or_default();
         let mut all = own.clone();
@@ -130,7 +131,17 @@ pub(super) fn unescape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fake::FakeHost;
     use super::*;
+
+    #[test]
+    fn a_mount_point_that_is_no_text_hides_no_other_mount() {
+        let host = FakeHost::new();
+        let table = host.write("proc/self/mountinfo", "");
+        fs::write(table, b"1 0 8:1 / /\xff rw - ext4 a rw\n2 0 8:2 / /b rw - ext4 b rw\n").unwrap();
+        let numbers: Vec<_> = Mounts::read(&host.kernel()).all.iter().map(|mount| mount.number).collect();
+        assert_eq!(numbers, [(8, 1), (8, 2)]);
+    }
 
     #[test]
     fn a_line_of_mountinfo_says_device_place_source_and_options() {

@@ -6,7 +6,9 @@
 //! logical volumes of a group, but a disk and its partition do, and a file and the loop device over it.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -261,8 +263,8 @@ fn read_device((kernel, mounts): (&Kernel, &Mounts), folder: &Path, name: String
     let made_of = if let Some(disk) = disk() {
         let start = count(&folder.join("start")).unwrap_or(0).saturating_mul(SECTOR);
         MadeOf::Partition { disk, start }
-    } else if let Some(path) = line(&folder.join("loop/backing_file")) {
-        MadeOf::Loop(read_backing((kernel, mounts), folder, &name, path.into()))
+    } else if let Some(path) = backing_path(folder) {
+        MadeOf::Loop(read_backing((kernel, mounts), folder, &name, path))
     } else {
         let slaves = folder.join("slaves");
         let devices: Vec<_> =
@@ -275,10 +277,18 @@ fn read_device((kernel, mounts): (&Kernel, &Mounts), folder: &Path, name: String
     Device { name, size, made_of }
 }
 
+/// `None` of what is no loop device, or is over nothing; a path may hold any byte, and be too long to be told.
+fn backing_path(folder: &Path) -> Option<PathBuf> {
+    let attribute = folder.join("loop/backing_file");
+    let mut path = attribute.exists().then(|| fs::read(attribute).unwrap_or_default())?;
+    path.pop_if(|byte| *byte == b'\n');
+    Some(OsString::from_vec(path).into())
+}
+
 /// The kernel's numbers of what lies below are surer than its path, which is that of another mount namespace.
 fn read_backing((kernel, mounts): (&Kernel, &Mounts), folder: &Path, name: &str, path: PathBuf) -> Backing {
     // Even the kernel's own answer may have to come from the server of the file's file system.
-    let at_once = mounts.answers_at_once(&path);
+    let at_once = path.as_os_str().is_empty() || mounts.answers_at_once(&path);
     let told = at_once.then(|| block::loop_backing(&kernel.dev.join(name)).ok()).flatten();
     let storage = told.map(|told| match told.block_device {
         Some(device) => super::identity::device_identity(device),
@@ -379,6 +389,20 @@ mod tests {
         check(&host, (259, 1), second, true);
         let chain = host.storage((259, 1)).chain;
         assert_eq!(chain, [(259, 1).into(), whole.into(), of_file.identity]);
+    }
+
+    #[test]
+    fn a_loop_device_is_followed_to_a_file_whose_name_is_no_text() {
+        let host = host();
+        for (number, name) in [b"\xff.raw".as_slice(), b"blank ", b"end\n"].into_iter().enumerate() {
+            let name = OsString::from_vec(name.to_vec());
+            let file = host.write("files/x", "").with_file_name(name);
+            fs::write(&file, "").unwrap();
+            let over = (7, u32::try_from(number).unwrap());
+            host.loop_over(&format!("loop{number}"), over, &file, (0, 0));
+            let of_file = host.topology().storage_at(&file).unwrap();
+            assert!(host.storage(over).overlaps(&of_file), "{file:?}");
+        }
     }
 
     #[test]
