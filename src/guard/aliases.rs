@@ -38,7 +38,7 @@ pub(crate) fn image_writers(topology: &Topology, files: &[ImageFile]) -> Vec<(Pa
 
 /// Everything that must survive and shares bytes with the target.
 pub(super) fn of_target(topology: &Topology, subject: &Subject<'_>, target: &Storage) -> Vec<Refusal> {
-    let mut refusals = shared(subject.image_files, subject.data_disks, target);
+    let mut refusals = shared(topology, subject.image_files, subject.data_disks, target);
     if let StorageIdentity::Device { .. } = target.identity {
         refusals.extend(in_use::host_file_systems(topology, target));
     }
@@ -94,20 +94,27 @@ pub(crate) fn writers_at(path: &Path) -> Vec<Refusal> {
 pub(super) fn must_survive(topology: &Topology, subject: &Subject<'_>, path: &Path) -> Option<Refusal> {
     path.symlink_metadata().ok()?;
     let found = topology.storage_at(path)?;
-    shared(subject.image_files, subject.data_disks, &found).into_iter().next()
+    shared(topology, subject.image_files, subject.data_disks, &found).into_iter().next()
 }
 
-fn shared(image_files: &[ImageFile], data_disks: &[DataDisk], target: &Storage) -> Vec<Refusal> {
-    let relation = |other: &Storage| match other.bytes == target.bytes {
-        true => Relation::Same,
-        false => Relation::Shares,
+/// What shares bytes with the target; everything is followed anew, through what the topology shows.
+fn shared(
+    topology: &Topology,
+    image_files: &[ImageFile],
+    data_disks: &[DataDisk],
+    target: &Storage,
+) -> Vec<Refusal> {
+    let relation = |other: &Storage| {
+        let other = topology.again(other);
+        let relation = if other.bytes == target.bytes { Relation::Same } else { Relation::Shares };
+        other.overlaps(target).then_some(relation)
     };
-    let images = image_files.iter().filter(|file| file.storage.overlaps(target));
-    let images =
-        images.map(|file| Refusal::Image { relation: relation(&file.storage), path: file.path.clone() });
-    let data_disks = data_disks.iter().filter(|disk| disk.storage.overlaps(target));
-    let data_disks = data_disks
-        .map(|disk| Refusal::DataDisk { relation: relation(&disk.storage), path: disk.path.clone() });
+    let images = image_files.iter().filter_map(|file| {
+        Some(Refusal::Image { relation: relation(&file.storage)?, path: file.path.clone() })
+    });
+    let data_disks = data_disks.iter().filter_map(|disk| {
+        Some(Refusal::DataDisk { relation: relation(&disk.storage)?, path: disk.path.clone() })
+    });
     images.chain(data_disks).collect()
 }
 
@@ -125,7 +132,7 @@ mod tests {
         let follow = |number: Number| topology.storage(number.into(), None);
         let image = [ImageFile { path: "image".into(), storage: follow(other) }];
         let data = [DataDisk::made_up(&topology, follow(other))];
-        let told: Vec<_> = shared(&image, &data, &follow(target))
+        let told: Vec<_> = shared(&topology, &image, &data, &follow(target))
             .into_iter()
             .map(|refusal| {
                 let relation = match refusal {

@@ -5,13 +5,15 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::Promise;
 use super::aliases::{self, ImageFile};
 use super::data_disks::DataDisk;
-use super::hold::{self, Hold};
+use super::hold::{self, DiskLock, Hold};
 use super::identity::{DiskFacts, StorageIdentity, identify, open_path_only};
 use super::in_use::{self, Excused, Wait};
+use super::locked;
 use super::open::{self, kind_name, real_path};
 use super::refusal::Refusal;
 use super::sight::{self, Sight, SightLimit};
@@ -159,29 +161,42 @@ pub(crate) fn claim_host_disk(
         refusals.extend(evidence(topology));
         return Err(refusals);
     }
-    let mut limits = Vec::new();
-    let taken = match identity {
-        StorageIdentity::Device { .. } => open::device(subject, &looked_at, access),
-        StorageIdentity::File { .. } => open::file((topology, subject), (&looked_at, &metadata), access),
+    // Of several runs the first has the lock before any of them opens the disk, and the others are told.
+    let lock = match DiskLock::take(&storage, subject.state_dir, access) {
+        Ok(lock) => lock,
+        Err(refusal) => return Err(std::iter::once(refusal).chain(evidence(topology)).collect()),
     };
-    let taken = taken.and_then(|(held, size)| {
+    let mut limits = Vec::new();
+    let opened = || {
+        let (held, size) = match identity {
+            StorageIdentity::Device { .. } => open::device(subject, &looked_at, access)?,
+            StorageIdentity::File { .. } => open::file((topology, subject), (&looked_at, &metadata), access)?,
+        };
         let file = held.file().expect("a disk that is there is open");
-        let place = (storage.clone(), Some(real.clone()));
-        let mut hold = Hold::take(topology, place, file, (access, subject.open_readers), &mut limits)?;
-        hold.lock_in(subject.state_dir, access)?;
-        Ok((held, size, hold))
-    });
-    let (held, size, hold) = match taken {
-        Ok(taken) => taken,
-        Err(refusal @ (Refusal::Busy { .. } | Refusal::Locked { .. } | Refusal::AnotherRun { .. })) => {
+        let mut unseen = Vec::new();
+        let hold = Hold::take(topology, storage.clone(), file, (access, subject.open_readers), &mut unseen)?;
+        Ok((held, size, hold, unseen))
+    };
+    let (held, size, hold) = match patiently(opened) {
+        Ok((held, size, mut hold, unseen)) => {
+            hold.keep(lock);
+            limits.extend(unseen);
+            (held, size, hold)
+        }
+        Err(refusal @ (Refusal::Busy { .. } | Refusal::Locked { .. })) => {
             return Err(std::iter::once(refusal).chain(evidence(topology)).collect());
         }
         Err(refusal) => return Err(alone(refusal)),
     };
     let facts = DiskFacts::of(&topology.kernel, &storage, (size, held.sector_size()), held.file());
     let mut refusals = facts.against(subject.expect, subject.earlier_ptuuid);
-    // Whoever came between the first look and the locks is seen now, and is kept out from here on.
-    let (found, more) = look_at_users(&hold, &storage);
+    // What changed and whoever came between the first look and the locks is seen now, and kept out from here on.
+    let topology = Topology::read(hold.kernel());
+    if !topology.again(&storage).is_as(&storage) {
+        refusals.push(Refusal::Moved);
+    }
+    refusals.extend(aliases::of_target(&topology, subject, &storage));
+    let (found, more) = look_at_users(&topology, &hold, &storage);
     refusals.extend(found);
     limits.extend(more);
     finish(subject, refusals, limits, |sight| Claim {
@@ -194,14 +209,26 @@ pub(crate) fn claim_host_disk(
     })
 }
 
+/// Tries again for a while when somebody is in the way who may be a passer-by, such as udev.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    for _ in 0..20 {
+        match attempt() {
+            Err(Refusal::Busy { .. } | Refusal::Locked { who: locked::FLOCK }) => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            result => return result,
+        }
+    }
+    attempt()
+}
+
 /// Who uses the disk, and what could not be looked at.
-fn look_at_users(hold: &Hold, storage: &Storage) -> (Vec<Refusal>, Vec<SightLimit>) {
-    let topology = Topology::read(hold.kernel());
-    let mut refusals = in_use::standing(&topology, storage);
+fn look_at_users(topology: &Topology, hold: &Hold, storage: &Storage) -> (Vec<Refusal>, Vec<SightLimit>) {
+    let mut refusals = in_use::standing(topology, storage);
     let wait = if refusals.is_empty() { Wait::ForPassersBy } else { Wait::No };
-    let (openers, hidden) = hold.openers(&topology, wait);
+    let (openers, hidden) = hold.openers(topology, wait);
     refusals.extend(openers);
-    let mut limits = sight::limits(&topology);
+    let mut limits = sight::limits(topology);
     if hidden > 0 {
         limits.push(SightLimit::Processes { count: hidden });
     }

@@ -9,10 +9,11 @@ use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use super::OpenBytes;
+use super::devices::MadeOf;
 use super::identity::{DiskFacts, StorageIdentity, identify};
 use super::kernel::{Kernel, line};
 use super::sight::SightLimit;
-use super::topology::{MadeOf, Storage, Topology};
+use super::topology::{Storage, Topology};
 use crate::layout::ReadBytes as _;
 use crate::range::ByteRange;
 use crate::request::{DataDisk as Spec, DataDiskDigest};

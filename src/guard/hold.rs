@@ -8,34 +8,76 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 
 use super::claim::Access;
+use super::devices::MadeOf;
 use super::identity::{StorageIdentity, identify};
 use super::in_use::{self, Excused, Wait};
 use super::kernel::Kernel;
 use super::locked;
 use super::refusal::Refusal;
 use super::sight::SightLimit;
-use super::topology::{MadeOf, Storage, Topology};
+use super::topology::{Storage, Topology};
 use crate::sys::durable;
 use crate::sys::lock_file::{self, LockFile};
+
+/// The lock of a disk in the state folder, where every run of this program looks for it.
+pub(super) struct DiskLock(Option<LockFile>);
+
+impl DiskLock {
+    /// Takes the lock, before the disk is opened; `Look` only asks whether it could.
+    pub(super) fn take(storage: &Storage, state_dir: &Path, access: Access) -> Result<Self, Refusal> {
+        let folder = state_dir.join("locks");
+        let name = lock_name(storage);
+        let path = folder.join(&name);
+        let failed = |source| Refusal::StateFolder { folder: folder.clone(), source };
+        if access == Access::Look {
+            let nothing = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];
+            return match lock_file::is_held(&folder, &name) {
+                Ok(true) => Err(Refusal::AnotherRun { path }),
+                Err(error) if !nothing.contains(&error.kind()) => Err(failed(error)),
+                _ => Ok(Self(None)),
+            };
+        }
+        durable::make_folder(&folder).map_err(failed)?;
+        let lock = lock_file::acquire(&folder, &name).map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => Refusal::AnotherRun { path },
+            _ => failed(source),
+        })?;
+        Ok(Self(Some(lock)))
+    }
+}
+
+impl Drop for DiskLock {
+    fn drop(&mut self) {
+        // One that cannot be removed is not held either, and the next run takes it.
+        let _ = self.0.take().map(LockFile::remove);
+    }
+}
+
+/// Never the path, which another disk may get: where the bytes really lie.
+fn lock_name(storage: &Storage) -> String {
+    let start = storage.bytes.range.start();
+    match storage.bytes.base {
+        StorageIdentity::Device { major, minor } => format!("device-{major}-{minor}-{start}.lock"),
+        StorageIdentity::File { device, inode } => format!("file-{device}-{inode}-{start}.lock"),
+    }
+}
 
 /// Locks on a disk and on what lies below it; they end with it.
 pub(crate) struct Hold {
     kernel: Kernel,
     storage: Storage,
-    /// Where a file really lies.
-    real_path: Option<PathBuf>,
     /// The disk as it was named, its usual node, the whole disk, the file below a loop device.
     files: Vec<File>,
     excused: Vec<u32>,
-    /// Kept to its end, and removed then.
-    lock: Option<LockFile>,
+    /// Kept to its end.
+    lock: Option<DiskLock>,
 }
 
 impl Hold {
     /// Takes hold of `disk`, which is open, and of everything below it; `Look` only asks whether it could.
     pub(super) fn take(
         topology: &Topology,
-        (storage, real_path): (Storage, Option<PathBuf>),
+        storage: Storage,
         disk: &File,
         (access, excused): (Access, &[u32]),
         limits: &mut Vec<SightLimit>,
@@ -52,7 +94,7 @@ impl Hold {
             }
         }
         let kernel = topology.kernel.clone();
-        let hold = Self { kernel, storage, real_path, files, excused: excused.to_vec(), lock: None };
+        let hold = Self { kernel, storage, files, excused: excused.to_vec(), lock: None };
         for file in &hold.files {
             match access {
                 Access::Look => locked::ask(file)?,
@@ -63,36 +105,9 @@ impl Hold {
         Ok(hold)
     }
 
-    /// Takes the lock of this disk in the state folder, where every run of this program looks for it.
-    pub(super) fn lock_in(&mut self, state_dir: &Path, access: Access) -> Result<(), Refusal> {
-        let folder = state_dir.join("locks");
-        let name = self.lock_name();
-        let path = folder.join(&name);
-        let failed = |source| Refusal::StateFolder { folder: folder.clone(), source };
-        match access {
-            Access::Look if lock_file::is_held(&folder, &name).unwrap_or(false) => {
-                Err(Refusal::AnotherRun { path })
-            }
-            Access::Look => Ok(()),
-            Access::Write => {
-                durable::make_folder(&folder).map_err(failed)?;
-                let lock = lock_file::acquire(&folder, &name).map_err(|source| match source.kind() {
-                    io::ErrorKind::WouldBlock => Refusal::AnotherRun { path },
-                    _ => failed(source),
-                })?;
-                self.lock = Some(lock);
-                Ok(())
-            }
-        }
-    }
-
-    /// Never the path, which another disk may get: where the bytes really lie.
-    fn lock_name(&self) -> String {
-        let start = self.storage.bytes.range.start();
-        match self.storage.bytes.base {
-            StorageIdentity::Device { major, minor } => format!("device-{major}-{minor}-{start}.lock"),
-            StorageIdentity::File { device, inode } => format!("file-{device}-{inode}-{start}.lock"),
-        }
+    /// Keeps the state folder's lock as well.
+    pub(super) fn keep(&mut self, lock: DiskLock) {
+        self.lock = Some(lock);
     }
 
     pub(super) fn kernel(&self) -> &Kernel {
@@ -103,9 +118,8 @@ impl Hold {
     pub(crate) fn look_again(&self) -> Vec<Refusal> {
         let topology = Topology::read(&self.kernel);
         // Followed anew: what lies below may be another file by now.
-        let storage = topology.storage(self.storage.identity, self.real_path.as_deref());
         let mut refusals = Vec::new();
-        if storage.bytes != self.storage.bytes {
+        if !topology.again(&self.storage).is_as(&self.storage) {
             refusals.push(Refusal::Moved);
         }
         refusals.extend(in_use::standing(&topology, &self.storage));
@@ -129,15 +143,11 @@ impl Hold {
         })
     }
 
+    /// Whether those that were excused are seen to have the disk, and nobody else is or could be.
     fn are_all_excused(&self, topology: &Topology) -> bool {
-        !self.excused.is_empty() && self.openers(topology, Wait::No).0.is_empty()
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        // One that cannot be removed is not held either, and the next run takes it.
-        let _ = self.lock.take().map(LockFile::remove);
+        let all = openers(topology, &self.storage, Excused::Readers(&[]), Wait::No);
+        let others = self.openers(topology, Wait::No);
+        !all.0.is_empty() && others.0.is_empty() && others.1 == 0
     }
 }
 

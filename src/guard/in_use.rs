@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::devices::MadeOf;
 use super::kernel::{Kernel, line, names};
 use super::mounts::unescape;
 use super::processes::{OpenFor, Openers, Wanted, openers, process};
 use super::refusal::Refusal;
-use super::topology::{MadeOf, Storage, Topology};
+use super::topology::{Storage, Topology};
 
 /// Who has let go by then, such as udev and blkid, is no holder.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -44,7 +45,7 @@ pub(super) fn mounts(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
     let above = topology.above(storage);
     let mut seen = HashSet::new();
     let of_it = topology.mounts.all.iter().filter_map(|mount| {
-        let devices = topology.of_mount(mount.number, &mount.source);
+        let devices = topology.of_mount(mount);
         let (number, device) = devices.iter().find_map(|number| Some((number, above.get(number)?)))?;
         seen.insert((*number, mount.point.clone())).then(|| Refusal::Mounted {
             device: device.name.clone(),
@@ -58,11 +59,12 @@ pub(super) fn mounts(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
 /// The swap areas that lie on the storage, or are it.
 fn swap(topology: &Topology, storage: &Storage) -> Option<Refusal> {
     let table = fs::read(topology.kernel.proc.join("swaps")).ok()?;
-    let table = String::from_utf8_lossy(&table);
-    let mut paths = table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(unescape);
+    let lines = table.split(|byte| *byte == b'\n').skip(1);
+    let mut paths =
+        lines.filter_map(|line| line.split(|byte| *byte == b' ' || *byte == b'\t').next()).map(unescape);
     paths.find_map(|path| {
-        let area = topology.storage_named(Path::new(&path))?;
-        area.overlaps(storage).then(|| Refusal::Swap { path: path.into() })
+        let area = topology.storage_named(&path)?;
+        area.overlaps(storage).then_some(Refusal::Swap { path })
     })
 }
 
@@ -166,7 +168,7 @@ pub(super) fn lasting(kernel: &Kernel, wanted: &Wanted, excused: Excused<'_>, wa
 pub(super) fn writers(topology: &Topology, storage: &Storage, wait: Wait) -> Vec<Refusal> {
     let above = topology.above(storage);
     let mounted = topology.mounts.all.iter().find(|mount| {
-        let devices = topology.of_mount(mount.number, &mount.source);
+        let devices = topology.of_mount(mount);
         mount.is_writable() && devices.iter().any(|number| above.contains_key(number))
     });
     let mounted = mounted.map(|mount| Refusal::ImageMounted { mount_point: mount.point.clone() });
@@ -183,7 +185,7 @@ pub(super) fn host_file_systems(topology: &Topology, storage: &Storage) -> Vec<R
     const PLACES: [&str; 7] = ["/", "/usr", "/boot", "/boot/efi", "/efi", "/var", "/etc"];
     let mut found: Vec<Refusal> = Vec::new();
     for mount in topology.mounts.at(&PLACES) {
-        let devices = topology.of_mount(mount.number, &mount.source);
+        let devices = topology.of_mount(mount);
         let holds = |number: &super::kernel::Number| topology.storage((*number).into(), None).is_on(storage);
         let told =
             found.iter().any(|told| matches!(told, Refusal::HostDisk { place } if *place == mount.point));

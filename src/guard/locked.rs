@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
@@ -25,17 +24,18 @@ pub(super) fn ask(file: &File) -> Result<(), Refusal> {
 
 /// systemd's convention (systemd.io/BLOCK_DEVICE_LOCKING): udev leaves a disk alone that is locked.
 ///
-/// udev itself holds the lock while it probes, so a wait of up to two seconds is normal.
+/// udev itself holds the lock while it probes: whoever asks tries again, but with the disk closed in between,
+/// so that it is not taken for a user of the disk itself.
 fn flock(file: &File, operation: FlockOperation) -> Result<(), Refusal> {
-    for _ in 0..20 {
-        match rustix::fs::flock(file, operation) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(Duration::from_millis(100)),
-            Err(error) => return Err(Refusal::CannotOpen { source: error.into() }),
-        }
+    match rustix::fs::flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Refusal::Locked { who: FLOCK }),
+        Err(error) => Err(Refusal::CannotOpen { source: error.into() }),
     }
-    Err(Refusal::Locked { who: "it holds flock(2) on it" })
 }
+
+/// What a lock by flock(2) says of its holder.
+pub(super) const FLOCK: &str = "it holds flock(2) on it";
 
 /// What a lock of somebody else says that it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ mod aliases;
 mod bytes;
 mod claim;
 mod data_disks;
+mod devices;
 #[cfg(test)]
 mod fake;
 mod hold;

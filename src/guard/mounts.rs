@@ -1,7 +1,9 @@
 //! Mounts in every mount namespace that `/proc` shows, and the mounts of this process's own.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use super::kernel::{Kernel, Number, names};
@@ -12,13 +14,18 @@ const LOCAL: [&str; 23] = [
     "ntfs3", "overlay", "proc", "ramfs", "rootfs", "squashfs", "sysfs", "tmpfs", "udf", "vfat", "xfs", "zfs",
 ];
 
+/// File systems whose number is no device's, and whose source names one of their devices.
+pub(super) const POOLS: [&str; 2] = ["bcachefs", "btrfs"];
+
 /// One line of a `mountinfo` (`proc_pid_mountinfo(5)`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Mount {
     pub(super) number: Number,
+    /// What of its file system is mounted: a folder, or a single file.
+    root: PathBuf,
     pub(super) point: PathBuf,
     pub(super) kind: String,
-    pub(super) source: String,
+    pub(super) source: PathBuf,
     /// Options of the mount and of its file system.
     pub(super) options: String,
     /// A process that sees it, when it is not this one's own.
@@ -28,7 +35,19 @@ pub(super) struct Mount {
 impl Mount {
     /// Whether a block device may be below it; of thousands of containers most mounts have none.
     fn is_on_a_device(&self) -> bool {
-        self.number.0 != 0 || self.source.starts_with('/')
+        self.number.0 != 0 || POOLS.contains(&self.kind.as_str())
+    }
+
+    /// The folders that an overlay shows, the one that is written first; as its mounter named them.
+    fn layers(&self) -> Vec<PathBuf> {
+        let folders = |key: &str| {
+            let values = self.options.split(',').filter_map(|option| option.strip_prefix(key));
+            values.flat_map(|value| value.split(':')).map(PathBuf::from).collect::<Vec<_>>()
+        };
+        match self.kind.as_str() {
+            "overlay" => [folders("upperdir="), folders("lowerdir="), folders("lowerdir+=")].concat(),
+            _ => Vec::new(),
+        }
     }
 
     /// Whether files on it can be changed.
@@ -50,9 +69,8 @@ pub(super) struct Mounts {
 impl Mounts {
     pub(super) fn read(kernel: &Kernel) -> Self {
         let table = |by: Option<u32>, folder: &str| -> Option<Vec<Mount>> {
-            // One name that is no text must not hide all the other mounts.
             let bytes = fs::read(kernel.proc.join(folder).join("mountinfo")).ok()?;
-            Some(String::from_utf8_lossy(&bytes).lines().filter_map(|line| parse(line, by)).collect())
+            Some(bytes.split(|byte| *byte == b'\n').filter_map(|line| parse(line, by)).collect())
         };
         let own = table(None, "self").unwrap_or_default();
         let mut all = own.clone();
@@ -93,6 +111,22 @@ impl Mounts {
         path.is_absolute() && on_the_way.into_iter().all(answers)
     }
 
+    /// The mount by which a file has a second name: one of the file alone.
+    pub(super) fn of_file(&self, path: &Path) -> Option<&Mount> {
+        let holding = self.holding(path)?;
+        let inside = holding.root.join(path.strip_prefix(&holding.point).ok()?);
+        let mut others = self.all.iter().filter(|mount| mount.number == holding.number);
+        others.find(|mount| mount.root == inside && mount.point != path)
+    }
+
+    /// Where a file of an overlay may really lie, in the order in which the overlay looks for it.
+    pub(super) fn below_overlay(&self, path: &Path) -> Vec<PathBuf> {
+        let Some(mount) = self.holding(path) else { return Vec::new() };
+        let Ok(inside) = path.strip_prefix(&mount.point) else { return Vec::new() };
+        let inside = mount.root.strip_prefix("/").unwrap_or(&mount.root).join(inside);
+        mount.layers().into_iter().map(|folder| folder.join(&inside)).collect()
+    }
+
     /// The mounts at one of these places, in this process's view or that of the first process.
     pub(super) fn at<'a>(&'a self, places: &'a [&str]) -> impl Iterator<Item = &'a Mount> {
         let first = self.all.iter().filter(|mount| mount.by == Some(1));
@@ -103,22 +137,23 @@ impl Mounts {
     }
 }
 
-fn parse(line: &str, by: Option<u32>) -> Option<Mount> {
-    let (mount, file_system) = line.split_once(" - ")?;
-    let mut fields = mount.split(' ');
-    let number = Kernel::number(fields.nth(2)?)?;
-    let point = PathBuf::from(unescape(fields.nth(1)?));
-    let flags = fields.next()?;
-    let mut fields = file_system.split(' ');
-    let (kind, source) = (fields.next()?.to_owned(), unescape(fields.next()?));
-    let options = format!("{flags},{}", fields.next().unwrap_or_default());
-    Some(Mount { number, point, kind, source, options, by })
+fn parse(line: &[u8], by: Option<u32>) -> Option<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let number = Kernel::number(&text(fields.nth(2)?))?;
+    let (root, point) = (unescape(fields.next()?), unescape(fields.next()?));
+    let flags = text(fields.next()?);
+    // Optional fields, as many as there are, end with a hyphen.
+    fields.find(|field| *field == b"-")?;
+    let (kind, source) = (text(fields.next()?), unescape(fields.next()?));
+    let options = format!("{flags},{}", unescape(fields.next().unwrap_or_default()).display());
+    Some(Mount { number, root, point, kind, source, options, by })
 }
 
 /// Blanks, tabs, line ends and backslashes stand as `\` and three octal digits.
-pub(super) fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let Some((&first, behind)) = rest.split_first() {
         let octal =
             behind.get(..3).filter(|_| first == b'\\').and_then(|digits| std::str::from_utf8(digits).ok());
@@ -126,7 +161,7 @@ pub(super) fn unescape(text: &str) -> String {
         bytes.push(escaped.unwrap_or(first));
         rest = if escaped.is_some() { &behind[3..] } else { behind };
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    OsString::from_vec(bytes).into()
 }
 
 #[cfg(test)]
@@ -146,14 +181,17 @@ mod tests {
     #[test]
     fn a_line_of_mountinfo_says_device_place_source_and_options() {
         let line =
-            r"36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue";
+            br"36 35 98:0 /mnt1 /mnt\0402 rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue";
         let mount = parse(line, Some(7)).unwrap();
         assert_eq!(mount.number, (98, 0));
         assert_eq!(mount.point, Path::new("/mnt 2"));
-        assert_eq!((mount.kind.as_str(), mount.source.as_str(), mount.by), ("ext3", "/dev/root", Some(7)));
+        assert_eq!(
+            (mount.kind.as_str(), mount.source.as_path(), mount.by),
+            ("ext3", "/dev/root".as_ref(), Some(7))
+        );
         assert!(mount.is_writable());
-        assert!(!parse("36 35 98:0 / /m ro - ext4 /dev/a rw", None).unwrap().is_writable());
-        assert!(parse("", None).is_none() && parse("36 35 x:0 / /m rw - a b", None).is_none());
+        assert!(!parse(b"36 35 98:0 / /m ro - ext4 /dev/a rw", None).unwrap().is_writable());
+        assert!(parse(b"", None).is_none() && parse(b"36 35 x:0 / /m rw - a b", None).is_none());
     }
 
     #[test]
@@ -162,7 +200,8 @@ mod tests {
             number: (0, 1),
             point: point.into(),
             kind: kind.into(),
-            source: String::new(),
+            source: PathBuf::new(),
+            root: "/".into(),
             options: "rw".into(),
             by: None,
         };
@@ -194,7 +233,8 @@ mod tests {
             number,
             point: point.into(),
             kind: "ext4".into(),
-            source: String::new(),
+            source: PathBuf::new(),
+            root: "/".into(),
             options: "rw".into(),
             by: None,
         };

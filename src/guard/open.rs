@@ -5,7 +5,6 @@ use std::fs::{File, Metadata};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
@@ -38,22 +37,18 @@ pub(super) fn device(
     Ok((Held::Device { file, sector_size }, size))
 }
 
-/// Without O_CREAT, O_EXCL on a block device is the kernel's exclusive claim (open(2)); nothing else shows
-/// that the disk is in use when this is called, so that a passer-by is waited for.
+/// Without O_CREAT, O_EXCL on a block device is the kernel's exclusive claim (open(2)).
 fn exclusive(looked_at: &File, mode: OFlags) -> Result<File, Refusal> {
     let flags = mode | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let open = || match reopen(looked_at, flags | OFlags::DIRECT) {
         Err(rustix::io::Errno::INVAL) => reopen(looked_at, flags),
         result => result,
     };
-    for _ in 0..20 {
-        match open() {
-            Err(rustix::io::Errno::BUSY) => std::thread::sleep(Duration::from_millis(100)),
-            Err(rustix::io::Errno::ROFS) => return Err(Refusal::ReadOnly),
-            result => return result.map_err(|error| Refusal::CannotOpen { source: error.into() }),
-        }
-    }
-    Err(Refusal::Busy { carries: carries(looked_at) })
+    open().map_err(|error| match error {
+        rustix::io::Errno::BUSY => Refusal::Busy { carries: carries(looked_at) },
+        rustix::io::Errno::ROFS => Refusal::ReadOnly,
+        error => Refusal::CannotOpen { source: error.into() },
+    })
 }
 
 /// What keeps an exclusive device to itself is known by its label as a rule.
@@ -83,6 +78,9 @@ pub(super) fn file(
     // A link is followed once, here; from now on the name is one in the folder that really holds it.
     let (folder, name) = folder_and_name(&real_path(looked_at)?)?;
     if subject.placement == Placement::Replace {
+        if topology.mounts.of_file(&real_path(looked_at)?).is_some() {
+            return Err(Refusal::BindMounted);
+        }
         check_folder((topology, subject), &folder, &name)?;
     }
     Ok((Held::File { file, folder, name }, metadata.len()))

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 
 use super::identity::StorageIdentity;
-use super::kernel::{Kernel, Number, line};
+use super::kernel::{Kernel, Number, line, names};
 use super::refusal::Process;
+use crate::sys::threads;
 
 /// What an open file may be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -70,13 +71,16 @@ pub(super) struct Openers {
 /// Looks through the open files of every process but this one.
 pub(super) fn openers(kernel: &Kernel, wanted: &Wanted) -> Openers {
     let mut result = Openers::default();
+    // In another process namespace than that of `/proc` this one has another number there.
+    let this = fs::read_link(kernel.proc.join("self")).ok().and_then(|link| link.to_str()?.parse().ok());
+    let this = this.unwrap_or_else(std::process::id);
     let processes = fs::read_dir(&kernel.proc).into_iter().flatten().flatten();
     for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
-        if pid == std::process::id() {
+        if pid == this {
             continue;
         }
         let folder = kernel.proc.join(pid.to_string());
-        match opened_by(&folder, wanted) {
+        match opened_by_any_thread(&folder, pid, wanted) {
             Ok(Some((access, path))) => {
                 result.found.push(Opener { process: process(kernel, pid), access, path });
             }
@@ -94,6 +98,26 @@ pub(super) fn openers(kernel: &Kernel, wanted: &Wanted) -> Openers {
 pub(super) fn process(kernel: &Kernel, pid: u32) -> Process {
     let command = line(&kernel.proc.join(format!("{pid}/comm")));
     Process { pid, command: command.unwrap_or_else(|| "?".to_owned()) }
+}
+
+/// The threads of a process share its table of open files as a rule; those that do not are looked at too.
+fn opened_by_any_thread(
+    process: &Path,
+    pid: u32,
+    wanted: &Wanted,
+) -> rustix::io::Result<Option<(OpenFor, PathBuf)>> {
+    let mut found = opened_by(process, wanted)?;
+    let tasks = process.join("task");
+    let threads = names(&tasks).into_iter().filter_map(|name| name.parse().ok());
+    for thread in threads.filter(|thread| *thread != pid && !threads::share_open_files(pid, *thread)) {
+        match opened_by(&tasks.join(thread.to_string()), wanted) {
+            Ok(Some((OpenFor::Writing, path))) => return Ok(Some((OpenFor::Writing, path))),
+            Ok(reader) => found = found.or(reader),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }
 
 fn opened_by(process: &Path, wanted: &Wanted) -> rustix::io::Result<Option<(OpenFor, PathBuf)>> {
@@ -124,19 +148,26 @@ fn opened_by(process: &Path, wanted: &Wanted) -> rustix::io::Result<Option<(Open
         let name = name.to_string_lossy();
         let path = fs::read_link(process.join("fd").join(&*name)).unwrap_or_default();
         match access_of(&process.join("fdinfo").join(&*name)) {
-            OpenFor::Writing => return Ok(Some((OpenFor::Writing, path))),
-            OpenFor::Reading => reader = Some((OpenFor::Reading, path)),
+            Some(OpenFor::Writing) => return Ok(Some((OpenFor::Writing, path))),
+            Some(OpenFor::Reading) => reader = Some((OpenFor::Reading, path)),
+            None => {}
         }
     }
     Ok(reader)
 }
 
-/// `flags` of `proc_pid_fdinfo(5)` is octal; its last two bits are the access mode. Unknown counts as writing.
-fn access_of(info: &Path) -> OpenFor {
+/// `flags` of `proc_pid_fdinfo(5)` is octal; its last two bits are the access mode. Unknown counts as writing,
+/// and `None` is a mere name that neither reads nor writes (`O_PATH`).
+fn access_of(info: &Path) -> Option<OpenFor> {
+    const PATH_ONLY: u32 = 0o10_000_000;
     let text = fs::read_to_string(info).unwrap_or_default();
     let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
     let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
-    if flags.is_some_and(|flags| flags & 3 == 0) { OpenFor::Reading } else { OpenFor::Writing }
+    match flags {
+        Some(flags) if flags & PATH_ONLY != 0 => None,
+        Some(flags) if flags & 3 == 0 => Some(OpenFor::Reading),
+        _ => Some(OpenFor::Writing),
+    }
 }
 
 #[cfg(test)]

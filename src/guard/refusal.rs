@@ -126,7 +126,7 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// The state folder's lock cannot be taken.
-    #[error("the lock of this disk cannot be taken in the state folder {folder:?}")]
+    #[error("the lock of this disk cannot be taken in the state folder")]
     StateFolder {
         /// The folder.
         folder: PathBuf,
@@ -142,7 +142,7 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// What lies below it is not what was examined.
-    #[error("what lies below it is not what was examined")]
+    #[error("while it was examined, another disk took its place")]
     Moved,
     /// It keeps this host running.
     #[error("it holds this host's {place:?}")]
@@ -275,7 +275,6 @@ impl Refusal {
             | Self::Swap { .. }
             | Self::Busy { .. }
             | Self::Locked { .. }
-            | Self::Moved
             | Self::AnotherRun { .. } => ErrorKind::InUse,
             Self::DataDiskChanged { .. } => ErrorKind::DataDiskChanged,
             Self::ImageWritten { .. } | Self::ImageMounted { .. } => ErrorKind::Image,
@@ -283,6 +282,7 @@ impl Refusal {
             Self::DataDisk { .. }
             | Self::DataDiskUnknown { .. }
             | Self::OnDataDisk { .. }
+            | Self::Moved
             | Self::HostDisk { .. }
             | Self::Holds { .. }
             | Self::Image { .. }
@@ -349,6 +349,10 @@ impl Refusal {
     /// The refusal as an error about `path`.
     pub(crate) fn about(self, path: &std::path::Path) -> Error {
         let (kind, hint) = (self.kind(), self.hint());
+        let path = match &self {
+            Self::StateFolder { folder, .. } => folder.clone(),
+            _ => path.to_owned(),
+        };
         Error::new(kind, self).at_path(path).hint_that(hint)
     }
 }

@@ -4,8 +4,9 @@ use std::fs;
 
 use serde::{Serialize, Serializer};
 
+use super::devices::MadeOf;
 use super::kernel::Kernel;
-use super::topology::{MadeOf, Topology};
+use super::topology::Topology;
 
 /// A part of the host that could not be looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]

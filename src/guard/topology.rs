@@ -6,54 +6,18 @@
 //! logical volumes of a group, but a disk and its partition do, and a file and the loop device over it.
 
 use std::collections::{BTreeMap, HashSet};
-use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::devices::{Device, MadeOf, read_device};
 use super::identity::{StorageIdentity, identify};
-use super::kernel::{Kernel, Number, count, line, names};
-use super::mounts::Mounts;
+use super::kernel::{Kernel, Number, line, names};
+use super::mounts::{Mount, Mounts, POOLS};
 use crate::range::ByteRange;
-use crate::sys::block;
 
 /// Stacks of devices are this deep at most; the kernel allows 8 loops over loops.
 const DEEPEST: usize = 64;
-
-/// A block device as sysfs shows it.
-#[derive(Debug)]
-pub(super) struct Device {
-    /// Its name in `/sys/class/block` and, as a rule, in `/dev`.
-    pub(super) name: String,
-    pub(super) size: u64,
-    pub(super) made_of: MadeOf,
-}
-
-/// What the bytes of a device are.
-#[derive(Debug)]
-pub(super) enum MadeOf {
-    /// Its own.
-    Itself,
-    /// A piece of a disk.
-    Partition { disk: Number, start: u64 },
-    /// A file's, or another device's.
-    Loop(Backing),
-    /// Other devices', in an order that only their driver knows.
-    Others { devices: Vec<Number>, what: String },
-}
-
-/// What a loop device is over.
-#[derive(Debug)]
-pub(super) struct Backing {
-    /// As the kernel names it; another mount namespace may know it by another name.
-    pub(super) path: PathBuf,
-    /// `None` when it cannot be told.
-    pub(super) storage: Option<StorageIdentity>,
-    pub(super) offset: u64,
-    /// 0 for no limit.
-    pub(super) limit: u64,
-}
 
 /// All block devices and mounts at one moment.
 #[derive(Debug)]
@@ -86,6 +50,8 @@ impl Piece {
 #[derive(Clone, Debug)]
 pub(crate) struct Storage {
     pub(super) identity: StorageIdentity,
+    /// Where a file really lies.
+    path: Option<PathBuf>,
     /// The storage itself and what it was followed to: each holds at least these bytes.
     pub(super) chain: Vec<StorageIdentity>,
     /// Where its bytes really lie.
@@ -95,6 +61,11 @@ pub(crate) struct Storage {
 }
 
 impl Storage {
+    /// Whether both are made up of the same.
+    pub(super) fn is_as(&self, other: &Self) -> bool {
+        (self.identity, self.bytes, &self.chain) == (other.identity, other.bytes, &other.chain)
+    }
+
     /// Whether writing one could change the other.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         self.is_on(other) || other.is_on(self)
@@ -119,7 +90,7 @@ impl Topology {
         let device = |name: String| {
             let folder = fs::canonicalize(folder.join(&name)).ok()?;
             let number = Kernel::number(&line(&folder.join("dev"))?)?;
-            Some((number, read_device((kernel, &mounts), &folder, name)))
+            Some((number, read_device((kernel, &mounts), &folder, (name, number))))
         };
         let devices = names(&folder).into_iter().filter_map(device).collect();
         let btrfs = kernel.sys.join("fs/btrfs");
@@ -136,24 +107,28 @@ impl Topology {
 
     /// What `identity` is made of; `path` is where a file really lies.
     pub(super) fn storage(&self, identity: StorageIdentity, path: Option<&Path>) -> Storage {
+        let named = path.map(Path::to_owned);
         let mut chain = vec![identity];
-        let bytes = self.follow(Piece::whole(identity), &mut chain);
+        let (bytes, path) = self.follow((Piece::whole(identity), path.map(Path::to_owned)), &mut chain);
         let mut rests_on = Vec::new();
         let mut seen = HashSet::new();
-        let mut todo = vec![(bytes, path.map(Path::to_owned))];
+        let mut todo = vec![(bytes, path)];
         while let Some((piece, path)) = todo.pop() {
             if !seen.insert(piece) {
                 continue;
             }
             rests_on.push(piece);
-            let below = self.below(piece.base, path.as_deref());
+            let below = self.below(piece.base, path.as_deref()).into_iter();
             todo.extend(
-                below
-                    .into_iter()
-                    .map(|number| (self.follow(Piece::whole(number.into()), &mut Vec::new()), None)),
+                below.map(|number| self.follow((Piece::whole(number.into()), None), &mut Vec::new())),
             );
         }
-        Storage { identity, chain, bytes, rests_on }
+        Storage { identity, path: named, chain, bytes, rests_on }
+    }
+
+    /// The same storage as it is made up now.
+    pub(super) fn again(&self, storage: &Storage) -> Storage {
+        self.storage(storage.identity, storage.path.as_deref())
     }
 
     /// The storage behind a path that exists, or behind the nearest of its parents that does.
@@ -183,8 +158,16 @@ impl Topology {
     }
 
     /// The device that a mount, or a file system without a number of its own, lies on, and its companions.
-    pub(super) fn of_mount(&self, number: Number, source: &str) -> Vec<Number> {
-        let number = if number.0 == 0 { self.device_at(Path::new(source)).unwrap_or(number) } else { number };
+    pub(super) fn of_mount(&self, mount: &Mount) -> Vec<Number> {
+        let of_pool = || self.device_at(&mount.source).filter(|_| POOLS.contains(&mount.kind.as_str()));
+        self.with_companions(if mount.number.0 == 0 {
+            of_pool().unwrap_or(mount.number)
+        } else {
+            mount.number
+        })
+    }
+
+    fn with_companions(&self, number: Number) -> Vec<Number> {
         if number.0 == 0 {
             return Vec::new();
         }
@@ -200,20 +183,30 @@ impl Topology {
         chosen.map(|(number, device)| (*number, device)).collect()
     }
 
-    /// Goes down as long as it is known where the bytes lie.
-    fn follow(&self, mut piece: Piece, chain: &mut Vec<StorageIdentity>) -> Piece {
+    /// Goes down as long as it is known where the bytes lie; the path is that of a file, where one is known.
+    fn follow(
+        &self,
+        (mut piece, mut path): (Piece, Option<PathBuf>),
+        chain: &mut Vec<StorageIdentity>,
+    ) -> (Piece, Option<PathBuf>) {
         for _ in 0..DEEPEST {
-            let StorageIdentity::Device { major, minor } = piece.base else { break };
-            let Some(device) = self.devices.get(&(major, minor)) else { break };
-            let (base, start, size) = match &device.made_of {
-                MadeOf::Partition { disk, start } => ((*disk).into(), *start, Some(device.size)),
-                MadeOf::Loop(backing) => match backing.storage {
-                    Some(storage) => {
-                        (storage, backing.offset, Some(backing.limit).filter(|limit| *limit > 0))
+            let (base, start, size) = match piece.base {
+                StorageIdentity::File { .. } => {
+                    match path.as_deref().and_then(|path| self.below_overlay(path)) {
+                        Some((base, place)) if base != piece.base => {
+                            path = Some(place);
+                            (base, 0, None)
+                        }
+                        _ => break,
+                    }
+                }
+                StorageIdentity::Device { major, minor } => match self.below_device((major, minor)) {
+                    Some((base, start, size, file)) => {
+                        path = file;
+                        (base, start, size)
                     }
                     None => break,
                 },
-                MadeOf::Itself | MadeOf::Others { .. } => break,
             };
             let end = |at: u64| {
                 start.saturating_add(at).min(size.map_or(u64::MAX, |size| start.saturating_add(size)))
@@ -222,7 +215,30 @@ impl Topology {
             piece = Piece { base, range: ByteRange::between(from, end(piece.range.end()).max(from)) };
             chain.push(base);
         }
-        piece
+        (piece, path)
+    }
+
+    /// Where the bytes of a partition or a loop device begin, how many they are, and the path of a file.
+    fn below_device(&self, number: Number) -> Option<(StorageIdentity, u64, Option<u64>, Option<PathBuf>)> {
+        let device = self.devices.get(&number)?;
+        match &device.made_of {
+            MadeOf::Partition { disk, start } => Some(((*disk).into(), *start, Some(device.size), None)),
+            MadeOf::Loop(backing) => {
+                let limit = Some(backing.limit).filter(|limit| *limit > 0);
+                Some((backing.storage?, backing.offset, limit, Some(backing.path.clone())))
+            }
+            MadeOf::Itself | MadeOf::Others { .. } => None,
+        }
+    }
+
+    /// The file that an overlay shows under that path: what is written there changes it, or was copied from it.
+    fn below_overlay(&self, path: &Path) -> Option<(StorageIdentity, PathBuf)> {
+        let look = |place: PathBuf| {
+            let metadata =
+                self.mounts.answers_at_once(&place).then(|| fs::metadata(&place).ok()).flatten()?;
+            Some((identify(&metadata)?, place))
+        };
+        self.mounts.below_overlay(path).into_iter().find_map(look)
     }
 
     /// The devices that hold the bytes of `base`, where that is all that is known.
@@ -237,14 +253,25 @@ impl Topology {
             StorageIdentity::File { device, .. } => {
                 let number = super::identity::numbers(device);
                 if number.0 != 0 {
-                    return self.of_mount(number, "");
+                    return self.with_companions(number);
                 }
                 // btrfs and overlay show a number that is no device's: the mount table knows more.
                 let path = path.map(Path::to_owned).or_else(|| self.path_of(base));
-                let mount = path.and_then(|path| self.mounts.holding(&path));
-                mount.map(|mount| self.of_mount(mount.number, &mount.source)).unwrap_or_default()
+                path.map(|path| self.below_path(&path, DEEPEST)).unwrap_or_default()
             }
         }
+    }
+
+    /// The devices of the file system that a path lies on; those of an overlay are its layers'.
+    fn below_path(&self, path: &Path, depth: usize) -> Vec<Number> {
+        let Some(mount) = self.mounts.holding(path) else { return Vec::new() };
+        let layers = self.mounts.below_overlay(path);
+        if layers.is_empty() || depth == 0 {
+            return self.of_mount(mount);
+        }
+        // A new file goes to the layer that is written, and what lies in another stays there.
+        let layers = layers.iter().filter(|layer| self.mounts.answers_at_once(layer));
+        layers.flat_map(|layer| self.below_path(layer, depth - 1)).collect()
     }
 
     fn path_of(&self, file: StorageIdentity) -> Option<PathBuf> {
@@ -255,66 +282,11 @@ impl Topology {
     }
 }
 
-fn read_device((kernel, mounts): (&Kernel, &Mounts), folder: &Path, name: String) -> Device {
-    const SECTOR: u64 = 512;
-    let size = count(&folder.join("size")).unwrap_or(0).saturating_mul(SECTOR);
-    let number_in = |folder: &Path| Kernel::number(&line(&folder.join("dev"))?);
-    let disk = || folder.join("partition").exists().then(|| number_in(folder.parent()?)).flatten();
-    let made_of = if let Some(disk) = disk() {
-        let start = count(&folder.join("start")).unwrap_or(0).saturating_mul(SECTOR);
-        MadeOf::Partition { disk, start }
-    } else if let Some(path) = backing_path(folder) {
-        MadeOf::Loop(read_backing((kernel, mounts), folder, &name, path))
-    } else {
-        let slaves = folder.join("slaves");
-        let devices: Vec<_> =
-            names(&slaves).iter().filter_map(|name| number_in(&slaves.join(name))).collect();
-        match devices.is_empty() {
-            true => MadeOf::Itself,
-            false => MadeOf::Others { devices, what: kind_of_stack(folder, &name) },
-        }
-    };
-    Device { name, size, made_of }
-}
-
-/// `None` of what is no loop device, or is over nothing; a path may hold any byte, and be too long to be told.
-fn backing_path(folder: &Path) -> Option<PathBuf> {
-    let attribute = folder.join("loop/backing_file");
-    let mut path = attribute.exists().then(|| fs::read(attribute).unwrap_or_default())?;
-    path.pop_if(|byte| *byte == b'\n');
-    Some(OsString::from_vec(path).into())
-}
-
-/// The kernel's numbers of what lies below are surer than its path, which is that of another mount namespace.
-fn read_backing((kernel, mounts): (&Kernel, &Mounts), folder: &Path, name: &str, path: PathBuf) -> Backing {
-    // Even the kernel's own answer may have to come from the server of the file's file system.
-    let at_once = path.as_os_str().is_empty() || mounts.answers_at_once(&path);
-    let told = at_once.then(|| block::loop_backing(&kernel.dev.join(name)).ok()).flatten();
-    let storage = told.map(|told| match told.block_device {
-        Some(device) => super::identity::device_identity(device),
-        None => StorageIdentity::File { device: told.device, inode: told.inode },
-    });
-    let look = || identify(&fs::metadata(&path).ok()?);
-    let by_path = || at_once.then(look).flatten();
-    let attribute = |name: &str| count(&folder.join("loop").join(name)).unwrap_or(0);
-    Backing {
-        storage: storage.or_else(by_path),
-        offset: attribute("offset"),
-        limit: attribute("sizelimit"),
-        path,
-    }
-}
-
-fn kind_of_stack(folder: &Path, name: &str) -> String {
-    match (line(&folder.join("dm/name")), line(&folder.join("md/level"))) {
-        (Some(volume), _) => format!("the device-mapper volume {volume:?}"),
-        (_, Some(level)) => format!("the {level} array {name}"),
-        _ => format!("the device {name}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt as _;
+
     use super::super::fake::FakeHost;
     use super::*;
 
@@ -413,21 +385,49 @@ mod tests {
         let numbers = super::super::identity::numbers(metadata.dev());
         host.loop_over("loop0", (7, 0), &file, (0, 0));
         let place = host.path("images");
-        // As btrfs has it: the files' device number is no device's.
         let topology = || {
             let mut topology = host.topology();
             topology.pools = vec![vec![SDB, SDA2]];
             topology
         };
+        // As btrfs has it: the files' device number is no device's.
+        host.mounts(&[("0:30", "/", "btrfs", "/no/such/device")]);
+        assert!(topology().below_path(&place, DEEPEST).is_empty());
+        host.mounts(&[("8:1", "/", "ext4", "none"), ("8:2", place.to_str().unwrap(), "btrfs", "none")]);
+        assert_eq!(topology().below_path(Path::new("/other"), DEEPEST), [SDA1]);
+        assert_eq!(topology().below_path(&place, DEEPEST), [SDB, SDA2], "a btrfs lies on all of its devices");
         if numbers.0 != 0 {
-            assert_eq!(topology().of_mount(numbers, ""), [numbers], "a number of its own needs no table");
+            assert_eq!(topology().storage_at(&file).unwrap().chain.len(), 1);
         }
-        host.mounts(&[
-            ("0:30", "/", "overlay", "overlay"),
-            ("0:31", place.to_str().unwrap(), "btrfs", "none"),
-        ]);
-        assert!(topology().of_mount((0, 31), "none").is_empty());
-        assert_eq!(topology().of_mount(SDA2, ""), [SDB, SDA2], "a btrfs lies on all of its devices");
-        assert_eq!(topology().of_mount(SDA1, ""), [SDA1]);
+    }
+
+    #[test]
+    fn a_file_of_an_overlay_is_the_file_in_its_layer_and_lies_on_the_layers_disks() {
+        let host = host();
+        let (upper, lower) = (host.path("upper"), host.path("lower"));
+        let (file, base) = (host.write("upper/dir/disk.raw", ""), host.write("lower/dir/base.raw", ""));
+        let merged = host.path("merged");
+        let options = format!(
+            "/ {} rw - overlay overlay rw,lowerdir={},upperdir={}",
+            merged.display(),
+            lower.display(),
+            upper.display()
+        );
+        let line = |number, rest: &str| format!("9 1 {number} {rest}\n");
+        let table = [
+            line("0:40", &options),
+            line("8:1", &format!("/ {} rw - ext4 none rw", upper.display())),
+            line("8:16", &format!("/ {} rw - ext4 none rw", lower.display())),
+        ];
+        host.write("proc/self/mountinfo", &table.concat());
+        let topology = host.topology();
+        let seen = StorageIdentity::File { device: 0x1_0000_0000, inode: 1 };
+        for (name, real) in [("dir/disk.raw", &file), ("dir/base.raw", &base)] {
+            let real = topology.storage_at(real).unwrap();
+            let through = topology.storage(seen, Some(&merged.join(name)));
+            assert_eq!(through.chain, [seen, real.identity], "{name}");
+            assert!(through.overlaps(&real));
+        }
+        assert_eq!(topology.below_path(&merged.join("new"), DEEPEST), [SDA1, SDB]);
     }
 }

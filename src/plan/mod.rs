@@ -286,6 +286,7 @@ fn take_claim(request: &Request, storage: Storage, seen: &Seen) -> Result<Claime
         return Err(Vec::new());
     }
     let mut needed = vec![("the state folder", options.state_dir.clone())];
+    needed.extend(["locks", "journals"].map(|name| ("the state folder", options.state_dir.join(name))));
     let network = request.instance.seed.as_ref().and_then(|seed| seed.network_config.clone());
     needed.extend(network.map(|path| ("the network configuration", path)));
     let bound = options.plan.as_ref().and_then(|plan| plan.file.clone());

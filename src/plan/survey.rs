@@ -70,9 +70,11 @@ pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mu
     }
     let seen = Seen { topology, image_files, data_disks, limits };
     refusals.extend(check_seed_path(request, &seen).err());
-    let state = ("the state folder", request.options.state_dir.as_path());
-    let written = guard::check_written(&seen.topology, state, &seen.data_disks);
-    refusals.extend(written.err().map(|refusal| refusal.about(state.1)));
+    let state_dir = &request.options.state_dir;
+    for folder in [state_dir.clone(), state_dir.join("locks"), state_dir.join("journals")] {
+        let written = guard::check_written(&seen.topology, ("the state folder", &folder), &seen.data_disks);
+        refusals.extend(written.err().map(|refusal| refusal.about(&folder)));
+    }
     seen
 }
 

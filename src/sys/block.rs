@@ -26,11 +26,15 @@ pub(crate) struct LoopBacking {
     pub(crate) block_device: Option<u64>,
 }
 
-/// What the loop device at `node` is over; it is opened for a moment, read-only.
-pub(crate) fn loop_backing(node: &std::path::Path) -> io::Result<LoopBacking> {
+/// What the loop device of that number is over; its node is opened for a moment, read-only.
+pub(crate) fn loop_backing(node: &std::path::Path, number: (u32, u32)) -> io::Result<LoopBacking> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let node = File::from(rustix::fs::open(node, flags, Mode::empty())?);
+    let found = rustix::fs::fstat(&node)?.st_rdev;
+    if (rustix::fs::major(found), rustix::fs::minor(found)) != number {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     // linux/loop.h: struct loop_info64 has 232 bytes and begins with lo_device, lo_inode, lo_rdevice.
     let mut info = [0_u64; 29];
     // SAFETY: the request writes one structure of 232 bytes through the pointer, which is valid for the call.

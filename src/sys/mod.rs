@@ -12,3 +12,4 @@ pub(crate) mod locks;
 pub(crate) mod read;
 pub(crate) mod sparse;
 pub(crate) mod store;
+pub(crate) mod threads;
