@@ -18,6 +18,7 @@ import check_guard
 import check_layout
 import check_limits
 import check_refusals
+import check_tricks
 from host import Broken, Program, Scratch, Tally, speak
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -58,6 +59,7 @@ SECTIONS = {
     "claim": check_claim.claim,
     "swapped": check_guard.swapped,
     "data disks": check_data_disks.data_disks,
+    "tricks": check_tricks.tricks,
     "race": check_claim.race,
     "faults": check_faults.io_errors,
     "signals": check_faults.signals,

@@ -10,8 +10,11 @@ use serde::Serialize;
 
 use super::OpenBytes;
 use super::devices::MadeOf;
+use super::hold;
 use super::identity::{DiskFacts, StorageIdentity, identify};
+use super::in_use::{self, Excused, Wait};
 use super::kernel::{Kernel, line};
+use super::refusal::Refusal;
 use super::sight::SightLimit;
 use super::topology::{Storage, Topology};
 use crate::layout::ReadBytes as _;
@@ -137,6 +140,13 @@ impl DataDisk {
             digest: None,
         };
         Self { path, storage, kernel, file: None, digest: DataDiskDigest::Off, before }
+    }
+
+    /// Who may be writing it: mounts of it, and processes that have it open for that.
+    pub(crate) fn users(&self, topology: &Topology) -> Vec<Refusal> {
+        let mut users = in_use::mounts(topology, &self.storage);
+        users.extend(hold::openers(topology, &self.storage, Excused::AllReaders, Wait::No).0);
+        users
     }
 
     /// The host as it is now.

@@ -121,6 +121,7 @@ pub(super) fn summarise(
     let before = claim.bytes().and_then(|bytes| layout::describe(&bytes).ok());
     let others = seen.layouts();
     let mut warnings = warnings(request, fit, seed);
+    warnings.extend(seen.warnings.iter().cloned());
     let duplicates = duplicates::compare(&after, &others);
     warnings.extend(duplicates::sentences(&duplicates, &duplicates::other_seeds(&others)));
     let limits = [claim.sight_limits(), &seen.limits].concat();

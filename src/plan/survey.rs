@@ -16,6 +16,8 @@ pub(super) struct Seen {
     pub(super) image_files: Vec<ImageFile>,
     pub(super) data_disks: Vec<DataDisk>,
     pub(super) limits: Vec<SightLimit>,
+    /// What a person should know of the data disks.
+    pub(super) warnings: Vec<String>,
 }
 
 impl Seen {
@@ -68,7 +70,8 @@ pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mu
         };
         refusals.extend(limits.iter().map(about));
     }
-    let seen = Seen { topology, image_files, data_disks, limits };
+    let warnings = data_disks.iter().flat_map(|disk| in_words(disk, &topology)).collect();
+    let seen = Seen { topology, image_files, data_disks, limits, warnings };
     refusals.extend(check_seed_path(request, &seen).err());
     let state_dir = &request.options.state_dir;
     for folder in [state_dir.clone(), state_dir.join("locks"), state_dir.join("journals")] {
@@ -76,6 +79,12 @@ pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mu
         refusals.extend(written.err().map(|refusal| refusal.about(&folder)));
     }
     seen
+}
+
+/// Who uses a data disk now may change it meanwhile, and that is found afterwards.
+fn in_words(disk: &DataDisk, topology: &Topology) -> Vec<String> {
+    let path = &disk.before().path;
+    disk.users(topology).iter().map(|user| format!("the data disk {path:?} is in use: {user}")).collect()
 }
 
 /// Every path that the run touches.

@@ -88,6 +88,17 @@ pub struct DataDiskReport {
     pub after: Option<DataDiskEvidence>,
 }
 
+impl DataDiskReport {
+    /// What differs, and whether the content does, as far as it was looked at.
+    pub(super) fn in_words(&self) -> String {
+        let digest = |evidence: &DataDiskEvidence| evidence.digest.clone();
+        let same =
+            digest(&self.before).is_some() && self.after.as_ref().and_then(digest) == digest(&self.before);
+        let but = if same { ", but not what was compared of its content" } else { "" };
+        format!("{}{but}", self.differences.join(", "))
+    }
+}
+
 /// Whether a data disk is as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -190,7 +190,7 @@ impl Run<'_> {
             self.observer.event(&Event::Warning { code: "data_disk", message });
         }
         let about = |disk: &DataDiskReport| {
-            let (path, what) = (disk.path.clone(), disk.differences.join(", "));
+            let (path, what) = (disk.path.clone(), disk.in_words());
             Error::new(ErrorKind::DataDiskChanged, Refusal::DataDiskChanged { path: path.clone(), what })
                 .at_path(path)
                 .hint_that("something other than this run wrote to it; the system disk is complete")
