@@ -75,6 +75,12 @@ pub enum SeedError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// User-data that cloud-init would overlook, or that cannot be passed on.
+    #[error("the user-data {why}")]
+    UserData {
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A network configuration that cannot be passed on.
     #[error("the network configuration {why}")]
     NetworkConfig {
@@ -140,6 +146,9 @@ impl SeedError {
                 "use letters, digits and hyphens, at most 63 between dots and 253 in all"
             }
             Self::InstanceId { .. } => "leave it out for a fresh one, or use one that this machine never had",
+            Self::UserData { .. } => {
+                "begin it with #cloud-config, #!, or another first line that cloud-init knows"
+            }
             Self::NetworkConfig { .. } => "give a cloud-init network configuration, version 1 or 2, as text",
             Self::TooLarge { .. } => "shorten the network configuration or give fewer keys",
             Self::Place { .. } => {

@@ -6,14 +6,26 @@
 
 // The front door is used by `plan` and `rebuild`, which are built apart.
 
+mod commands;
 mod credential;
 mod error;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired with the request for user-data"))]
+mod forms;
 mod hash;
 mod iso9660;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired with the request for user-data"))]
+mod lint;
+mod mime;
 mod names;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired with the request for user-data"))]
+mod network;
 mod nocloud;
 mod place;
+mod revoke;
 mod ssh_key;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired with the request for user-data"))]
+mod user_data;
+mod yaml;
 
 use std::fs::File;
 use std::io::{self, Read as _};
