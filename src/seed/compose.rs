@@ -4,24 +4,25 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
-use super::cloud_config::CloudConfig;
 use super::config_drive::{self, Admin};
 use super::credential::{Credential, PasswordHash, Secret};
 use super::error::SeedError;
+use super::findings::{self, Judged};
 use super::folder::Folder;
-use super::input::Input;
+use super::forms::OurParts;
+use super::input::{Inputs, UserData};
 use super::last::{self, LastSeed};
+use super::lint::{Against, NewPassword};
 use super::ssh_key::SshKey;
+use super::user_data::{self, CustomerData};
 use super::{ComposedSeed, CredentialKind, SeedReport, hash, iso9660, names, nocloud, vfat, windows};
 use crate::error::Error;
-use crate::request::{InstanceSpec, NetworkPolicy, Os, SeedFormat, SeedSpec};
+use crate::request::{InstanceSpec, Os, SeedFormat, SeedSpec};
 
 const NOCLOUD_LABEL: &str = "cidata";
 const CONFIG_DRIVE_LABEL: &str = "config-2";
 /// User-data that asks for nothing; cloud-init wants the file to be there.
 const NOTHING: &[u8] = b"#cloud-config\n{}\n";
-/// Network configuration that leaves the image's as it is (cloud-init 19.4 to 26.2).
-const NETWORK_OF_THE_IMAGE: &[u8] = b"{\"config\":\"disabled\"}\n";
 
 /// Everything that a seed is made of.
 #[derive(Clone, Copy)]
@@ -62,6 +63,11 @@ pub(crate) fn compose(asked: &Asked<'_>) -> Result<ComposedSeed, Error> {
         noted(windows::check_old_credentials(spec.old_credentials));
     }
     let inputs = Inputs::read(spec, (os, format), &mut refusals);
+    let judged = judge(&inputs, spec, credential);
+    refusals.extend(judged.refusals.into_iter().map(|refusal| match &spec.user_data {
+        Some(path) => refusal.at(path),
+        None => refusal.into(),
+    }));
     if !refusals.is_empty() {
         return Err(Error::first_of(refusals));
     }
@@ -71,9 +77,11 @@ pub(crate) fn compose(asked: &Asked<'_>) -> Result<ComposedSeed, Error> {
         _ => None,
     };
     let keys: Vec<&str> = credential.keys.iter().map(SshKey::as_line).collect();
-    let user_data = match os {
-        Os::Windows => inputs.user_data,
-        Os::Linux => Some(linux_user_data(asked, made.as_ref(), &keys)),
+    let user_data = match inputs.user_data {
+        UserData::Windows(bytes) => Some(bytes),
+        UserData::None if os == Os::Windows => None,
+        UserData::None => Some(linux_user_data(asked, None, made.as_ref(), &keys)),
+        UserData::Linux(customer) => Some(linux_user_data(asked, Some(&customer), made.as_ref(), &keys)),
     };
     let parts = Parts {
         format,
@@ -92,7 +100,7 @@ pub(crate) fn compose(asked: &Asked<'_>) -> Result<ComposedSeed, Error> {
         old_credentials: spec.old_credentials,
         ..SeedReport::of(spec, format, instance_id.clone())
     };
-    let warnings = warnings(spec, format);
+    let warnings = warnings(spec, format).into_iter().chain(judged.warnings).collect();
     parts.volume(report, warnings)
 }
 
@@ -130,7 +138,7 @@ pub(crate) fn scrub(
         hostname: hostname.as_deref(),
         keys: &[],
         admin: Admin::default(),
-        user_data: inputs.user_data,
+        user_data: inputs.user_data.into_given(),
         network_config: inputs.network_config,
     };
     let report =
@@ -173,43 +181,6 @@ impl Parts<'_> {
                 config_drive::Content { instance_id, hostname, keys, admin, user_data }.into_folder()
             }
         }
-    }
-}
-
-/// The customer's files, and what stands for one that is not given.
-struct Inputs {
-    user_data: Option<Zeroizing<Vec<u8>>>,
-    network_config: Option<Zeroizing<Vec<u8>>>,
-}
-
-impl Inputs {
-    fn read(spec: &SeedSpec, (os, format): (Os, SeedFormat), refusals: &mut Vec<Error>) -> Self {
-        let mut read = |input: Input, path: Option<&Path>| {
-            let path = path?;
-            let bytes = input.read(path).and_then(|bytes| input.check(&bytes).map(|()| bytes));
-            bytes.map_err(|error| refusals.push(error.at(path))).ok()
-        };
-        let user_data = read(Input::UserData, spec.user_data.as_deref());
-        let network_config = read(Input::NetworkConfig, spec.network_config.as_deref());
-        let network_config = match (spec.network, network_config) {
-            (NetworkPolicy::Keep, Some(_)) => {
-                let why = "is given, and the image's own is to stay";
-                refusals.push(SeedError::NetworkConfig { why }.into());
-                None
-            }
-            // Windows keeps its own where it is told nothing.
-            (NetworkPolicy::Keep, None) if os == Os::Windows => None,
-            (NetworkPolicy::Keep, None) => Some(Zeroizing::new(NETWORK_OF_THE_IMAGE.to_vec())),
-            (NetworkPolicy::Fresh, given) => given,
-        };
-        if format == SeedFormat::ConfigDrive && network_config.is_some() {
-            let what = match spec.network {
-                NetworkPolicy::Fresh => "a cloud-init network configuration",
-                NetworkPolicy::Keep => "the wish to keep the image's network",
-            };
-            refusals.push(SeedError::NoPlaceFor { what }.into());
-        }
-        Self { user_data, network_config }
     }
 }
 
@@ -260,12 +231,31 @@ fn check_is_new(instance_id: &str, last: &[LastSeed]) -> Result<(), SeedError> {
     }
 }
 
-fn linux_user_data(asked: &Asked<'_>, made: Option<&PasswordHash>, keys: &[&str]) -> Zeroizing<Vec<u8>> {
+/// What of the customer's own would hurt; cloudbase-init has no such words.
+fn judge(inputs: &Inputs, spec: &SeedSpec, credential: &Credential) -> Judged {
+    let UserData::Linux(customer) = &inputs.user_data else { return Judged::default() };
+    let password = match &credential.secret {
+        Secret::Password(_) | Secret::Hash(_) => NewPassword::Set,
+        Secret::KeysOnly | Secret::KeepImage => NewPassword::None,
+    };
+    // What the guest calls its system disk is not known here: a wrong guess would cost a data disk.
+    let against = Against { user: spec.user.as_deref(), password, system_disks: &[] };
+    findings::judge(customer, &against, spec.user_data_disks)
+}
+
+fn linux_user_data(
+    asked: &Asked<'_>,
+    customer: Option<&CustomerData>,
+    made: Option<&PasswordHash>,
+    keys: &[&str],
+) -> Zeroizing<Vec<u8>> {
     let hash = match &asked.credential.secret {
         Secret::Hash(hash) => Some(hash.expose()),
         _ => made.map(PasswordHash::expose),
     };
-    CloudConfig { user: asked.spec.user.as_deref(), hash, keys }.user_data()
+    let image_credentials = asked.spec.old_credentials;
+    let ours = OurParts { user: asked.spec.user.as_deref(), hash, keys, image_credentials };
+    user_data::combine(customer, &ours)
 }
 
 fn admin_of<'a>(os: Os, spec: &'a SeedSpec, credential: &'a Credential) -> Admin<'a> {

@@ -75,6 +75,12 @@ pub enum SeedError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// User-data that cloud-init would overlook, or that cannot be passed on.
+    #[error("the user-data {why}")]
+    UserData {
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A network configuration that cannot be passed on.
     #[error("the network configuration {why}")]
     NetworkConfig {
@@ -84,11 +90,23 @@ pub enum SeedError {
     /// A seed was asked for, and no place for it named.
     #[error("no seed is named")]
     NoSeed,
-    /// User-data that cannot be passed on.
-    #[error("the user-data {why}")]
-    UserData {
-        /// What is wrong with it.
-        why: &'static str,
+    /// User-data that partitions or formats disks, and would do it again.
+    #[error("line {line} of the user-data ({what:?}) runs again, and may wipe a data disk")]
+    UserDataDisk {
+        /// The line of the file, from 1; unpacked if it is compressed.
+        line: usize,
+        /// The key, or the program with its device.
+        what: String,
+    },
+    /// User-data beside which cloud-init cannot make the account that gets the new credentials.
+    #[error(
+        "line {line} of the user-data ({what:?}) keeps cloud-init from the account that gets the credentials"
+    )]
+    UserDataLockout {
+        /// The line of the file, from 1; unpacked if it is compressed.
+        line: usize,
+        /// The key.
+        what: String,
     },
     /// A format that the guest does not read.
     #[error("a {guest} guest reads no {format} seed: {why}")]
@@ -182,9 +200,15 @@ impl SeedError {
                 "use letters, digits and hyphens, at most 63 between dots and 253 in all"
             }
             Self::InstanceId { .. } => "leave it out for a fresh one, or use one that this machine never had",
+            Self::UserData { .. } => {
+                "give a plain file that begins with #cloud-config, #!, or another line that cloud-init knows"
+            }
             Self::NetworkConfig { .. } => "give a cloud-init network configuration, version 1 or 2, as text",
             Self::NoSeed => "name the seed's file with --seed FILE",
-            Self::UserData { .. } => "give user-data that cloud-init knows, as the customer had it",
+            Self::UserDataDisk { .. } => {
+                "take it out; if it harms no data disk, say --allow-user-data-disk-setup"
+            }
+            Self::UserDataLockout { .. } => "make it a list of users, or take it out",
             Self::Format { .. } => "leave --seed-format out, or name the guest's system with --os",
             Self::KeyAloneForWindows => "give a password too: --password-file",
             Self::WindowsRevoke => "leave it out: cloudbase-init writes the account's keys anew by itself",

@@ -4,23 +4,31 @@
 //! place while the disk is still untouched; `StagedSeed::publish` renames them into it before the
 //! disk can boot.
 
-mod cloud_config;
+mod commands;
 mod compose;
 mod config_drive;
 mod credential;
 mod error;
+mod findings;
 mod folder;
+mod forms;
 mod hash;
 mod input;
 mod iso9660;
 mod json;
 mod last;
+mod lint;
+mod mime;
 mod names;
+mod network;
 mod nocloud;
 mod place;
+mod revoke;
 mod ssh_key;
+mod user_data;
 mod vfat;
 mod windows;
+mod yaml;
 
 use std::path::{Path, PathBuf};
 

@@ -6,7 +6,7 @@ use std::fs;
 
 use super::*;
 use crate::error::ErrorKind;
-use crate::request::{NetworkPolicy, Os};
+use crate::request::{NetworkPolicy, Os, UserDataDisks};
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti ops";
 const HASH: &str = include_str!("../../testdata/seed/sha512-crypt-ascii.txt");
@@ -238,6 +238,50 @@ fn a_network_configuration_is_passed_on_as_it_is_or_refused() {
 }
 
 #[test]
+fn a_customers_user_data_stands_before_ours_and_what_would_hurt_is_refused_at_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("user-data");
+    let mut instance = nowhere();
+    spec(&mut instance).user_data = Some(path.clone());
+    fs::write(&path, "#!/bin/sh\necho 1\n").unwrap();
+    for format in [SeedFormat::Nocloud, SeedFormat::ConfigDrive, SeedFormat::NocloudVfat] {
+        spec(&mut instance).format = Some(format);
+        let seed = try_compose(&instance, &password()).unwrap();
+        let at = |text: &str| seed.bytes.windows(text.len()).position(|window| window == text.as_bytes());
+        // The script in base64, and the type of ours.
+        let (customers, ours) = (at("IyEvYmluL3NoCmVjaG8gMQo="), at("Content-Type: text/cloud-config"));
+        assert!(customers.is_some() && customers < ours, "{format:?}: {customers:?}, {ours:?}");
+        assert!(!holds(&seed.bytes, "text/cloud-boothook"));
+        spec(&mut instance).old_credentials = OldCredentials::Revoke;
+        let seed = try_compose(&instance, &password()).unwrap();
+        assert!(holds(&seed.bytes, "text/cloud-boothook"));
+        assert_eq!(seed.report.old_credentials, OldCredentials::Revoke);
+        spec(&mut instance).old_credentials = OldCredentials::Stay;
+    }
+
+    fs::write(&path, "#cloud-config\nbootcmd:\n- wipefs -a /dev/vdb\n").unwrap();
+    let line = "line 3 of the user-data (\"wipefs /dev/vdb\") runs again, and may wipe a data disk";
+    assert_eq!(refusals(&instance, &password()), [line]);
+    assert_eq!(try_compose(&instance, &password()).err().unwrap().path(), Some(path.as_path()));
+    spec(&mut instance).user_data_disks = UserDataDisks::Allow;
+    assert_eq!(try_compose(&instance, &password()).unwrap().warnings(), [line]);
+
+    for (bytes, expected) in [
+        (&b"echo\n"[..], "the user-data begins like nothing that cloud-init knows, and would be overlooked"),
+        (b" \n", "the user-data is empty"),
+        (&[b'#'; (1 << 20) + 1], "the user-data is longer than 1 MiB"),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(refusals(&instance, &password()), [expected]);
+    }
+    spec(&mut instance).format = Some(SeedFormat::ConfigDrive);
+    fs::write(&path, [b'#'; (64 << 10) + 1]).unwrap();
+    assert_eq!(refusals(&instance, &password()), ["the user-data is longer than 64 KiB"]);
+    spec(&mut instance).user_data = Some(folder.path().into());
+    assert_eq!(refusals(&instance, &password()), ["the user-data is no plain file"]);
+}
+
+#[test]
 fn the_network_of_the_image_stays_where_it_is_to_stay_and_can() {
     let mut instance = nowhere();
     let seed = try_compose(&instance, &password()).unwrap();
@@ -254,7 +298,7 @@ fn the_network_of_the_image_stays_where_it_is_to_stay_and_can() {
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("network-config");
-    fs::write(&path, "version: 2\n").unwrap();
+    fs::write(&path, "version: 2\nethernets: {}\n").unwrap();
     spec(&mut instance).network_config = Some(path);
     spec(&mut instance).network = NetworkPolicy::Fresh;
     let expected = "a config-drive seed has no place for a cloud-init network configuration";
