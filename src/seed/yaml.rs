@@ -175,6 +175,15 @@ impl Document {
         matches!(self.node(at), Node::Scalar { is_block: true, .. })
     }
 
+    /// How much a look at each of its items takes.
+    pub(super) fn len(&self, at: usize) -> usize {
+        match self.node(at) {
+            Node::List { items, .. } | Node::Map { items, .. } => items.len() + 1,
+            Node::Scalar { text, .. } => text.len() / 64 + 1,
+            Node::Alias { .. } => 1,
+        }
+    }
+
     /// The items of a list, none for anything else.
     pub(super) fn items(&self, at: usize) -> &[usize] {
         match self.node(at) {
