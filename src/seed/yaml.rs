@@ -232,6 +232,9 @@ mod tests {
         {
             assert!(parse(&text).is_err(), "{}", &text[..4]);
         }
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse(&nested(MOST_DEPTH)).is_ok());
+        assert!(parse(&nested(MOST_DEPTH + 1)).is_err());
         assert!(parse(&"- a\n".repeat(MOST_NODES + 1)).is_err());
         let mut bomb = String::from("a0: &a0 [x, x]\n");
         for n in 1..40 {
