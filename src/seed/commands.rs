@@ -19,6 +19,9 @@ pub(super) struct Command {
     pub(super) shown: String,
 }
 
+/// How many words behind a program are looked at: a line of a megabyte must not take hours.
+const MOST_ARGUMENTS: usize = 64;
+
 /// In what the commands stand.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Around {
@@ -65,7 +68,7 @@ fn look_at(line: &str, number: usize, around: Around, system_disks: &[&str], fou
             continue;
         }
         for (at, word) in words.iter().enumerate() {
-            let rest = &words[at + 1..];
+            let rest = &words[at + 1..words.len().min(at + MOST_ARGUMENTS)];
             let Some(does) = what_does(base(word), rest) else { continue };
             let pointed = |word: &&str| word.starts_with(['/', '$', '-', '{']) || word.contains("/dev/");
             if around == Around::Anything && !rest.iter().any(pointed) {
@@ -131,9 +134,9 @@ fn what_does(program: &str, rest: &[&str]) -> Option<Does> {
 
 /// The device that `>` writes to.
 fn overwritten(line: &str) -> Option<&str> {
-    line.match_indices('>').find_map(|(at, _)| {
-        let target = line[at + 1..].trim_start_matches(['>', '|', ' ', '"', '\'']);
-        let target = target.split(is_between).next()?.trim_end_matches([';', '&', ')', '|']);
+    line.split('>').skip(1).find_map(|target| {
+        let target = target.trim_start_matches(['|', ' ', '"', '\'']).split(is_between).next()?;
+        let target = target.trim_end_matches([';', '&', ')', '|']);
         (target.starts_with("/dev/") && !is_no_disk(target)).then_some(target)
     })
 }

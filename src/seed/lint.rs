@@ -179,9 +179,11 @@ impl Lint<'_> {
             let Some(name) = document.text(key) else { continue };
             match name {
                 "disk_setup" | "fs_setup" => self.find(line, name, Harm::Disk),
+                // What is looked through below counts too: an alias can be there a thousand times.
+                _ if !spend(&mut visits, document.len(value)) => break,
                 "growpart" => self.growpart(document, value, line),
                 "bootcmd" | "runcmd" => self.run(document, value, place, &mut visits),
-                "users" => self.users(document, value, line),
+                "users" => self.users(document, value, line, &mut visits),
                 "password" | "chpasswd" if self.against.password == NewPassword::None => {
                     self.find(line, name, Harm::Password);
                 }
@@ -206,7 +208,7 @@ impl Lint<'_> {
     }
 
     /// cloud-init adds ours to a list only; a string, a mapping or nothing stays as it is.
-    fn users(&mut self, document: &Document, value: usize, line: usize) {
+    fn users(&mut self, document: &Document, value: usize, line: usize, visits: &mut usize) {
         if !document.is_list(value) {
             if matches!(self.against.user, None | Some("root")) {
                 self.find(line, "users", Harm::Lockout);
@@ -217,6 +219,9 @@ impl Lint<'_> {
             return;
         }
         for user in document.items(value) {
+            if !spend(visits, document.len(*user)) {
+                return;
+            }
             let name = document.get(*user, "name").and_then(|at| document.text(at));
             let same = self.against.user.is_none() || name == self.against.user;
             let sets = ["passwd", "hashed_passwd", "plain_text_passwd", "hashed-passwd", "plain-text-passwd"];
@@ -231,10 +236,9 @@ impl Lint<'_> {
             self.command(document, value, text, place);
         }
         for item in document.items(value) {
-            if *visits == 0 {
+            if !spend(visits, 1) {
                 return;
             }
-            *visits -= 1;
             match document.text(*item) {
                 Some(text) => self.command(document, *item, text, place),
                 None => {
@@ -291,6 +295,12 @@ impl Lint<'_> {
     }
 }
 
+/// Whether so much may still be looked at.
+fn spend(visits: &mut usize, cost: usize) -> bool {
+    *visits = visits.saturating_sub(cost);
+    *visits > 0
+}
+
 /// Keys with their values, those that `<<` brings included.
 fn merged_pairs(
     document: &Document,
@@ -300,11 +310,12 @@ fn merged_pairs(
     pairs: &mut Vec<(usize, usize)>,
 ) {
     for (key, value) in document.pairs(map) {
-        if *visits == 0 || depth > MOST_NESTING {
+        if depth > MOST_NESTING {
             *visits = 0;
+        }
+        if !spend(visits, 1) {
             return;
         }
-        *visits -= 1;
         if document.text(key) != Some("<<") {
             pairs.push((key, value));
             continue;
@@ -324,11 +335,12 @@ fn collect_words<'a>(
     words: &mut Vec<&'a str>,
 ) {
     for item in document.items(at) {
-        if *visits == 0 || depth > MOST_NESTING {
+        if depth > MOST_NESTING {
             *visits = 0;
+        }
+        if !spend(visits, 1) {
             return;
         }
-        *visits -= 1;
         match document.text(*item) {
             Some(text) => words.push(text),
             None => collect_words(document, *item, depth + 1, visits, words),

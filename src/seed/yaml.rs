@@ -175,6 +175,15 @@ impl Document {
         matches!(self.node(at), Node::Scalar { is_block: true, .. })
     }
 
+    /// How much a look at each of its items takes.
+    pub(super) fn len(&self, at: usize) -> usize {
+        match self.node(at) {
+            Node::List { items, .. } | Node::Map { items, .. } => items.len() + 1,
+            Node::Scalar { text, .. } => text.len() / 64 + 1,
+            Node::Alias { .. } => 1,
+        }
+    }
+
     /// The items of a list, none for anything else.
     pub(super) fn items(&self, at: usize) -> &[usize] {
         match self.node(at) {
@@ -223,6 +232,9 @@ mod tests {
         {
             assert!(parse(&text).is_err(), "{}", &text[..4]);
         }
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse(&nested(MOST_DEPTH)).is_ok());
+        assert!(parse(&nested(MOST_DEPTH + 1)).is_err());
         assert!(parse(&"- a\n".repeat(MOST_NODES + 1)).is_err());
         let mut bomb = String::from("a0: &a0 [x, x]\n");
         for n in 1..40 {

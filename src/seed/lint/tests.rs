@@ -183,3 +183,43 @@ fn mutated_user_data_never_panics() {
         assert!(told.iter().all(|one| (1..=lines).contains(&one.line)), "rng_seed {rng_seed}");
     }
 }
+
+#[test]
+fn a_long_text_of_anything_ends_soon() {
+    let heads =
+        ["#cloud-config\n", "#!/bin/sh\n", "#cloud-config\nruncmd:\n- |\n  ", "#cloud-config-archive\n- "];
+    let repeated = [
+        ">",
+        "dd ",
+        "[",
+        "{",
+        "\"",
+        "&a ",
+        "*a ",
+        "- ",
+        "? ",
+        ": ",
+        "a: ",
+        "{a: ",
+        "!!x ",
+        "|\n",
+        "\\\n",
+        "chpasswd: {}\n",
+        "users: [a]\n",
+        "- mkfs /dev/vdb\n",
+        "\t",
+        "é",
+    ];
+    for head in heads {
+        for piece in repeated {
+            let begun = std::time::Instant::now();
+            let text = format!("{head}{}", piece.repeat((1 << 16) / piece.len()));
+            assert!(lint_of(text.as_bytes(), None, NewPassword::None).len() <= MOST_FINDINGS);
+            assert!(begun.elapsed().as_secs() < 10, "{head:?} {piece:?}");
+        }
+    }
+    let map: String = (0..20_000).map(|n| format!("a{n}: 1, ")).collect();
+    let users = "*m, ".repeat(50_000);
+    let text = format!("#cloud-config\nx: &m {{{map}}}\nusers: &u [{users}]\n{}", "users: *u\n".repeat(5000));
+    assert!(lint_of(text.as_bytes(), None, NewPassword::None).iter().any(|one| one.harm == Harm::Unread));
+}
