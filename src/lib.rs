@@ -42,6 +42,7 @@ mod plan;
 mod range;
 mod rebuild;
 mod request;
+mod reseed;
 mod seed;
 mod status;
 mod sys;
@@ -70,10 +71,8 @@ pub use request::{
     PowerState, Preflight, Request, SeedFormat, SeedSpec, SightPolicy, SystemDisk, TargetFormat,
     UserDataDisks, VerifyPolicy, WholeDigest,
 };
-pub use seed::{
-    Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey, scrub_seed,
-    write_seed,
-};
+pub use reseed::{scrub_seed, write_seed};
+pub use seed::{Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey};
 pub use status::{DiskContent, FailureStatus, InstanceState, InstanceStatus, RunStatus, Subject, status};
 pub use target::{Disk, Target, TargetError};
 pub use verify::{Digest, VerifiedChunk};

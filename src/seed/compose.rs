@@ -98,7 +98,7 @@ pub(crate) fn compose(asked: &Asked<'_>) -> Result<ComposedSeed, Error> {
         credentials: kinds_of(credential),
         ssh_key_fingerprints: credential.keys.iter().map(SshKey::fingerprint).collect(),
         old_credentials: spec.old_credentials,
-        ..SeedReport::of(spec, format, instance_id.clone())
+        ..SeedReport::of(spec, (os, format), instance_id.clone())
     };
     let warnings = warnings(spec, format).into_iter().chain(judged.warnings).collect();
     parts.volume(report, warnings)
@@ -141,8 +141,10 @@ pub(crate) fn scrub(
         user_data: inputs.user_data.into_given(),
         network_config: inputs.network_config,
     };
-    let report =
-        SeedReport { hostname: hostname.clone(), ..SeedReport::of(spec, format, instance_id.clone()) };
+    let report = SeedReport {
+        hostname: hostname.clone(),
+        ..SeedReport::of(spec, (instance.os, format), instance_id.clone())
+    };
     parts.volume(report, Vec::new())
 }
 

@@ -37,9 +37,9 @@ use zeroize::Zeroizing;
 
 use self::place::{Beside, Place};
 use crate::error::Error;
-use crate::request::{InstanceSpec, OldCredentials, SeedFormat, SeedSpec};
+use crate::request::{InstanceSpec, OldCredentials, Os, SeedFormat, SeedSpec};
 
-pub(crate) use self::compose::{Asked, compose};
+pub(crate) use self::compose::{Asked, compose, scrub};
 pub use self::credential::{Credential, Password, PasswordHash};
 pub use self::error::SeedError;
 pub(crate) use self::last::remember;
@@ -67,6 +67,8 @@ pub struct SeedReport {
     /// The file.
     #[serde(serialize_with = "crate::error::path_text")]
     pub path: PathBuf,
+    /// The system that it is for.
+    pub os: Os,
     /// Which data source reads it.
     pub format: SeedFormat,
     /// The volume's label, by which the guest finds it.
@@ -93,9 +95,10 @@ pub struct SeedReport {
 }
 
 impl SeedReport {
-    fn of(spec: &SeedSpec, format: SeedFormat, instance_id: String) -> Self {
+    fn of(spec: &SeedSpec, (os, format): (Os, SeedFormat), instance_id: String) -> Self {
         Self {
             path: spec.path.clone(),
+            os,
             format,
             label: "",
             size: 0,
@@ -141,49 +144,8 @@ pub(crate) struct StagedSeed {
     report: SeedReport,
 }
 
-/// Writes a seed on its own, without a rebuild; `state_dir` remembers what tells it from the next.
-///
-/// # Errors
-///
-/// [`Credentials`](crate::ErrorKind::Credentials) if the request is refused, and
-/// [`Seed`](crate::ErrorKind::Seed) if the file could not be written. The file that was there is
-/// there still, unless only the last step failed: syncing the folder after the rename.
-pub fn write_seed(
-    instance: &InstanceSpec,
-    credential: &Credential,
-    state_dir: &Path,
-    replace: Replace,
-) -> Result<SeedReport, Error> {
-    let spec = spec_of(instance)?;
-    let composed = compose(&Asked { instance, spec, credential, state_dir })?;
-    composed.write(instance, state_dir, replace)
-}
-
-/// Writes the seed that a machine keeps once it has booted: the same identity, and no secret.
-///
-/// Without `instance_id` in the seed's request it is the one that `state_dir` remembers. The guest sees nothing new
-/// and keeps its credentials; without any seed, cloud-init and cloudbase-init would look elsewhere for one.
-///
-/// # Errors
-///
-/// As for [`write_seed`], and if the identity is not known, or is another than the last seed's.
-///
-/// ```no_run
-/// # fn main() -> Result<(), reimage::Error> {
-/// let mut instance = reimage::InstanceSpec::default();
-/// instance.seed = Some(reimage::SeedSpec::at("/var/lib/vm/i-0a1b/seed.iso"));
-/// let report =
-///     reimage::scrub_seed(&instance, "/var/lib/reimage".as_ref(), reimage::Replace::Existing)?;
-/// assert!(report.credentials.is_empty());
-/// # Ok(())
-/// # }
-/// ```
-pub fn scrub_seed(instance: &InstanceSpec, state_dir: &Path, replace: Replace) -> Result<SeedReport, Error> {
-    let composed = compose::scrub(instance, spec_of(instance)?, state_dir)?;
-    composed.write(instance, state_dir, replace)
-}
-
-fn spec_of(instance: &InstanceSpec) -> Result<&SeedSpec, Error> {
+/// The seed of an instance, where one is asked for.
+pub(crate) fn spec_of(instance: &InstanceSpec) -> Result<&SeedSpec, Error> {
     instance.seed.as_ref().ok_or_else(|| SeedError::NoSeed.into())
 }
 
@@ -201,14 +163,6 @@ impl ComposedSeed {
     /// What will be written.
     pub(crate) fn summary(&self) -> SeedReport {
         self.report.clone()
-    }
-
-    fn write(self, instance: &InstanceSpec, state_dir: &Path, replace: Replace) -> Result<SeedReport, Error> {
-        let mut warnings = self.warnings.clone();
-        let report = self.stage()?.publish(replace)?;
-        let remembered = remember(state_dir, instance.id.as_deref(), &report);
-        warnings.extend(remembered.err().map(|error| not_remembered(&error)));
-        Ok(SeedReport { warnings, ..report })
     }
 
     /// Writes the seed beside its place, durably: what can fail has then failed.

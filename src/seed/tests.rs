@@ -6,7 +6,9 @@ use std::fs;
 
 use super::*;
 use crate::error::ErrorKind;
-use crate::request::{NetworkPolicy, Os, UserDataDisks};
+use crate::request::{NetworkPolicy, UserDataDisks};
+use crate::scrub_seed;
+use crate::write_seed;
 
 const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti ops";
 const HASH: &str = include_str!("../../testdata/seed/sha512-crypt-ascii.txt");
@@ -52,7 +54,7 @@ fn refusals(instance: &InstanceSpec, credential: &Credential) -> Vec<String> {
 }
 
 pub(super) fn empty_report() -> SeedReport {
-    SeedReport::of(&SeedSpec::default(), SeedFormat::Nocloud, String::new())
+    SeedReport::of(&SeedSpec::default(), (Os::Linux, SeedFormat::Nocloud), String::new())
 }
 
 fn holds(bytes: &[u8], text: &str) -> bool {

@@ -2,6 +2,8 @@
 //!
 //! A password that Windows refuses leaves the account with a random one or the image's.
 
+use zeroize::Zeroizing;
+
 use super::credential::{Credential, Secret};
 use super::error::SeedError;
 use crate::request::OldCredentials;
@@ -40,8 +42,8 @@ fn check_password(password: &str, user: &str) -> Result<(), SeedError> {
         return refused("is longer than the 127 characters that Windows takes");
     }
     // Windows does not look for names that are shorter than three characters.
-    let (password, user) = (password.to_lowercase(), user.to_lowercase());
-    let holds_name = user.chars().count() >= 3 && zeroize::Zeroizing::new(password).contains(&user);
+    let (password, user) = (Zeroizing::new(password.to_lowercase()), user.to_lowercase());
+    let holds_name = user.chars().count() >= 3 && password.contains(&user);
     if holds_name { refused("contains the user name, which Windows refuses") } else { Ok(()) }
 }
 

@@ -122,6 +122,34 @@ fn a_place_where_others_could_put_a_seed_is_13() {
 }
 
 #[test]
+fn a_seed_alone_never_takes_the_place_of_a_disk_or_the_image() {
+    let room = room();
+    let lines =
+        "image = \"image.raw\"\n[system_disk]\npath = \"disk.raw\"\n[[data_disk]]\npath = \"data.raw\"\n";
+    room.file("instance.toml", lines);
+    for name in ["image.raw", "disk.raw", "data.raw"] {
+        room.old_disk(name, 4096);
+    }
+    fs::hard_link(room.path("data.raw"), room.path("other.iso")).unwrap();
+    for (place, why) in [
+        ("data.raw", "the seed would replace a data disk, or lie on one"),
+        ("other.iso", "the seed would replace a data disk, or lie on one"),
+        ("disk.raw", "the seed would replace the system disk, or lie on it"),
+        ("image.raw", "the seed would replace the image"),
+    ] {
+        let before = Seen::of(&room.path(place));
+        let words = ["seed", "--json", "--instance", "instance.toml", "--replace", "--seed", place];
+        for more in [&["--password-file", "password"][..], &["--scrub", "--instance-id", "i-1"]] {
+            let error = room.plain(&[&words[..], more].concat()).error(11);
+            assert!(error["message"].as_str().unwrap().ends_with(why), "{error}");
+        }
+        before.check(&room.path(place));
+    }
+    let words = ["seed", "--json", "--instance", "instance.toml", "--seed", "seed.iso"];
+    room.plain(&[&words[..], &["--password-file", "password"]].concat()).document();
+}
+
+#[test]
 fn words_that_contradict_each_other_are_2() {
     let room = room();
     room.file("net", "version: 2\nethernets: {}\n");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use reimage::{
     ByteRange, CredentialKind, DataDiskReport, GptPlan, ImageInfo, InstanceState, InstanceStatus,
-    OldCredentials, Phase, PlanSummary, RepairReport, Report, RunStatus, Sandbox, SeedReport, Sight,
+    OldCredentials, Os, Phase, PlanSummary, RepairReport, Report, RunStatus, Sandbox, SeedReport, Sight,
     StorageIdentity, TargetKind, TargetState, Verdict, VerifyReport,
 };
 
@@ -299,10 +299,11 @@ fn seed_words(seed: &SeedReport) -> String {
     format!("{}, {} for {user}", seed.label, kinds.join(" and "))
 }
 
-/// cloud-init adds keys to those that are there, and sets one password.
+/// cloud-init adds keys to those that are there, and sets one password; cloudbase-init writes the keys anew.
 fn old_credentials(seed: &SeedReport) -> &'static str {
-    match seed.old_credentials {
-        OldCredentials::Revoke => {
+    match (seed.os, seed.old_credentials) {
+        (Os::Windows, _) => "other accounts' passwords that the image has stay",
+        (_, OldCredentials::Revoke) => {
             "all other passwords that the image has are locked, all other SSH keys removed"
         }
         _ => "other passwords and SSH keys that the image has stay (--revoke-image-credentials ends them)",
