@@ -1,8 +1,12 @@
-//! The seed: the volume from which cloud-init gives the machine its new credentials.
+//! The seed: the volume from which cloud-init or cloudbase-init gives the machine its new credentials.
 //!
 //! `compose` checks a request and makes the bytes; `ComposedSeed::stage` writes them beside their
 //! place while the disk is still untouched; `StagedSeed::publish` renames them into it before the
-//! disk can boot.
+//! disk can boot; `remember` notes the identity once it can.
+//!
+//! From the request to the volume: `input` (the customer's files), `user_data` with `forms` (ours beside
+//! theirs) and `findings` with `lint` (what would hurt), `nocloud` and `config_drive` (which files), then
+//! `iso9660` and `vfat` (the bytes). `names` and `windows` have the guests' rules, `last` what the last seed said.
 
 mod commands;
 mod compose;

@@ -234,3 +234,44 @@ fn a_rebuild_remembers_its_seed_and_refuses_the_same_identity_twice() {
     let words = ["seed", "--json", "--seed", "seed.iso", "--scrub", "--replace", "--state-dir", "state"];
     assert_eq!(room.plain(&words).document()["instance_id"], "i-2");
 }
+
+#[test]
+fn a_plan_tells_an_image_of_another_system_and_what_stays_of_its_logins() {
+    let room = room();
+    let mut windows = vec![0; 256 << 10];
+    windows[446..462].copy_from_slice(&[0, 0, 0, 0, 7, 0, 0, 0, 8, 0, 0, 0, 0xf8, 1, 0, 0]);
+    windows[510..512].copy_from_slice(&[0x55, 0xaa]);
+    windows[4099..4107].copy_from_slice(b"NTFS    ");
+    room.file("windows.raw", windows);
+    let linux = text(&room.image("zlib-64k")).to_owned();
+    let plan = |words: &[&str]| {
+        let common = ["plan", "--state-dir", "state", "--seed", "seed.iso"];
+        room.plain(&[&common, words, &["disk.raw"]].concat())
+    };
+    let on_linux = ["--password-file", "password"];
+    let on_windows = ["--os", "windows", "--password-file", "windows-password"];
+    let looks = "the image looks like Windows";
+    let holds = "the image holds no NTFS";
+    for (words, image, warning) in [
+        (&on_linux[..], linux.as_str(), None),
+        (&on_linux, "windows.raw", Some(looks)),
+        (&on_windows, "windows.raw", None),
+        (&on_windows, &linux, Some(holds)),
+    ] {
+        let told = plan(&[words, &["--json", image]].concat()).document()["warnings"].to_string();
+        for known in [looks, holds] {
+            assert_eq!(told.contains(known), warning == Some(known), "{image}: {told}");
+        }
+    }
+    for (words, told) in [
+        (&on_linux[..], "stay (--revoke-image-credentials ends them)"),
+        (
+            &["--password-file", "password", "--revoke-image-credentials"],
+            "are locked, all other SSH keys removed",
+        ),
+        (&on_windows, "other accounts' passwords that the image has stay"),
+    ] {
+        let shown = plan(&[words, &["windows.raw"]].concat()).stdout;
+        assert!(shown.contains(told), "{shown}");
+    }
+}
