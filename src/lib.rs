@@ -42,6 +42,7 @@ mod plan;
 mod range;
 mod rebuild;
 mod request;
+mod reseed;
 mod seed;
 mod status;
 mod sys;
@@ -66,12 +67,12 @@ pub use range::ByteRange;
 pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, Verdict, rebuild};
 pub use request::{
     BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, Expect, ExpectedDigest, GptPolicy, ImageFormat,
-    ImageOptions, InstanceSpec, NestedFormat, Options, Os, Placement, PowerState, Preflight, Request,
-    SeedFormat, SeedSpec, SightPolicy, SystemDisk, TargetFormat, VerifyPolicy, WholeDigest,
+    ImageOptions, InstanceSpec, NestedFormat, NetworkPolicy, OldCredentials, Options, Os, Placement,
+    PowerState, Preflight, Request, SeedFormat, SeedSpec, SightPolicy, SystemDisk, TargetFormat,
+    UserDataDisks, VerifyPolicy, WholeDigest,
 };
-pub use seed::{
-    Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey, write_seed,
-};
+pub use reseed::{scrub_seed, write_seed};
+pub use seed::{Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey};
 pub use status::{DiskContent, FailureStatus, InstanceState, InstanceStatus, RunStatus, Subject, status};
 pub use target::{Disk, Target, TargetError};
 pub use verify::{Digest, VerifiedChunk};

@@ -135,13 +135,23 @@ pub struct DataDisk {
 pub struct SeedSpec {
     /// The file that the machine gets as a CD-ROM.
     pub path: PathBuf,
-    /// Which data source the guest reads.
-    #[serde(default)]
-    pub format: SeedFormat,
+    /// Which data source the guest reads; by default NoCloud for Linux and ConfigDrive for Windows.
+    pub format: Option<SeedFormat>,
     /// The account that gets the credentials; by default the image's default user.
     pub user: Option<String>,
+    /// The customer's own user-data, which the guest gets beside ours.
+    pub user_data: Option<PathBuf>,
     /// A cloud-init network configuration (version 1 or 2), passed on as it is.
     pub network_config: Option<PathBuf>,
+    /// What becomes of the image's network set-up where no configuration is given.
+    #[serde(default)]
+    pub network: NetworkPolicy,
+    /// What becomes of passwords and keys that the image has.
+    #[serde(default)]
+    pub old_credentials: OldCredentials,
+    /// Whether user-data may partition or format disks.
+    #[serde(skip)]
+    pub user_data_disks: UserDataDisks,
     /// The identity under which cloud-init runs again; by default a fresh `ri-<uuid4>`.
     #[serde(skip)]
     pub instance_id: Option<String>,
@@ -155,13 +165,52 @@ impl SeedSpec {
 }
 
 /// The seed formats that guests read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum SeedFormat {
     /// cloud-init's NoCloud on ISO 9660, label `cidata`.
-    #[default]
     Nocloud,
+    /// OpenStack's ConfigDrive on ISO 9660, label `config-2`: what cloudbase-init reads.
+    ConfigDrive,
+    /// NoCloud on a FAT file system, label `cidata`, for machines without a CD-ROM drive.
+    NocloudVfat,
+}
+
+/// What becomes of the image's network set-up when cloud-init runs again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum NetworkPolicy {
+    /// The guest decides: cloud-init sets its first interface to DHCP.
+    #[default]
+    Fresh,
+    /// It stays as the image has it.
+    Keep,
+}
+
+/// What becomes of passwords and keys that a private image has besides the new ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum OldCredentials {
+    /// They stay: cloud-init adds keys, and sets the password of one account.
+    #[default]
+    Stay,
+    /// All other passwords are locked, and all other keys removed, before the new ones are set.
+    Revoke,
+}
+
+/// Whether user-data may partition or format disks, which a new identity makes it do once more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum UserDataDisks {
+    /// It may not: the data disks would be wiped.
+    #[default]
+    Refuse,
+    /// The caller says that it does no harm.
+    Allow,
 }
 
 /// How a rebuild goes about it; the defaults are the careful ones.

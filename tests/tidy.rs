@@ -31,12 +31,13 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("plan", policy),
         ("rebuild", policy),
         ("inspect", policy),
+        ("reseed", &["guard", "request", "seed"]),
         ("status", status),
         (
             "lib",
             &[
                 "inspect", "copy", "guard", "image", "journal", "layout", "observe", "plan", "rebuild",
-                "request", "seed", "status", "sys", "target", "verify",
+                "request", "reseed", "seed", "status", "sys", "target", "verify",
             ],
         ),
     ])

@@ -6,6 +6,7 @@
 mod bound;
 mod duplicates;
 mod fit;
+mod guest;
 mod open;
 mod summary;
 mod survey;
@@ -18,8 +19,8 @@ use crate::guard::{self, Access, Claim, DataDisk, Held, Promise, Refusal, Subjec
 use crate::image::{Image, TableReport};
 use crate::journal;
 use crate::observe::{Event, Observer};
-use crate::request::{DuplicatePolicy, Os, PowerState, Request};
-use crate::seed::{self, ComposedSeed, Credential};
+use crate::request::{DuplicatePolicy, PowerState, Request};
+use crate::seed::{self, Asked, ComposedSeed, Credential};
 use crate::target::Target;
 
 pub use duplicates::{Duplicate, OtherSeed};
@@ -190,8 +191,6 @@ enum RequestFault {
     NotStopped { state: PowerState },
     #[error("no journal can be kept in the state folder")]
     StateDir(#[source] std::io::Error),
-    #[error("a Windows guest does not read a NoCloud seed")]
-    WindowsSeed,
     #[error("no seed is named, so that the machine would come up without new credentials")]
     NoSeed,
 }
@@ -242,11 +241,9 @@ fn compose_seed(request: &Request, credential: &Credential) -> Result<Option<Com
             RequestFault::NoSeed,
             "name the seed's file with --seed FILE, or say --keep-image-credentials",
         ),
-        Some(_) if request.instance.os == Os::Windows => {
-            refuse(RequestFault::WindowsSeed, "seeds for Windows are not written yet")
-        }
         Some(spec) => {
-            let seed = seed::compose(spec, request.instance.hostname.as_deref(), credential)?;
+            let (instance, state_dir) = (&request.instance, request.options.state_dir.as_path());
+            let seed = seed::compose(&Asked { instance, spec, credential, state_dir })?;
             seed.check_place()?;
             Ok(Some(seed))
         }
@@ -286,9 +283,13 @@ fn take_claim(request: &Request, storage: Storage, seen: &Seen) -> Result<Claime
         return Err(Vec::new());
     }
     let mut needed = vec![("the state folder", options.state_dir.clone())];
-    needed.extend(["locks", "journals"].map(|name| ("the state folder", options.state_dir.join(name))));
-    let network = request.instance.seed.as_ref().and_then(|seed| seed.network_config.clone());
-    needed.extend(network.map(|path| ("the network configuration", path)));
+    needed.extend(
+        ["locks", "journals", "seeds"].map(|name| ("the state folder", options.state_dir.join(name))),
+    );
+    if let Some(seed) = &request.instance.seed {
+        needed.extend(seed.network_config.clone().map(|path| ("the network configuration", path)));
+        needed.extend(seed.user_data.clone().map(|path| ("the user-data", path)));
+    }
     let bound = options.plan.as_ref().and_then(|plan| plan.file.clone());
     needed.extend(bound.map(|path| ("the plan", path)));
     let subject = Subject {

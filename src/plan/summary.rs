@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::duplicates::{self, Duplicate};
 use super::survey::Seen;
-use super::{Fit, ImageBytes};
+use super::{Fit, ImageBytes, guest};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Claim, DataDiskEvidence, DiskFacts, Held, Sight};
 use crate::image::{FileIdentity, Image, ImageInfo, TableReport};
@@ -124,6 +124,8 @@ pub(super) fn summarise(
     warnings.extend(seen.warnings.iter().cloned());
     let duplicates = duplicates::compare(&after, &others);
     warnings.extend(duplicates::sentences(&duplicates, &duplicates::other_seeds(&others)));
+    warnings.extend(guest::warnings(request.instance.os, &after));
+    warnings.extend(seed.into_iter().flat_map(ComposedSeed::warnings).cloned());
     let limits = [claim.sight_limits(), &seen.limits].concat();
     let mut summary = PlanSummary {
         instance: request.instance.id.clone(),

@@ -13,7 +13,7 @@ use crate::observe::{Event, Phase};
 use crate::plan::image_error;
 use crate::range::ByteRange;
 use crate::request::{PowerState, VerifyPolicy, WholeDigest};
-use crate::seed::Replace;
+use crate::seed::{self, Replace};
 use crate::sys::aligned::AlignedBuffer;
 use crate::verify::{CHUNK, CHUNK_LEN, WholeDigester, holds};
 
@@ -179,6 +179,7 @@ impl Run<'_> {
 
     /// What was done; an error only where a data disk changed meanwhile.
     pub(super) fn report(self, started: Instant) -> Result<Report, Error> {
+        self.remember_seed();
         let host = self.data_disks.first().map(DataDisk::host);
         let compare = |disk| report::compare(disk, host.as_ref().expect("there is a data disk"));
         let data_disks: Vec<_> = self.data_disks.iter().map(compare).collect();
@@ -222,6 +223,16 @@ impl Run<'_> {
             durations,
             plan: self.summary,
         })
+    }
+
+    /// Only now: a run that did not end may be repeated with the same instance id.
+    fn remember_seed(&self) {
+        let Some(seed) = &self.seeded else { return };
+        let remembered = seed::remember(&self.options.state_dir, self.summary.instance.as_deref(), seed);
+        if let Err(error) = remembered {
+            let message = seed::not_remembered(&error);
+            self.observer.event(&Event::Warning { code: "seed", message });
+        }
     }
 
     fn stop_if_cancelled(&self) -> Result<(), Error> {

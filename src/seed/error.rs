@@ -75,11 +75,71 @@ pub enum SeedError {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// User-data that cloud-init would overlook, or that cannot be passed on.
+    #[error("the user-data {why}")]
+    UserData {
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A network configuration that cannot be passed on.
     #[error("the network configuration {why}")]
     NetworkConfig {
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// A seed was asked for, and no place for it named.
+    #[error("no seed is named")]
+    NoSeed,
+    /// User-data that partitions or formats disks, and would do it again.
+    #[error("line {line} of the user-data ({what:?}) runs again, and may wipe a data disk")]
+    UserDataDisk {
+        /// The line of the file, from 1; unpacked if it is compressed.
+        line: usize,
+        /// The key, or the program with its device.
+        what: String,
+    },
+    /// User-data beside which cloud-init cannot make the account that gets the new credentials.
+    #[error(
+        "line {line} of the user-data ({what:?}) keeps cloud-init from the account that gets the credentials"
+    )]
+    UserDataLockout {
+        /// The line of the file, from 1; unpacked if it is compressed.
+        line: usize,
+        /// The key.
+        what: String,
+    },
+    /// A format that the guest does not read.
+    #[error("a {guest} guest reads no {format} seed: {why}")]
+    Format {
+        /// What runs in the machine.
+        guest: &'static str,
+        /// The format.
+        format: &'static str,
+        /// What would happen.
+        why: &'static str,
+    },
+    /// A key and no password for a guest that wants a password.
+    #[error("an SSH key alone is no credential for Windows: its administrator has a password")]
+    KeyAloneForWindows,
+    /// Old credentials were to be revoked where no reader can do it.
+    #[error("old credentials of a Windows image cannot be revoked from a seed")]
+    WindowsRevoke,
+    /// A network set-up that the format has no place for.
+    #[error("a config-drive seed has no place for {what}")]
+    NoPlaceFor {
+        /// What it has no place for.
+        what: &'static str,
+    },
+    /// Nothing says which seed is to be scrubbed.
+    #[error("it is not known which instance id the seed has")]
+    NothingToScrub,
+    /// A scrubbed seed with another id would make cloud-init run again, and reset the credentials.
+    #[error("the instance id {given:?} is not that of the last seed, {last:?}")]
+    OtherThanLast {
+        /// What was given.
+        given: String,
+        /// What the last seed had.
+        last: String,
     },
     /// The seed's files are larger than any guest needs.
     #[error("the seed would hold {size} bytes where {most} are allowed")]
@@ -140,8 +200,24 @@ impl SeedError {
                 "use letters, digits and hyphens, at most 63 between dots and 253 in all"
             }
             Self::InstanceId { .. } => "leave it out for a fresh one, or use one that this machine never had",
+            Self::UserData { .. } => {
+                "give a plain file that begins with #cloud-config, #!, or another line that cloud-init knows"
+            }
             Self::NetworkConfig { .. } => "give a cloud-init network configuration, version 1 or 2, as text",
-            Self::TooLarge { .. } => "shorten the network configuration or give fewer keys",
+            Self::NoSeed => "name the seed's file with --seed FILE",
+            Self::UserDataDisk { .. } => {
+                "take it out; if it harms no data disk, say --allow-user-data-disk-setup"
+            }
+            Self::UserDataLockout { .. } => "make it a list of users, or take it out",
+            Self::Format { .. } => "leave --seed-format out, or name the guest's system with --os",
+            Self::KeyAloneForWindows => "give a password too: --password-file",
+            Self::WindowsRevoke => "leave it out: cloudbase-init writes the account's keys anew by itself",
+            Self::NoPlaceFor { .. } => {
+                "leave it out, or use --seed-format nocloud where the image reads that"
+            }
+            Self::NothingToScrub => "give the id of the seed that the machine booted with: --instance-id",
+            Self::OtherThanLast { .. } => "leave --instance-id out: the last seed's id is known",
+            Self::TooLarge { .. } => "shorten the user-data, or give fewer keys",
             Self::Place { .. } => {
                 "name a plain file in a folder of the instance that only trusted users can write"
             }

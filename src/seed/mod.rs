@@ -1,51 +1,66 @@
-//! The seed: the volume from which cloud-init gives the machine its new credentials.
+//! The seed: the volume from which cloud-init or cloudbase-init gives the machine its new credentials.
 //!
 //! `compose` checks a request and makes the bytes; `ComposedSeed::stage` writes them beside their
 //! place while the disk is still untouched; `StagedSeed::publish` renames them into it before the
-//! disk can boot.
+//! disk can boot; `remember` notes the identity once it can.
+//!
+//! From the request to the volume: `input` (the customer's files), `user_data` with `forms` (ours beside
+//! theirs) and `findings` with `lint` (what would hurt), `nocloud` and `config_drive` (which files), then
+//! `iso9660` and `vfat` (the bytes). `names` and `windows` have the guests' rules, `last` what the last seed said.
 
-// The front door is used by `plan` and `rebuild`, which are built apart.
-
+mod commands;
+mod compose;
+mod config_drive;
 mod credential;
 mod error;
+mod findings;
+mod folder;
+mod forms;
 mod hash;
+mod input;
 mod iso9660;
+mod json;
+mod last;
+mod lint;
+mod mime;
 mod names;
+mod network;
 mod nocloud;
 mod place;
+mod revoke;
 mod ssh_key;
+mod user_data;
+mod vfat;
+mod windows;
+mod yaml;
 
-use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use self::credential::Secret;
-use self::nocloud::Content;
 use self::place::{Beside, Place};
 use crate::error::Error;
-use crate::request::{SeedFormat, SeedSpec};
+use crate::request::{InstanceSpec, OldCredentials, Os, SeedFormat, SeedSpec};
 
+pub(crate) use self::compose::{Asked, compose, scrub};
 pub use self::credential::{Credential, Password, PasswordHash};
 pub use self::error::SeedError;
+pub(crate) use self::last::remember;
 pub use self::place::Replace;
 pub use self::ssh_key::SshKey;
-
-const LABEL: &str = "cidata";
-const MOST_NETWORK_CONFIG_BYTES: u64 = 64 << 10;
 
 /// What was written as the seed; it holds neither the password nor its hash.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), reimage::Error> {
-/// use reimage::{Credential, Password, Replace, SeedSpec};
-/// let mut spec = SeedSpec::default();
-/// spec.path = "/var/lib/vm/i-0a1b/seed.iso".into();
+/// use reimage::{Credential, InstanceSpec, Password, Replace, SeedSpec};
+/// let mut instance = InstanceSpec::default();
+/// instance.hostname = Some("web-1".into());
+/// instance.seed = Some(SeedSpec::at("/var/lib/vm/i-0a1b/seed.iso"));
 /// let credential = Credential::password(Password::new(String::from("correct horse"))?);
-/// let report = reimage::write_seed(&spec, Some("web-1"), &credential, Replace::Existing)?;
+/// let state_dir = "/var/lib/reimage".as_ref();
+/// let report = reimage::write_seed(&instance, &credential, state_dir, Replace::Existing)?;
 /// assert_eq!(report.label, "cidata");
 /// # Ok(())
 /// # }
@@ -56,6 +71,8 @@ pub struct SeedReport {
     /// The file.
     #[serde(serialize_with = "crate::error::path_text")]
     pub path: PathBuf,
+    /// The system that it is for.
+    pub os: Os,
     /// Which data source reads it.
     pub format: SeedFormat,
     /// The volume's label, by which the guest finds it.
@@ -74,6 +91,31 @@ pub struct SeedReport {
     pub credentials: Vec<CredentialKind>,
     /// The fingerprints of the SSH keys, as `ssh-keygen -l` prints them.
     pub ssh_key_fingerprints: Vec<String>,
+    /// What becomes of the passwords and keys that the image has.
+    pub old_credentials: OldCredentials,
+    /// What a person should know; a rebuild's plan has it among its own warnings.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+impl SeedReport {
+    fn of(spec: &SeedSpec, (os, format): (Os, SeedFormat), instance_id: String) -> Self {
+        Self {
+            path: spec.path.clone(),
+            os,
+            format,
+            label: "",
+            size: 0,
+            blake3: String::new(),
+            instance_id,
+            hostname: None,
+            user: None,
+            credentials: Vec::new(),
+            ssh_key_fingerprints: Vec::new(),
+            old_credentials: OldCredentials::default(),
+            warnings: Vec::new(),
+        }
+    }
 }
 
 /// A kind of credential.
@@ -85,7 +127,7 @@ pub struct SeedReport {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum CredentialKind {
-    /// A password, of which the seed holds the hash.
+    /// A password, of which a seed for Linux holds the hash.
     Password,
     /// A password hash that the caller gave.
     PasswordHash,
@@ -97,6 +139,7 @@ pub enum CredentialKind {
 pub(crate) struct ComposedSeed {
     bytes: Zeroizing<Vec<u8>>,
     report: SeedReport,
+    warnings: Vec<String>,
 }
 
 /// A seed on disk that is not in its place yet; dropped, it is removed.
@@ -105,89 +148,20 @@ pub(crate) struct StagedSeed {
     report: SeedReport,
 }
 
-/// Writes a seed on its own, without a rebuild.
-///
-/// # Errors
-///
-/// [`Credentials`](crate::ErrorKind::Credentials) if the request is refused, and
-/// [`Seed`](crate::ErrorKind::Seed) if the file could not be written. The file that was there is
-/// there still, unless only the last step failed: syncing the folder after the rename.
-pub fn write_seed(
-    spec: &SeedSpec,
-    hostname: Option<&str>,
-    credential: &Credential,
-    replace: Replace,
-) -> Result<SeedReport, Error> {
-    compose(spec, hostname, credential)?.stage()?.publish(replace)
-}
-
-/// Checks everything that a seed says and makes its bytes; all refusals are collected.
-///
-/// A credential that keeps the image's is refused: nothing may be written then.
-pub(crate) fn compose(
-    spec: &SeedSpec,
-    hostname: Option<&str>,
-    credential: &Credential,
-) -> Result<ComposedSeed, Error> {
-    let instance_id = match &spec.instance_id {
-        Some(given) => given.clone(),
-        None => format!("ri-{}", uuid::Uuid::new_v4()),
-    };
-    let mut refusals: Vec<Error> = [
-        spec.user.as_deref().map(names::check_user),
-        hostname.map(names::check_hostname),
-        Some(names::check_instance_id(&instance_id)),
-        credential.keeps_image().then_some(Err(SeedError::NothingToSeed)),
-    ]
-    .into_iter()
-    .flatten()
-    .filter_map(|checked| checked.err().map(Error::from))
-    .collect();
-    let network_config = match spec.network_config.as_deref().map(read_network_config).transpose() {
-        Ok(network_config) => network_config,
-        Err(error) => {
-            refusals.push(error);
-            None
-        }
-    };
-    if !refusals.is_empty() {
-        return Err(Error::first_of(refusals));
-    }
-
-    let made;
-    let (hash, kind) = match &credential.secret {
-        Secret::Password(password) => {
-            made = hash::sha512_crypt(password)?;
-            (Some(made.expose()), Some(CredentialKind::Password))
-        }
-        Secret::Hash(hash) => (Some(hash.expose()), Some(CredentialKind::PasswordHash)),
-        Secret::KeysOnly | Secret::KeepImage => (None, None),
-    };
-    let keys: Vec<&str> = credential.keys.iter().map(SshKey::as_line).collect();
-    let user = spec.user.as_deref();
-    let content = Content { instance_id: &instance_id, hostname, user, hash, keys: &keys, network_config };
-    let bytes = match spec.format {
-        SeedFormat::Nocloud => iso9660::write(&content.into_folder(), LABEL)?,
-    };
-    let report = SeedReport {
-        path: spec.path.clone(),
-        format: spec.format,
-        label: LABEL,
-        size: bytes.len(),
-        blake3: blake3::hash(&bytes).to_hex().to_string(),
-        instance_id,
-        hostname: hostname.map(String::from),
-        user: spec.user.clone(),
-        credentials: kind.into_iter().chain((!keys.is_empty()).then_some(CredentialKind::SshKey)).collect(),
-        ssh_key_fingerprints: credential.keys.iter().map(SshKey::fingerprint).collect(),
-    };
-    Ok(ComposedSeed { bytes, report })
+/// The seed of an instance, where one is asked for.
+pub(crate) fn spec_of(instance: &InstanceSpec) -> Result<&SeedSpec, Error> {
+    instance.seed.as_ref().ok_or_else(|| SeedError::NoSeed.into())
 }
 
 impl ComposedSeed {
     /// Looks at the seed's path without writing anything, as a plan does.
     pub(crate) fn check_place(&self) -> Result<(), Error> {
         Place::examine(&self.report.path).map(drop).map_err(|error| error.at(&self.report.path))
+    }
+
+    /// What a person should know before it is written.
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// What will be written.
@@ -213,32 +187,10 @@ impl StagedSeed {
     }
 }
 
-fn read_network_config(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
-    network_config_of(path).map_err(|error| error.at(path))
-}
-
-fn network_config_of(path: &Path) -> Result<Zeroizing<Vec<u8>>, SeedError> {
-    let unusable =
-        |source: io::Error| SeedError::Unusable { doing: "reading the network configuration", source };
-    let refused = |why| Err(SeedError::NetworkConfig { why });
-    // NONBLOCK: a pipe must not stop a rebuild.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| unusable(errno.into()))?;
-    let stat = rustix::fs::fstat(&file).map_err(|errno| unusable(errno.into()))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return refused("is no plain file");
-    }
-    let mut bytes = Zeroizing::new(Vec::new());
-    File::from(file).take(MOST_NETWORK_CONFIG_BYTES + 1).read_to_end(&mut bytes).map_err(unusable)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length > MOST_NETWORK_CONFIG_BYTES) {
-        return refused("is longer than 64 KiB");
-    }
-    match std::str::from_utf8(&bytes) {
-        Err(_) => refused("is not UTF-8"),
-        Ok(text) if text.trim().is_empty() => refused("is empty"),
-        Ok(text) if text.contains('\0') => refused("holds a zero byte"),
-        Ok(_) => Ok(bytes),
-    }
+/// What is said where the state folder could not take note of a seed that is in its place.
+pub(crate) fn not_remembered(error: &Error) -> String {
+    let path = error.path().unwrap_or(Path::new(""));
+    format!("{path:?} could not be written: the next seed will not be compared with this one's instance id")
 }
 
 #[cfg(test)]

@@ -49,11 +49,11 @@ pub(super) fn check_instance_id(instance_id: &str) -> Result<(), SeedError> {
         // What cloud-init calls an instance whose seed names none: it would never run again.
         "nocloud" | "iid-dsconfigdrive" => refused("is the one that cloud-init gives by itself"),
         "." | ".." => refused("is no name of a folder"),
-        _ if instance_id.contains('/') => refused("holds a slash"),
+        _ if instance_id.contains(['/', '\\']) => refused("holds a slash"),
         _ if !instance_id.bytes().all(|b| b.is_ascii_graphic()) => {
             refused("holds a space, a control character, or one outside ASCII")
         }
-        _ if instance_id.len() > 128 => refused("is longer than 128 characters"),
+        _ if instance_id.len() > 64 => refused("is longer than 64 characters"),
         _ => Ok(()),
     }
 }
@@ -105,12 +105,12 @@ mod tests {
 
     #[test]
     fn only_safe_and_telling_ids_are_instance_ids() {
-        let most = "a".repeat(128);
-        let more = "a".repeat(129);
+        let most = "a".repeat(64);
+        let more = "a".repeat(65);
         check(
             check_instance_id,
             &["i-0a1b", "ri-7f", "a.b", "{x}", &most],
-            &["", "nocloud", "iid-dsconfigdrive", ".", "..", "a/b", "a b", "a\nb", "a\0", "ё", &more],
+            &["", "nocloud", "iid-dsconfigdrive", ".", "..", "a/b", "a\\b", "a b", "a\nb", "a\0", "ё", &more],
         );
     }
 }

@@ -7,6 +7,7 @@ mod faults;
 mod progress;
 mod refusals;
 mod results;
+mod seeds;
 mod status;
 
 mod support;

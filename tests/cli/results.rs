@@ -206,14 +206,19 @@ fn the_status_of_an_instance_file_is_that_of_its_system_disk() {
 fn a_seed_is_written_alone_and_replaced_only_when_asked() {
     let room = Room::new();
     room.file("password", PASSWORD);
-    let words =
-        ["seed", "--json", "--seed", "seed.iso", "--password-file", "password", "--instance-id", "i-1"];
-    let report = room.plain(&words).document();
-    assert_eq!(report["instance_id"], "i-1");
+    let seed = |words: &[&str]| {
+        let common = ["seed", "--json", "--seed", "seed.iso", "--password-file", "password", "--instance-id"];
+        room.plain(&[&common, words].concat())
+    };
+    assert_eq!(seed(&["i-1"]).document()["instance_id"], "i-1");
     let before = Seen::of(&room.path("seed.iso"));
-    room.plain(&words).error(13);
+    seed(&["i-2"]).error(13);
+    let again = seed(&["i-1", "--replace"]).error(13);
+    let message = again["message"].as_str().unwrap();
+    let expected = "is that of the machine's last seed, so that nothing would be set";
+    assert!(message.ends_with(expected), "{message}");
     before.check(&room.path("seed.iso"));
-    room.plain(&[&words[..], &["--replace"]].concat()).document();
+    seed(&["i-2", "--replace"]).document();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What was typed. What it means is decided in `request` and `credentials`.
 
+mod seed;
 mod values;
 
 use std::ffi::OsString;
@@ -9,6 +10,8 @@ use std::path::PathBuf;
 use clap::error::ErrorKind as ClapError;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use reimage::{Expect, ExpectedDigest};
+
+pub(crate) use seed::{CredentialArgs, MachineArgs, NetworkArg, OsArg, SeedArgs, SeedFormatArg};
 
 use crate::exit::Failure;
 use crate::output::Output;
@@ -138,20 +141,6 @@ pub(crate) struct InspectArgs {
 }
 
 #[derive(Args)]
-pub(crate) struct SeedArgs {
-    /// The instance file (TOML) that says what the seed is for
-    #[arg(long, value_name = "FILE")]
-    pub(crate) instance: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) machine: MachineArgs,
-    #[command(flatten)]
-    pub(crate) credentials: CredentialArgs,
-    /// Replace a seed that is there
-    #[arg(long)]
-    pub(crate) replace: bool,
-}
-
-#[derive(Args)]
 pub(crate) struct StatusArgs {
     /// An instance file (a name that ends in .toml), the system disk, or the id of an instance that was rebuilt
     #[arg(value_name = "INSTANCE|TARGET", required_unless_present = "instance")]
@@ -262,50 +251,6 @@ pub(crate) struct CheckArgs {
     pub(crate) threads: Option<NonZeroUsize>,
 }
 
-#[derive(Args)]
-#[command(next_help_heading = "Seed")]
-pub(crate) struct MachineArgs {
-    /// Where the seed goes: the file that the machine gets as a CD-ROM
-    #[arg(long, value_name = "FILE")]
-    pub(crate) seed: Option<PathBuf>,
-    /// The seed's format: nocloud is cloud-init's NoCloud on ISO 9660 [default: nocloud]
-    #[arg(long, value_name = "FORMAT")]
-    pub(crate) seed_format: Option<SeedFormatArg>,
-    /// What runs in the machine [default: linux]
-    #[arg(long, value_name = "OS")]
-    pub(crate) os: Option<OsArg>,
-    /// The identity under which cloud-init runs again [default: a fresh one]
-    #[arg(long, value_name = "ID")]
-    pub(crate) instance_id: Option<String>,
-    /// The host name that the machine gets
-    #[arg(long, value_name = "NAME")]
-    pub(crate) hostname: Option<String>,
-    /// The account that gets the credentials [default: the image's default user]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) user: Option<String>,
-    /// A cloud-init network configuration, passed on as it is
-    #[arg(long, value_name = "FILE")]
-    pub(crate) network_config: Option<PathBuf>,
-}
-
-#[derive(Args)]
-#[command(next_help_heading = "Credentials")]
-pub(crate) struct CredentialArgs {
-    /// A file with the new password in one line; - is standard input (a service's
-    /// $CREDENTIALS_DIRECTORY/password or password-hash is read when nothing else is given)
-    #[arg(long, value_name = "FILE")]
-    pub(crate) password_file: Option<PathBuf>,
-    /// A file with the new password's hash, as mkpasswd -m sha-512 makes it; - is standard input
-    #[arg(long, value_name = "FILE", conflicts_with = "password_file")]
-    pub(crate) password_hash_file: Option<PathBuf>,
-    /// A file with public SSH keys, one a line (repeatable)
-    #[arg(long, value_name = "FILE")]
-    pub(crate) ssh_key: Vec<PathBuf>,
-    /// Leave the image's own credentials as they are, and write no seed
-    #[arg(long, conflicts_with_all = ["password_file", "password_hash_file", "ssh_key", "seed"])]
-    pub(crate) keep_image_credentials: bool,
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ProgressKind {
     /// Bars on a terminal, else lines
@@ -360,17 +305,6 @@ pub(crate) enum VerifyArg {
     Full,
     Written,
     Off,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum SeedFormatArg {
-    Nocloud,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum OsArg {
-    Linux,
-    Windows,
 }
 
 /// What the words on the command line came to.

@@ -25,7 +25,7 @@ pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
         Command::Rebuild(job) => rebuild((&job, &args.common), output, &progress),
         Command::Verify(args) => verify(&args, output, &progress),
         Command::Inspect(args) => inspect(&args, output, &progress),
-        Command::Seed(args) => seed(&args, output),
+        Command::Seed(of) => seed(&of, args.common.state_dir.as_deref(), output),
         Command::Status(of) => status(&of, args.common.state_dir.as_deref(), output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -123,14 +123,19 @@ fn inspect(args: &InspectArgs, output: Output, progress: &Progress) -> Result<()
     Ok(())
 }
 
-fn seed(args: &SeedArgs, output: Output) -> Result<(), Failure> {
+fn seed(args: &SeedArgs, state_dir: Option<&Path>, output: Output) -> Result<(), Failure> {
     let instance = request::of_machine(args.instance.as_deref(), &args.machine)?;
-    let Some(spec) = &instance.seed else {
+    if instance.seed.is_none() {
         return Err(Failure::usage("no seed is named").hinting("name the seed's file with --seed FILE"));
-    };
-    let credential = credentials::gather(&args.credentials, SeedWanted::Yes)?;
+    }
+    let state_dir = request::state_dir(state_dir)?;
     let replace = if args.replace { Replace::Existing } else { Replace::Refuse };
-    let report = reimage::write_seed(spec, instance.hostname.as_deref(), &credential, replace)?;
+    let report = if args.scrub {
+        reimage::scrub_seed(&instance, &state_dir, replace)?
+    } else {
+        let credential = credentials::gather(&args.credentials, SeedWanted::Yes)?;
+        reimage::write_seed(&instance, &credential, &state_dir, replace)?
+    };
     output.show(&report, show::seed);
     Ok(())
 }

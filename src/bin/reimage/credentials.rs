@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::args::CredentialArgs;
 use crate::exit::Failure;
+use crate::inherited;
 
 /// More than any password, hash or file of keys has.
 const MOST_BYTES: usize = 1 << 20;
@@ -67,10 +68,11 @@ pub(crate) fn gather(args: &CredentialArgs, seed: SeedWanted) -> Result<Credenti
 }
 
 fn typed(args: &CredentialArgs) -> Result<Option<Secret>, Failure> {
-    match (&args.password_file, &args.password_hash_file) {
-        (Some(path), _) => password(path).map(Some),
-        (None, Some(path)) => hash(path).map(Some),
-        (None, None) => Ok(None),
+    match (&args.password_file, args.password_fd, &args.password_hash_file) {
+        (Some(path), ..) => password(path).map(Some),
+        (None, Some(number), _) => from_descriptor(number).map(Some),
+        (None, None, Some(path)) => hash(path).map(Some),
+        (None, None, None) => Ok(None),
     }
 }
 
@@ -88,6 +90,16 @@ fn from_systemd() -> Result<Option<Secret>, Failure> {
 
 fn password(path: &Path) -> Result<Secret, Failure> {
     Password::from_file_bytes(read(path)?).map(Secret::Password).map_err(about(path))
+}
+
+/// What another program left open for this one.
+fn from_descriptor(number: i32) -> Result<Secret, Failure> {
+    let unusable = |error: io::Error| {
+        Failure::of(ErrorKind::Credentials, format!("file descriptor {number} cannot be read: {error}"))
+            .hinting("open it for reading in the program that starts this one, such as 3< FILE in a shell")
+    };
+    let bytes = inherited::open(number).and_then(read_all).map_err(unusable)?;
+    Ok(Secret::Password(Password::from_file_bytes(bytes)?))
 }
 
 fn hash(path: &Path) -> Result<Secret, Failure> {

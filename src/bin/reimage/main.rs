@@ -8,6 +8,7 @@ mod commands;
 mod consent;
 mod credentials;
 mod exit;
+mod inherited;
 mod output;
 mod picture;
 mod progress;

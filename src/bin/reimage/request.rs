@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use reimage::{
     BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, Expect, GptPolicy, ImageFormat, ImageOptions,
-    InstanceSpec, NestedFormat, Options, Os, Placement, Preflight, Request, SeedFormat, SeedSpec,
-    SightPolicy, TargetFormat, VerifyPolicy, WholeDigest,
+    InstanceSpec, NestedFormat, NetworkPolicy, OldCredentials, Options, Os, Placement, Preflight, Request,
+    SeedFormat, SeedSpec, SightPolicy, TargetFormat, UserDataDisks, VerifyPolicy, WholeDigest,
 };
 
 use crate::args::{
-    CheckArgs, DataDiskDigestArg, DiskArgs, GptArg, ImageArgs, ImageFormatArg, JobArgs, MachineArgs, OsArg,
-    PreflightArg, RunArgs, StatusArgs, SubjectArgs, TargetFormatArg, VerifyArg, VerifyArgs,
+    CheckArgs, DataDiskDigestArg, DiskArgs, GptArg, ImageArgs, ImageFormatArg, JobArgs, MachineArgs,
+    NetworkArg, OsArg, PreflightArg, RunArgs, SeedFormatArg, StatusArgs, SubjectArgs, TargetFormatArg,
+    VerifyArg, VerifyArgs,
 };
 use crate::exit::Failure;
 use crate::show::clean;
@@ -155,6 +156,7 @@ fn read_instance(path: &Path) -> Result<InstanceSpec, Failure> {
     if let Some(seed) = &mut instance.seed {
         resolve(&mut seed.path);
         seed.network_config.as_mut().map(resolve);
+        seed.user_data.as_mut().map(resolve);
     }
     Ok(instance)
 }
@@ -199,7 +201,11 @@ fn apply_machine(instance: &mut InstanceSpec, args: &MachineArgs) -> Result<(), 
         ("--seed-format", args.seed_format.is_some()),
         ("--instance-id", args.instance_id.is_some()),
         ("--user", args.user.is_some()),
+        ("--user-data", args.user_data.is_some()),
+        ("--allow-user-data-disk-setup", args.allow_user_data_disk_setup),
         ("--network-config", args.network_config.is_some()),
+        ("--network", args.network.is_some()),
+        ("--revoke-image-credentials", args.revoke_image_credentials),
     ];
     let Some(seed) = &mut instance.seed else {
         return match of_a_seed.iter().find(|(_, typed)| *typed) {
@@ -208,13 +214,46 @@ fn apply_machine(instance: &mut InstanceSpec, args: &MachineArgs) -> Result<(), 
             None => Ok(()),
         };
     };
-    if args.seed_format.is_some() {
-        seed.format = SeedFormat::Nocloud;
-    }
+    apply_seed(seed, args)
+}
+
+fn apply_seed(seed: &mut SeedSpec, args: &MachineArgs) -> Result<(), Failure> {
+    seed.format = args.seed_format.map(seed_format_of).or(seed.format);
     seed.instance_id = args.instance_id.clone().or(seed.instance_id.take());
     seed.user = args.user.clone().or(seed.user.take());
-    seed.network_config = args.network_config.clone().or(seed.network_config.take());
+    seed.user_data = args.user_data.clone().or(seed.user_data.take());
+    // A flag wins over both of the file's words on the network, which contradict each other.
+    match (&args.network_config, args.network) {
+        (Some(path), _) => {
+            (seed.network_config, seed.network) = (Some(path.clone()), NetworkPolicy::Fresh);
+        }
+        (None, Some(NetworkArg::Keep)) => {
+            (seed.network_config, seed.network) = (None, NetworkPolicy::Keep);
+        }
+        (None, Some(NetworkArg::Fresh)) => {
+            (seed.network_config, seed.network) = (None, NetworkPolicy::Fresh);
+        }
+        (None, None) => {}
+    }
+    if args.revoke_image_credentials {
+        seed.old_credentials = OldCredentials::Revoke;
+    }
+    if args.allow_user_data_disk_setup {
+        if seed.user_data.is_none() {
+            return Err(Failure::usage("--allow-user-data-disk-setup is about user-data, and none is given")
+                .hinting("give it with --user-data FILE, or leave the flag out"));
+        }
+        seed.user_data_disks = UserDataDisks::Allow;
+    }
     Ok(())
+}
+
+fn seed_format_of(format: SeedFormatArg) -> SeedFormat {
+    match format {
+        SeedFormatArg::Nocloud => SeedFormat::Nocloud,
+        SeedFormatArg::ConfigDrive => SeedFormat::ConfigDrive,
+        SeedFormatArg::NocloudVfat => SeedFormat::NocloudVfat,
+    }
 }
 
 fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure> {

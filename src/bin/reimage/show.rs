@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use reimage::{
-    ByteRange, CredentialKind, DataDiskReport, GptPlan, ImageInfo, InstanceState, InstanceStatus, Phase,
-    PlanSummary, RepairReport, Report, RunStatus, Sandbox, SeedReport, Sight, StorageIdentity, TargetKind,
-    TargetState, Verdict, VerifyReport,
+    ByteRange, CredentialKind, DataDiskReport, GptPlan, ImageInfo, InstanceState, InstanceStatus,
+    OldCredentials, Os, Phase, PlanSummary, RepairReport, Report, RunStatus, Sandbox, SeedReport, Sight,
+    StorageIdentity, TargetKind, TargetState, Verdict, VerifyReport,
 };
 
 use crate::picture;
@@ -43,7 +43,10 @@ pub(crate) fn plan(plan: &PlanSummary) -> String {
     lines.block(&picture::before_and_after(plan.before.as_ref(), after, plan.target_bytes));
     lines.add("GPT", gpt(&plan.gpt));
     match &plan.seed {
-        Some(seed) => lines.add("seed", format!("{} ({})", clean_path(&seed.path), seed_words(seed))),
+        Some(seed) => {
+            lines.add("seed", format!("{} ({})", clean_path(&seed.path), seed_words(seed)));
+            lines.add("", old_credentials(seed));
+        }
         None => lines.add("seed", "none: the image's own credentials stay"),
     }
     for disk in &plan.data_disks {
@@ -195,6 +198,9 @@ pub(crate) fn seed(seed: &SeedReport) -> String {
     lines.add("instance id", clean_name(&seed.instance_id));
     lines.add("BLAKE3", &seed.blake3);
     seed.ssh_key_fingerprints.iter().for_each(|fingerprint| lines.add("SSH key", fingerprint));
+    for warning in &seed.warnings {
+        lines.add("warning", clean(warning));
+    }
     lines.into_text()
 }
 
@@ -286,8 +292,22 @@ fn seed_words(seed: &SeedReport) -> String {
         _ => "credentials",
     };
     let kinds: Vec<_> = seed.credentials.iter().map(kind).collect();
+    if kinds.is_empty() {
+        return format!("{}, no credentials", seed.label);
+    }
     let user = seed.user.as_deref().map_or_else(|| "the image's default user".to_owned(), clean_name);
     format!("{}, {} for {user}", seed.label, kinds.join(" and "))
+}
+
+/// cloud-init adds keys to those that are there, and sets one password; cloudbase-init writes the keys anew.
+fn old_credentials(seed: &SeedReport) -> &'static str {
+    match (seed.os, seed.old_credentials) {
+        (Os::Windows, _) => "other accounts' passwords that the image has stay",
+        (_, OldCredentials::Revoke) => {
+            "all other passwords that the image has are locked, all other SSH keys removed"
+        }
+        _ => "other passwords and SSH keys that the image has stay (--revoke-image-credentials ends them)",
+    }
 }
 
 fn read_back(read: u64, holes: u64) -> String {

@@ -8,68 +8,19 @@
 mod descriptor;
 mod tree;
 
-use std::collections::BTreeMap;
-
 use zeroize::Zeroizing;
 
 use super::error::SeedError;
+use super::folder::Folder;
 use tree::{Extent, Naming, Tree};
 
 const SECTOR: usize = 2048;
-const MOST_CONTENT: usize = 1 << 20;
 const SYSTEM_SECTORS: u32 = 16;
 const DESCRIPTORS: u32 = 3;
 
-/// A folder of the volume: file contents are wiped when it is dropped.
-#[derive(Default)]
-pub(super) struct Folder(BTreeMap<&'static str, Node>);
-
-enum Node {
-    File(Zeroizing<Vec<u8>>),
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the seed that needs folders, ConfigDrive, is not written yet")
-    )]
-    Folder(Folder),
-}
-
-impl Folder {
-    /// Adds a file; the name is one of ours, in ASCII.
-    pub(super) fn add(&mut self, name: &'static str, bytes: Zeroizing<Vec<u8>>) {
-        self.insert(name, Node::File(bytes));
-    }
-
-    /// Adds a folder; the name is one of ours, in ASCII.
-    #[cfg(test)]
-    pub(super) fn add_folder(&mut self, name: &'static str, folder: Folder) {
-        self.insert(name, Node::Folder(folder));
-    }
-
-    fn insert(&mut self, name: &'static str, node: Node) {
-        // Joliet takes 64 characters; ASCII makes its order the same as that of the bytes.
-        assert!((1..=62).contains(&name.len()) && name.is_ascii(), "a name fits both trees");
-        assert!(self.0.insert(name, node).is_none(), "a folder holds a name once");
-    }
-
-    fn files<'a>(&'a self, files: &mut Vec<&'a [u8]>) {
-        for node in self.0.values() {
-            match node {
-                Node::File(bytes) => files.push(bytes),
-                Node::Folder(folder) => folder.files(files),
-            }
-        }
-    }
-}
-
 /// The volume that holds `root` under `label`, which must be ASCII of at most 16 characters.
 pub(super) fn write(root: &Folder, label: &str) -> Result<Zeroizing<Vec<u8>>, SeedError> {
-    let mut files = Vec::new();
-    root.files(&mut files);
-    let size = files.iter().map(|bytes| bytes.len()).sum();
-    if size > MOST_CONTENT {
-        return Err(SeedError::TooLarge { size, most: MOST_CONTENT });
-    }
-
+    let files = root.files()?;
     let mut trees = [Naming::RockRidge, Naming::Joliet].map(|naming| Tree::of(root, naming));
     let mut next = SYSTEM_SECTORS + DESCRIPTORS;
     for tree in &mut trees {

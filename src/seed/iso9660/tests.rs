@@ -2,6 +2,7 @@
 //! Method: a reader of its own, which follows the descriptors and trusts only big-endian or
 //! little-endian numbers that agree; other programs read the volume in `.ci/seed-check`.
 
+use super::super::folder::MOST_CONTENT;
 use super::*;
 
 fn file(bytes: &[u8]) -> Zeroizing<Vec<u8>> {

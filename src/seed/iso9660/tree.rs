@@ -1,6 +1,7 @@
 //! One of the volume's two trees: its folders, their records and its path tables.
 
-use super::{Folder, Node, SECTOR, Volume, both_u16, both_u32, in_u32, sectors};
+use super::{SECTOR, Volume, both_u16, both_u32, in_u32, sectors};
+use crate::seed::folder::{Folder, Node};
 
 /// 1 January 2000, in years since 1900 (ECMA-119 9.1.5).
 const DATE: [u8; 7] = [100, 1, 1, 0, 0, 0, 0];
@@ -238,11 +239,7 @@ fn named<'a>(folder: &'a Folder, first_file: usize, naming: Naming) -> Vec<(Chil
         children.push((Child { name, identifier: naming.encode(&text), what: What::File(file) }, inner));
         match node {
             Node::File(_) => file += 1,
-            Node::Folder(inner) => {
-                let mut files = Vec::new();
-                inner.files(&mut files);
-                file += files.len();
-            }
+            Node::Folder(inner) => file += inner.count(),
         }
     }
     children.sort_by(|(one, _), (other, _)| one.identifier.cmp(&other.identifier));

@@ -1,0 +1,204 @@
+//! MIME documents, as far as cloud-init looks into them: headers, boundaries, encodings.
+
+use base64ct::{Base64, Encoding as _};
+use zeroize::Zeroizing;
+
+/// How deep documents may be nested.
+const MOST_DEPTH: usize = 8;
+/// How many parts are looked at.
+const MOST_PARTS: usize = 512;
+
+/// The headers of a document or part that matter.
+#[derive(Default)]
+pub(super) struct Headers {
+    content_type: String,
+    encoding: String,
+}
+
+impl Headers {
+    /// In lower case, without parameters; `text/plain` if there is none.
+    pub(super) fn kind(&self) -> String {
+        let kind = self.content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        if kind.contains('/') { kind } else { String::from("text/plain") }
+    }
+
+    pub(super) fn is_multipart(&self) -> bool {
+        self.kind().starts_with("multipart/")
+    }
+
+    pub(super) fn boundary(&self) -> Option<&str> {
+        if !self.is_multipart() {
+            return None;
+        }
+        let at = self.content_type.to_ascii_lowercase().find("boundary")?;
+        let value =
+            self.content_type.get(at + "boundary".len()..)?.trim_start().strip_prefix('=')?.trim_start();
+        let boundary = match value.strip_prefix('"') {
+            Some(quoted) => quoted.split('"').next()?,
+            None => value.split([';', ' ', '\t']).next()?,
+        };
+        (!boundary.is_empty()).then_some(boundary)
+    }
+}
+
+/// A part that holds no others.
+pub(super) struct Leaf {
+    pub(super) kind: String,
+    pub(super) body: Zeroizing<Vec<u8>>,
+    /// The line of the document where the body begins, from 1.
+    pub(super) line: usize,
+    /// Whether a line of the body is a line of the document.
+    pub(super) lines: Lines,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lines {
+    AsGiven,
+    Encoded,
+}
+
+/// The headers at the beginning of `text`.
+pub(super) fn headers(text: &str) -> Headers {
+    split(text).0
+}
+
+/// The parts of a document, nested ones too; of too many or too deep ones, those before.
+pub(super) fn leaves(text: &str) -> Vec<Leaf> {
+    let mut leaves = Vec::new();
+    collect(text, 1, 0, &mut leaves);
+    leaves
+}
+
+fn collect(text: &str, line: usize, depth: usize, leaves: &mut Vec<Leaf>) {
+    if depth > MOST_DEPTH || leaves.len() >= MOST_PARTS {
+        return;
+    }
+    let (headers, body, skipped) = split(text);
+    let line = line + skipped;
+    let Some(boundary) = headers.boundary() else {
+        let (body, lines) = decoded(&headers, body);
+        leaves.push(Leaf { kind: headers.kind(), body, line, lines });
+        return;
+    };
+    let (mut start, mut first, mut at) = (None, 0, 0);
+    for (number, row) in body.split_inclusive('\n').enumerate() {
+        let end = at + row.len();
+        let after = row.trim_end().strip_prefix("--").and_then(|row| row.strip_prefix(boundary));
+        if let Some("" | "--") = after {
+            if let Some(start) = start {
+                collect(&body[start..at], line + first, depth + 1, leaves);
+            }
+            start = (after == Some("")).then_some(end);
+            first = number + 1;
+        }
+        at = end;
+    }
+    if let Some(start) = start {
+        collect(&body[start..], line + first, depth + 1, leaves);
+    }
+}
+
+/// Headers, body, and how many lines the headers take with the empty line behind them.
+fn split(text: &str) -> (Headers, &str, usize) {
+    let mut headers = Headers::default();
+    let (mut at, mut count) = (0, 0);
+    let mut last: Option<&mut String> = None;
+    for row in text.split_inclusive('\n') {
+        let row_text = row.trim_end_matches(['\n', '\r']);
+        if row_text.is_empty() {
+            return (headers, &text[at + row.len()..], count + 1);
+        }
+        if row_text.starts_with([' ', '\t']) {
+            if let Some(value) = last.as_deref_mut() {
+                value.push_str(row_text);
+            }
+        } else {
+            let name = row_text.split(':').next().unwrap_or_default();
+            if name.len() == row_text.len() || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+                // Python's parser takes the rest for the body.
+                return (headers, &text[at..], count);
+            }
+            let value = row_text[name.len() + 1..].trim();
+            last = match name.to_ascii_lowercase().as_str() {
+                "content-type" => Some(&mut headers.content_type),
+                "content-transfer-encoding" => Some(&mut headers.encoding),
+                _ => None,
+            };
+            if let Some(kept) = last.as_deref_mut() {
+                value.clone_into(kept);
+            }
+        }
+        at += row.len();
+        count += 1;
+    }
+    (headers, "", count)
+}
+
+fn decoded(headers: &Headers, body: &str) -> (Zeroizing<Vec<u8>>, Lines) {
+    match headers.encoding.trim().to_ascii_lowercase().as_str() {
+        "base64" => {
+            let packed = body.bytes().filter(|byte| !byte.is_ascii_whitespace());
+            let packed = Zeroizing::new(packed.map(char::from).collect::<String>());
+            let bytes = Base64::decode_vec(&packed).unwrap_or_else(|_| body.as_bytes().to_vec());
+            (Zeroizing::new(bytes), Lines::Encoded)
+        }
+        "quoted-printable" => (Zeroizing::new(unquoted(body.as_bytes())), Lines::Encoded),
+        _ => (Zeroizing::new(body.as_bytes().to_vec()), Lines::AsGiven),
+    }
+}
+
+fn unquoted(body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(body.len());
+    let mut rest = body;
+    while let [first, after @ ..] = rest {
+        let (byte, left) = match rest {
+            [b'=', b'\r', b'\n', left @ ..] | [b'=', b'\n', left @ ..] => (None, left),
+            [b'=', high, low, left @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                let digits = [*high, *low];
+                let digits = std::str::from_utf8(&digits).unwrap_or("20");
+                (u8::from_str_radix(digits, 16).ok(), left)
+            }
+            _ => (Some(*first), after),
+        };
+        bytes.extend(byte);
+        rest = left;
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_is_found_with_its_line() {
+        let text = "Content-Type: multipart/mixed;\n boundary=\"a\"\nMIME-Version: 1.0\n\npreamble\n--a\nContent-Type: text/x-shellscript\n\n#!/bin/sh\n--a\nContent-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/cloud-config\nContent-Transfer-Encoding: base64\n\nI2Ns\nb3Vk\n--b\nContent-Transfer-Encoding: quoted-printable\n\n=23!=\n/bin/sh\n--b--\n--a--\n#!/after\n";
+        let leaves = leaves(text);
+        let seen: Vec<_> =
+            leaves.iter().map(|leaf| (leaf.kind.as_str(), &leaf.body[..], leaf.line, leaf.lines)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("text/x-shellscript", &b"#!/bin/sh\n"[..], 9, Lines::AsGiven),
+                ("text/cloud-config", b"#cloud", 17, Lines::Encoded),
+                ("text/plain", b"#!/bin/sh\n", 22, Lines::Encoded),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_unclosed_document_still_gives_its_last_part() {
+        let found = leaves("Content-Type: multipart/mixed; boundary=a; x=y\n\n--a\n\nlast");
+        assert_eq!(found.len(), 1);
+        assert_eq!((&found[0].body[..], found[0].line), (&b"last"[..], 5));
+    }
+
+    #[test]
+    fn nesting_ends_at_a_bound() {
+        let head = |n: usize| format!("Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n");
+        let deep: String = (0..100).map(head).collect();
+        assert!(leaves(&deep).is_empty());
+        let wide = format!("{}{}", head(0), "\nx\n--b0\n".repeat(2000));
+        assert_eq!(leaves(&wide).len(), MOST_PARTS);
+    }
+}
