@@ -24,7 +24,7 @@ def passwords():
         ("129 bytes", MARK.encode() + b"x" * 124, r"password.*(longer|128)"),
         ("not UTF-8", MARK.encode() + b"\xff\xfe\xfd\xfc", r"password.*UTF-8"),
         ("NUL", MARK.encode() + b"\0abc", r"password.*control"),
-        ("CR", MARK.encode() + b"abcd\r\n", r"password.*(control|line)"),
+        ("CR", MARK.encode() + b"ab\rcd\n", r"password.*(control|line)"),
         ("two newlines", MARK.encode() + b"abcd\n\n", r"password.*(control|line)"),
         ("tabulator", MARK.encode() + b"\tabcd", r"password.*control"),
         ("DEL", MARK.encode() + b"\x7fabcd", r"password.*control"),
