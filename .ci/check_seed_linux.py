@@ -8,7 +8,7 @@ import re
 
 import guest
 from host import Broken
-from seeds import Seeds, accepts, config, content, crypted, discard, mime, probe, squeezed
+from seeds import accepts, config, content, crypted, discard, mime, probe, squeezed
 
 OLD, NEW, CUSTOMER = "0ld password ё", "n3w pass: #word 🔑", "what the customer wrote"
 USERS = (None, "root", "web-1")
@@ -189,10 +189,13 @@ def network(seeds, guests, tally):
 def user_data(seeds, tally):
     """Beside each kind of customer's user-data: our credentials win, and the customer's work is done."""
     guests = Guests(seeds)
-    for user in USERS:
-        for name, (data, carol) in customers(target_of(user)).items():
+    for number, user in enumerate(USERS):
+        for place, (name, (data, carol)) in enumerate(customers(target_of(user)).items()):
+            # The default user is where accounts get lost; the others take turns.
+            secrets = SECRETS if user is None else (SECRETS[(number + place) % 3],)
             # A key with a password of the customer's own for the same account is warned of, not refused.
-            secrets = ("password", "both") if name in ("chpasswd list", "chpasswd users", "password") else SECRETS
+            if name in ("chpasswd list", "chpasswd users", "password"):
+                secrets = [secret for secret in secrets if secret != "key"] or ["both"]
             for secret in secrets:
                 what = f"{target_of(user)}, {secret}, beside {name}"
                 flags = [*guests.flags(user, secret), "--user-data", seeds.file(data)]
@@ -259,5 +262,4 @@ def config_drive(seeds, tally):
             discard(root)
 
 
-PARTS = {"forms": forms, "user-data": user_data, "revoke": revoke, "config-drive": config_drive}
-__all__ = ["PARTS", "Seeds"]
+PARTS = {"user-data": user_data, "forms": forms, "revoke": revoke, "config-drive": config_drive}

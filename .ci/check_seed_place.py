@@ -1,10 +1,11 @@
 """The seed's file: for its owner alone, and whole at any instant, whatever fails or dies."""
 
 import os
+import shutil
 import subprocess
 
 from check_seed_secrets import Machine
-from host import speak, tool
+from host import Broken, speak, tool
 from seeds import case, crypted
 
 OLD_ID, NEW_ID = "ri-00000000-0000-4000-8000-000000000001", "ri-00000000-0000-4000-8000-000000000002"
@@ -117,8 +118,14 @@ def kills(seeds, tally, flags):
     folder = seeds.scratch.folder_of("kills")
     path, ended, both = f"{folder}/seed.iso", 0, set()
     words = seeds.program.words("seed", "--seed", path, *flags.of(NEW_ID), "--replace")
+
+    def reset():
+        # The state folder remembers the id, and would refuse it the next time.
+        shutil.rmtree(seeds.program.state, ignore_errors=True)
+        put(path, flags.old)
+
     with case(tally, "kills"):
-        for call, nth in endings(words, lambda: put(path, flags.old)):
+        for call, nth in endings(words, reset):
             ended += 1
             found = slurp(path)
             state = {flags.old: "old", flags.new: "new"}.get(found)
@@ -139,7 +146,9 @@ def endings(words, before):
             before()
             trace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={nth}")
             code = subprocess.run([*trace, *words], capture_output=True, timeout=60).returncode
-            if code != -9 and code != 137:
+            if code not in (-9, 137):
+                if code != 0:
+                    raise Broken(f"a run that nothing ends ({call}): exit {code}")
                 break
             yield call, nth
 
@@ -160,7 +169,7 @@ def rebuild_kills(seeds, tally, flags):
     runs, states = 0, set()
 
     def reset():
-        subprocess.run(["rm", "-rf", machine.state], check=True)
+        shutil.rmtree(machine.state, ignore_errors=True)
         for name in os.listdir(f"{machine.folder}/vm"):
             os.unlink(f"{machine.folder}/vm/{name}")
         put(machine.seed, flags.old)

@@ -137,7 +137,9 @@ class Refusals:
     def files(self, flag, table, *more):
         for what, data, says in table:
             path = self.seeds.file(data)
-            self.check(f"{flag}, {what}", (flag, path, *more), says, names=path)
+            # A rule of Windows is about several inputs at once; it names them by what they are.
+            names = None if "windows" in more else path
+            self.check(f"{flag}, {what}", (flag, path, *more), says, names=names)
 
 
 def refusals(seeds, tally):
@@ -228,8 +230,10 @@ def untouched(by, password):
         "network": ("--network-config", by.seeds.file("- a\n")), "id": ("--instance-id", "nocloud"),
         "disk set-up": ("--user-data", by.seeds.file(DANGERS[0][1])),
     }
-    with open(machine.disk, "rb") as file:
-        before = file.read(), os.fstat(file.fileno()).st_mtime_ns
+    def disk():
+        with open(machine.disk, "rb") as file:
+            return file.read(), os.fstat(file.fileno()).st_mtime_ns
+
     runs = [(name, machine.seed, flags) for name, flags in cases.items()]
     runs += [("the target as the seed", machine.disk, ()), ("a data disk as the seed", f"{machine.folder}/data", ("--data-disk", f"{machine.folder}/data")),
              ("the image as the seed", machine.image, ())]
@@ -239,11 +243,11 @@ def untouched(by, password):
         for command in ("plan", "rebuild"):
             with case(by.tally, f"{command}, {name}"):
                 yes = ("--yes",) if command == "rebuild" else ()
+                before = disk()
                 outcome = by.seeds.program.run(command, machine.image, machine.disk, "--seed", seed, *yes, *password, *flags)
                 code = 11 if " as the " in name else 13
                 by.tally.expect(outcome.code in {code, 13} and outcome.state == "untouched", f"{command}, {name}: exit {code}", outcome)
-                with open(machine.disk, "rb") as file:
-                    by.tally.expect((file.read(), os.fstat(file.fileno()).st_mtime_ns) == before, f"{command}, {name}: as it was")
+                by.tally.expect(disk() == before, f"{command}, {name}: as it was")
     with open(f"{machine.folder}/data", "rb") as file:
         by.tally.expect(file.read() == b"data" * 4096, "the data disk is as it was")
     ids(by, machine, password)

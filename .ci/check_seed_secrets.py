@@ -205,7 +205,6 @@ def channels(seeds, tally):
         "a file": (("--password-file", seeds.file(SECRET + "\n")), {}),
         "a file without newline": (("--password-file", seeds.file(SECRET)), {}),
         "standard input": (("--password-file", "-"), {"stdin": SECRET.encode() + b"\n"}),
-        "a descriptor": (("--password-fd", "0"), {"stdin": SECRET.encode() + b"\n"}),
         "systemd": ((), {"env": {"CREDENTIALS_DIRECTORY": folder}}),
         "systemd, hash": ((), {"env": {"CREDENTIALS_DIRECTORY": hashes}}),
         "a hash": (("--password-hash-file", seeds.file(crypted(SECRET, CHEAP) + "\n")), {}),
@@ -215,14 +214,14 @@ def channels(seeds, tally):
             image, _ = seeds.make(*flags, **more)
             found = re.search(rb"\$[56]\$[^\"]+", content(seeds.extract(image), "user-data"))
             tally.expect(found and accepts(found[0].decode(), SECRET), f"a password from {what}")
-    with case(tally, "a password from another descriptor"):
+    with case(tally, "a password from a descriptor"):
         image, (reader, writer) = seeds.path(".iso"), os.pipe()
         os.write(writer, SECRET.encode())
         os.close(writer)
         words = [*seeds.program.words("seed", "--seed", image, "--password-fd", reader)]
         ran = subprocess.run(words, pass_fds=(reader,), capture_output=True, timeout=60)
         os.close(reader)
-        tally.expect(ran.returncode == 0 and os.path.exists(image), "a password from another descriptor", ran.stdout[-300:])
+        tally.expect(ran.returncode == 0 and os.path.exists(image), "a password from a descriptor", ran.stdout[-300:])
 
 
 PARTS = {"secrets": secrets}

@@ -20,12 +20,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def seed(program, _scratch, tally):
-    """The seed, as cloud-init reads it."""
+    """The seed, as its readers read it."""
     check = os.path.join(ROOT, ".ci", "seed-check")
     code, text = speak(check, program.binary)
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    for line in lines if code else lines[-1:]:
-        print(f"  {line.strip()}")
+    for line in text.strip().splitlines():
+        print(f"  {line.rstrip()}")
     tally.expect(code == 0, "seed-check", f"exit {code}")
 
 

@@ -17,6 +17,7 @@ from cloudinit.cmd import main as cloud_init
 # Imported once here, and not in every guest.
 from cloudinit.config import cc_set_hostname, cc_set_passwords, cc_ssh, cc_users_groups  # noqa: F401
 from cloudinit.distros import debian  # noqa: F401
+from cloudinit.net import eni
 from cloudinit.sources import DataSourceConfigDrive, DataSourceNoCloud, DataSourceNone  # noqa: F401
 
 DEFAULT_USER = "debian"
@@ -188,6 +189,8 @@ def stand_in(shown):
 
     util.mount_cb = mount_cb
     util.get_cmdline = lambda: ""
+    # Debian's renderer asks for ifupdown's programs, which write nothing here.
+    eni.available = lambda target=None: True
 
 
 def stages():
