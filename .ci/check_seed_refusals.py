@@ -8,7 +8,7 @@ import struct
 from check_seed_secrets import Machine, seen
 from check_seed_volume import ID
 from host import tool
-from seeds import case, config, crypted
+from seeds import case, config, crypted, mime, squeezed
 
 GOOD = "Corr3ct-horse"
 # Stands in every secret that is refused, and so must not be shown.
@@ -98,8 +98,8 @@ NETWORKS = [("a list", "- a\n"), ("text", "hello\n"), ("no version", "ethernets:
             ("version 1 without config", "version: 1\n"), ("no YAML", "version: 2\n  ethernets: [\n"), ("not UTF-8", b"version: 2 #\xff\n"),
             ("NUL", "version: 2\0\n"), ("empty", ""), ("another config", "config: enabled\n")]
 USER_DATA = [("no known beginning", "hello\n"), ("over 1 MiB", "#!/bin/sh\n" + "#" * (1 << 20)), ("empty", ""),
-             ("MIME without boundary", "Content-Type: multipart/mixed\nMIME-Version: 1.0\n\nhello\n"), ("no YAML", "#cloud-config\na: [\n"),
-             ("a cut gzip", b"\x1f\x8b\x08\x00\x00\x00\x00\x00")]
+             ("MIME without boundary", "Content-Type: multipart/mixed\nMIME-Version: 1.0\n\nhello\n"),
+             ("a mark before it", "\ufeff#cloud-config\n{}\n"), ("a cut gzip", b"\x1f\x8b\x08\x00\x00\x00\x00\x00")]
 DANGERS = [
     ("disk_setup", config(disk_setup={"/dev/vdb": {"table_type": "gpt", "layout": True, "overwrite": True}})),
     ("fs_setup", config(fs_setup=[{"device": "/dev/vdb", "filesystem": "ext4", "overwrite": True}])),
@@ -108,6 +108,29 @@ DANGERS = [
     ("growpart", config(growpart={"mode": "auto", "devices": ["/", "/dev/vdb1"]})),
     ("a script", "#!/bin/sh\nset -e\nmkfs.xfs -f /dev/disk/by-id/virtio-data\n"),
 ]
+WIPE = {"/dev/vdb": {"table_type": "gpt", "layout": True, "overwrite": True}}
+SETUP = config(disk_setup=WIPE)
+# The same in other clothes, each of which cloud-init or the shell takes off.
+DANGERS += [
+    ("gzip", squeezed(SETUP)), ("CRLF", SETUP.replace("\n", "\r\n")), ("MIME", mime(("text/cloud-config", SETUP.split("\n", 1)[1]))),
+    ("gzip of MIME", squeezed(mime(("text/cloud-config", SETUP)))), ("MIME of plain text", mime(("text/plain", SETUP))),
+    ("an archive", '#cloud-config-archive\n- {type: text/cloud-config, content: "#cloud-config\\ndisk_setup: {/dev/vdb: {overwrite: true}}"}\n'),
+    ("merge keys", "#cloud-config\nx: &x {disk_setup: {/dev/vdb: {overwrite: true}}}\n<<: *x\n"),
+    ("an escaped key", '#cloud-config\n"disk\\x5fsetup": {/dev/vdb: {overwrite: true}}\n'),
+    ("a key that stands twice", "#cloud-config\ndisk_setup: {}\ndisk_setup: {/dev/vdb: {overwrite: true}}\n"),
+    ("jinja", "## template: jinja\n#cloud-config\ndisk_setup: {/dev/vdb: {overwrite: true}}\n"),
+    ("a boothook", "#cloud-boothook\n#!/bin/sh\nmkfs.ext4 -F /dev/vdb\n"), ("a JSON patch",
+     '#cloud-config-jsonp\n[{"op": "add", "path": "/disk_setup", "value": {"/dev/vdb": {"overwrite": true}}}]\n'),
+    ("a path", config(runcmd=["/usr/sbin/mkfs.ext4 -F /dev/vdb"])), ("a variable", config(runcmd=["D=/dev/vdb; mkfs.ext4 -F $D"])),
+    ("dd", config(bootcmd=["dd if=/dev/zero of=/dev/vdb bs=1M count=1"])), ("sgdisk", config(bootcmd=[["sgdisk", "--zap-all", "/dev/vdb"]])),
+    ("blkdiscard", config(runcmd=["blkdiscard -f /dev/vdb"])), ("pvcreate", config(runcmd=[["pvcreate", "-ff", "-y", "/dev/vdb"]])),
+    ("mkswap", config(runcmd=["mkswap /dev/vdb"])), ("sh -c", config(runcmd=[["sh", "-c", "mkfs.ext4 /dev/vdb"]])),
+    ("cryptsetup", config(runcmd=["cryptsetup luksFormat -q /dev/vdb /key"])), ("mdadm", config(runcmd=["mdadm --create /dev/md0 -l1 -n2 /dev/vdb /dev/vdc"])),
+]
+# What cannot be judged, and what gives the same account another password later.
+WARNED = [("no YAML", "#cloud-config\na: [\n"), ("an include", "#include\nhttps://example.org/x\n"),
+          ("a later password", config(runcmd=["echo debian:later-word | chpasswd"])),
+          ("a script with a password", "#!/bin/sh\necho root:later-word | chpasswd\n")]
 HARMLESS = [("growpart of /", config(growpart={"mode": "auto", "devices": ["/"]})), ("packages", config(packages=["mdadm"])),
             ("mounts", config(mounts=[["/dev/vdb", "/srv"]])), ("words", config(write_files=[{"path": "/x", "content": "see mkfs(8)"}]))]
 
@@ -179,8 +202,13 @@ def dangers(by, password):
             by.tally.expect(True, what)
     for what, data in HARMLESS:
         with case(by.tally, f"user-data, {what}: harmless"):
-            by.seeds.make(*password, "--user-data", by.seeds.file(data))
-            by.tally.expect(True, what)
+            _, report = by.seeds.make(*password, "--user-data", by.seeds.file(data))
+            by.tally.expect(not report.get("warnings"), f"user-data, {what}: no warning", report.get("warnings"))
+    for what, data in WARNED:
+        with case(by.tally, f"user-data, {what}"):
+            path, outcome = by.seeds.run(*password, "--user-data", by.seeds.file(data))
+            warned = outcome.code == 0 and "user-data" in str(outcome.report.get("warnings"))
+            by.tally.expect(warned or outcome.code == 13, f"user-data, {what}: a warning, or a refusal", outcome)
 
 
 def places(by, password):
