@@ -4,6 +4,7 @@ The guests are private images: they ran before under another instance-id, with t
 of root, the default user, the user that is named, and somebody else.
 """
 
+import itertools
 import re
 
 import guest
@@ -46,14 +47,19 @@ class Guests:
 
     def __init__(self, seeds):
         self.seeds = seeds
+        # useradd and its kin sync each file that they write: in memory that costs nothing.
+        self.memory, self.count = seeds.scratch.tmpfs("guests", "1g"), itertools.count()
         self.old_key, self.new_key = seeds.key("old"), seeds.key("new №1 🔑")
-        self.fresh = seeds.scratch / "fresh"
+        self.fresh = self.place()
         guest.make(self.fresh)
         self.private = self.ran_before()
 
+    def place(self):
+        return f"{self.memory}/{next(self.count)}"
+
     def ran_before(self):
         """A machine that its owner used, and then made an image of."""
-        root = guest.copy(self.fresh, self.seeds.path())
+        root = guest.copy(self.fresh, self.place())
         accounts = ["root", guest.DEFAULT_USER, "web-1", "alice"]
         users = [{"name": name, "ssh_authorized_keys": [self.old_key]} for name in accounts]
         users[3]["homedir"] = "/srv/alice"
@@ -84,8 +90,8 @@ class Guests:
 
     def boot(self, flags, base=None):
         """A copy of the guest after its first boot from a seed: (folder, log)."""
-        image, _ = self.seeds.make(*flags)
-        return self.boot_from(image, guest.copy(base or self.private, self.seeds.path()))
+        image, _ = self.seeds.make(*flags, image=f"{self.place()}.iso")
+        return self.boot_from(image, guest.copy(base or self.private, self.place()))
 
     def boot_from(self, image, root):
         cdrom = self.seeds.extract(image)
@@ -150,7 +156,7 @@ def identity(seeds, guests, tally):
         discard(root)
 
         image, report = seeds.make(*guests.flags(user, "both"))
-        root, _ = guests.boot_from(image, guest.copy(guests.private, seeds.path()))
+        root, _ = guests.boot_from(image, guest.copy(guests.private, guests.place()))
         before = guest.shadow(root), guest.keys(root, account)
         _, scrubbed = seeds.make("--scrub", "--instance-id", report["instance_id"], "--replace", image=image)
         tally.expect(scrubbed["instance_id"] == report["instance_id"], f"{account}: a scrubbed seed keeps its id")
@@ -225,7 +231,7 @@ def revoke(seeds, tally):
             beside = ("--user-data", seeds.file(data)) if secret == "both" else ()
             account, what = target_of(user), f"{target_of(user)}, {secret}, revoked"
             image, report = seeds.make(*guests.flags(user, secret), *beside, "--revoke-image-credentials")
-            root, log = guests.boot_from(image, guest.copy(guests.private, seeds.path()))
+            root, log = guests.boot_from(image, guest.copy(guests.private, guests.place()))
             bad = judge(tally, what, root, log, user, secret, guests.new_key)
             tally.expect(not bad, f"{what}: cloud-init warns of nothing", bad)
             for other in ("root", guest.DEFAULT_USER, "web-1", "alice"):

@@ -6,6 +6,7 @@ Needs root. Makes everything in one temporary folder under TMPDIR (or /var/tmp) 
 
 import os
 import re
+import subprocess
 import sys
 import time
 
@@ -14,7 +15,7 @@ import check_files
 import check_layout
 import check_limits
 import check_refusals
-from host import Broken, Program, Scratch, Tally, speak
+from host import Broken, Program, Scratch, Tally
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -22,9 +23,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 def seed(program, _scratch, tally):
     """The seed, as its readers read it."""
     check = os.path.join(ROOT, ".ci", "seed-check")
-    code, text = speak(check, program.binary)
-    for line in text.strip().splitlines():
-        print(f"  {line.rstrip()}")
+    code = subprocess.run([check, program.binary], stdin=subprocess.DEVNULL).returncode
     tally.expect(code == 0, "seed-check", f"exit {code}")
 
 
