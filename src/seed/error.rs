@@ -98,6 +98,16 @@ pub enum SeedError {
         /// The key, or the program with its device.
         what: String,
     },
+    /// User-data that cannot be judged, though cloud-init may act on it.
+    #[error(
+        "line {line} of the user-data ({what:?}) cannot be read here, so that nobody knows what it does to disks and passwords"
+    )]
+    UserDataUnread {
+        /// The line of the file, from 1; unpacked if it is compressed.
+        line: usize,
+        /// What it is.
+        what: String,
+    },
     /// User-data beside which cloud-init cannot make the account that gets the new credentials.
     #[error(
         "line {line} of the user-data ({what:?}) keeps cloud-init from the account that gets the credentials"
@@ -207,6 +217,9 @@ impl SeedError {
             Self::NoSeed => "name the seed's file with --seed FILE",
             Self::UserDataDisk { .. } => {
                 "take it out; if it harms no data disk, say --allow-user-data-disk-setup"
+            }
+            Self::UserDataUnread { .. } => {
+                "write it in plainer words; if it harms no data disk, say --allow-user-data-disk-setup"
             }
             Self::UserDataLockout { .. } => "make it a list of users, or take it out",
             Self::Format { .. } => "leave --seed-format out, or name the guest's system with --os",

@@ -23,6 +23,10 @@ pub(super) fn judge(customer: &CustomerData, against: &Against<'_>, disks: UserD
                 judged.refusals.push(SeedError::UserDataDisk { line, what });
                 continue;
             }
+            (Harm::Unread, UserDataDisks::Refuse) => {
+                judged.refusals.push(SeedError::UserDataUnread { line, what });
+                continue;
+            }
             (Harm::Lockout, _) => {
                 judged.refusals.push(SeedError::UserDataLockout { line, what });
                 continue;
@@ -32,7 +36,7 @@ pub(super) fn judge(customer: &CustomerData, against: &Against<'_>, disks: UserD
             (Harm::Dropped, _) => {
                 told("sets passwords of other users, for which cloud-init takes ours instead")
             }
-            (Harm::Unread, _) => {
+            (Harm::Unread, UserDataDisks::Allow) => {
                 told("cannot be read here, so that nobody knows what it does to disks and passwords")
             }
             (Harm::Elsewhere, _) => told("brings more from elsewhere, which cannot be looked at here"),
@@ -65,6 +69,16 @@ mod tests {
         let lines = [
             "line 2 of the user-data (\"fs_setup\") runs again, and may wipe a data disk",
             "line 5 of the user-data (\"mkfs.ext4 /dev/vdb\") runs again, and may wipe a data disk",
+        ];
+        check(text, UserDataDisks::Refuse, &lines, &[]);
+        check(text, UserDataDisks::Allow, &[], &lines);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_unless_disks_are_allowed() {
+        let text = "#cloud-config\nruncmd: [[mkfs.ext4, *a]]# x\n";
+        let lines = [
+            "line 2 of the user-data (\"YAML that cannot be read\") cannot be read here, so that nobody knows what it does to disks and passwords",
         ];
         check(text, UserDataDisks::Refuse, &lines, &[]);
         check(text, UserDataDisks::Allow, &[], &lines);

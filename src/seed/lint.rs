@@ -1,5 +1,9 @@
 //! What in a customer's user-data would hurt when a new instance id makes it run again.
 
+use std::collections::HashSet;
+
+use zeroize::Zeroizing;
+
 use super::commands::{self, Around, Does};
 use super::mime::{self, Lines};
 use super::user_data::{CustomerData, Kind};
@@ -11,6 +15,8 @@ const MOST_DEPTH: usize = 4;
 const MOST_VISITS: usize = 100_000;
 /// How deep these nodes may lie, aliases followed.
 const MOST_NESTING: usize = 16;
+/// The most that all compressed parts and files together may grow to.
+const MOST_UNPACKED_BYTES: usize = 16 << 20;
 /// So many findings tell enough.
 const MOST_FINDINGS: usize = 64;
 
@@ -61,7 +67,7 @@ pub(super) enum Harm {
 
 /// All findings, in the order of lines.
 pub(super) fn lint(customer: &CustomerData, against: &Against<'_>) -> Vec<Finding> {
-    let mut lint = Lint { against, findings: Vec::new() };
+    let mut lint = Lint { against, findings: Vec::new(), unpacked: 0 };
     let place = Place { line: 1, lines: Lines::AsGiven };
     lint.document(customer.document(), customer.kind(), place, 0);
     lint.findings.sort_by_key(|finding| finding.line);
@@ -90,6 +96,8 @@ impl Place {
 struct Lint<'a> {
     against: &'a Against<'a>,
     findings: Vec<Finding>,
+    /// Bytes that were unpacked until now.
+    unpacked: usize,
 }
 
 impl Lint<'_> {
@@ -112,7 +120,10 @@ impl Lint<'_> {
                 for leaf in mime::leaves(&text) {
                     let lines = if place.lines == Lines::Encoded { Lines::Encoded } else { leaf.lines };
                     let inside = Place { line: place.of(leaf.line), lines };
-                    self.part(&leaf.kind, &leaf.body, inside, depth + 1);
+                    match &leaf.body {
+                        Some(body) => self.part(&leaf.kind, body, inside, depth + 1),
+                        None => self.find(inside.line, "a MIME part that cannot be read", Harm::Unread),
+                    }
                 }
             }
             Kind::Jinja | Kind::JsonPatch => self.as_text(&text, place),
@@ -128,15 +139,12 @@ impl Lint<'_> {
     /// A part whose content type may say what it is.
     fn part(&mut self, kind: &str, bytes: &[u8], place: Place, depth: usize) {
         if bytes.starts_with(&[0x1f, 0x8b]) {
-            match super::user_data::gunzip(bytes) {
-                Ok(text) => {
-                    let inside = Place { lines: Lines::Encoded, ..place };
-                    match Kind::of(&text) {
-                        Some(kind) => self.document(&text, kind, inside, depth + 1),
-                        None => self.find(place.line, "a compressed part", Harm::Unread),
-                    }
+            let text = self.unpack(bytes);
+            match text.as_ref().and_then(|text| Some((text, Kind::of(text)?))) {
+                Some((text, kind)) => {
+                    self.document(text, kind, Place { lines: Lines::Encoded, ..place }, depth + 1);
                 }
-                Err(_) => self.find(place.line, "a compressed part", Harm::Unread),
+                None => self.find(place.line, "a compressed part", Harm::Unread),
             }
             return;
         }
@@ -148,6 +156,7 @@ impl Lint<'_> {
             "text/cloud-boothook" => Some(Kind::Boothook),
             "text/x-include-url" | "text/x-include-once-url" => Some(Kind::Include),
             "text/part-handler" => Some(Kind::PartHandler),
+            _ if kind.starts_with("text/x-shellscript") => Some(Kind::Script),
             _ => Kind::of(bytes),
         };
         self.document(bytes, said.unwrap_or(Kind::Script), place, depth);
@@ -174,6 +183,7 @@ impl Lint<'_> {
         let mut visits = MOST_VISITS;
         let mut keys = Vec::new();
         merged_pairs(document, root, 0, &mut visits, &mut keys);
+        let ran = words_that_run(document, &keys, &mut visits);
         for (key, value) in keys {
             let line = place.of(document.line(key));
             let Some(name) = document.text(key) else { continue };
@@ -183,6 +193,7 @@ impl Lint<'_> {
                 _ if !spend(&mut visits, document.len(value)) => break,
                 "growpart" => self.growpart(document, value, line),
                 "bootcmd" | "runcmd" => self.run(document, value, place, &mut visits),
+                "write_files" => self.files(document, value, &ran, place, &mut visits),
                 "users" => self.users(document, value, line, &mut visits),
                 "password" | "chpasswd" if self.against.password == NewPassword::None => {
                     self.find(line, name, Harm::Password);
@@ -190,7 +201,8 @@ impl Lint<'_> {
                 "chpasswd" if document.get(value, "users").or(document.get(value, "list")).is_some() => {
                     self.find(line, name, Harm::Dropped);
                 }
-                _ => {}
+                "user" | "groups" | "packages" | "password" | "chpasswd" => {}
+                _ => self.others(document, value, place, 0, &mut visits),
             }
         }
         if visits == 0 {
@@ -236,7 +248,7 @@ impl Lint<'_> {
             self.command(document, value, text, place);
         }
         for item in document.items(value) {
-            if !spend(visits, 1) {
+            if !spend(visits, document.len(*item)) {
                 return;
             }
             match document.text(*item) {
@@ -252,8 +264,82 @@ impl Lint<'_> {
     }
 
     fn command(&mut self, document: &Document, at: usize, text: &str, place: Place) {
-        let lines = if document.is_block(at) { place.lines } else { Lines::Encoded };
-        self.shell(text, Around::Shell, Place { line: place.of(document.line(at)), lines });
+        self.shell(text, Around::Shell, within(document, at, place));
+    }
+
+    /// cloud-init runs what it writes into its own folder of scripts, and `runcmd` may run any other file.
+    fn files(
+        &mut self,
+        document: &Document,
+        list: usize,
+        ran: &HashSet<&str>,
+        place: Place,
+        visits: &mut usize,
+    ) {
+        for file in document.items(list) {
+            let mut pairs = Vec::new();
+            merged_pairs(document, *file, 0, visits, &mut pairs);
+            let get = |key: &str| {
+                let merged = || pairs.iter().find(|(name, _)| document.text(*name) == Some(key));
+                document.get(*file, key).or_else(|| Some(merged()?.1))
+            };
+            let text = |key: &str| get(key).and_then(|at| document.text(at)).unwrap_or_default();
+            if get("source").is_some() {
+                self.find(place.of(document.line(*file)), "write_files, source", Harm::Elsewhere);
+            }
+            let Some(content) = get("content") else { continue };
+            if !spend(visits, document.len(content) + document.len(*file)) {
+                return;
+            }
+            let inside = within(document, content, place);
+            let packed = document.text(content).unwrap_or_default();
+            let (bytes, lines) = match text("encoding").trim().to_ascii_lowercase().as_str() {
+                "gz" | "gzip" => (self.unpack(packed.as_bytes()), Lines::Encoded),
+                "b64" | "base64" => (mime::from_base64(packed), Lines::Encoded),
+                "gz+base64" | "gzip+base64" | "gz+b64" | "gzip+b64" => {
+                    (mime::from_base64(packed).and_then(|bytes| self.unpack(&bytes)), Lines::Encoded)
+                }
+                _ => (Some(Zeroizing::new(packed.as_bytes().to_vec())), inside.lines),
+            };
+            let Some(bytes) = bytes else {
+                self.find(inside.line, "write_files, content", Harm::Unread);
+                continue;
+            };
+            let path = text("path");
+            let runs =
+                path.starts_with("/var/lib/cloud/scripts") || bytes.starts_with(b"#!") || ran.contains(path);
+            let around = if runs { Around::Shell } else { Around::Anything };
+            self.shell(&String::from_utf8_lossy(&bytes), around, Place { lines, ..inside });
+        }
+    }
+
+    /// Of keys that are not known here: some run commands too, such as `power_state` and `snap`.
+    fn others(&mut self, document: &Document, at: usize, place: Place, depth: usize, visits: &mut usize) {
+        if depth > MOST_NESTING {
+            *visits = 0;
+        }
+        if !spend(visits, document.len(at)) {
+            return;
+        }
+        if let Some(text) = document.text(at) {
+            self.shell(text, Around::Anything, within(document, at, place));
+        }
+        let words: Vec<&str> = document.items(at).iter().filter_map(|item| document.text(*item)).collect();
+        // A command may be a list of its words.
+        if !words.iter().any(|word| word.contains(char::is_whitespace)) {
+            let inside = Place { line: place.of(document.line(at)), lines: Lines::Encoded };
+            self.shell(&words.join(" "), Around::Anything, inside);
+        }
+        let values = document.pairs(at).map(|(_, value)| value);
+        for item in document.items(at).iter().copied().chain(values) {
+            self.others(document, item, place, depth + 1, visits);
+        }
+    }
+
+    fn unpack(&mut self, bytes: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let text = super::user_data::gunzip(bytes).ok()?;
+        self.unpacked += text.len();
+        (self.unpacked <= MOST_UNPACKED_BYTES).then_some(text)
     }
 
     /// Keys and commands of what cannot be read as a tree.
@@ -301,6 +387,29 @@ fn spend(visits: &mut usize, cost: usize) -> bool {
     *visits > 0
 }
 
+/// Where a text of a document lies in the customer's file.
+fn within(document: &Document, at: usize, place: Place) -> Place {
+    let lines = if document.is_block(at) { place.lines } else { Lines::Encoded };
+    Place { line: place.of(document.line(at)), lines }
+}
+
+/// Every word that the commands of a configuration hold.
+fn words_that_run<'a>(
+    document: &'a Document,
+    keys: &[(usize, usize)],
+    visits: &mut usize,
+) -> HashSet<&'a str> {
+    let mut texts = Vec::new();
+    for (key, value) in keys {
+        if let Some("runcmd" | "bootcmd") = document.text(*key) {
+            texts.extend(document.text(*value));
+            collect_words(document, *value, 0, visits, &mut texts);
+        }
+    }
+    let ends = |letter: char| letter.is_whitespace() || "\"'`;|&()<>".contains(letter);
+    texts.into_iter().flat_map(|text| text.split(ends)).collect()
+}
+
 /// Keys with their values, those that `<<` brings included.
 fn merged_pairs(
     document: &Document,
@@ -338,7 +447,7 @@ fn collect_words<'a>(
         if depth > MOST_NESTING {
             *visits = 0;
         }
-        if !spend(visits, 1) {
+        if !spend(visits, document.len(*item)) {
             return;
         }
         match document.text(*item) {

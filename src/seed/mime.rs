@@ -1,6 +1,5 @@
 //! MIME documents, as far as cloud-init looks into them: headers, boundaries, encodings.
 
-use base64ct::{Base64, Encoding as _};
 use zeroize::Zeroizing;
 
 /// How deep documents may be nested.
@@ -44,7 +43,8 @@ impl Headers {
 /// A part that holds no others.
 pub(super) struct Leaf {
     pub(super) kind: String,
-    pub(super) body: Zeroizing<Vec<u8>>,
+    /// None if it cannot be read here, though cloud-init may read it.
+    pub(super) body: Option<Zeroizing<Vec<u8>>>,
     /// The line of the document where the body begins, from 1.
     pub(super) line: usize,
     /// Whether a line of the body is a line of the document.
@@ -62,7 +62,7 @@ pub(super) fn headers(text: &str) -> Headers {
     split(text).0
 }
 
-/// The parts of a document, nested ones too; of too many or too deep ones, those before.
+/// The parts of a document, nested ones too; the last stands for all that are too many.
 pub(super) fn leaves(text: &str) -> Vec<Leaf> {
     let mut leaves = Vec::new();
     collect(text, 1, 0, &mut leaves);
@@ -70,13 +70,19 @@ pub(super) fn leaves(text: &str) -> Vec<Leaf> {
 }
 
 fn collect(text: &str, line: usize, depth: usize, leaves: &mut Vec<Leaf>) {
-    if depth > MOST_DEPTH || leaves.len() >= MOST_PARTS {
+    if leaves.len() > MOST_PARTS {
         return;
     }
     let (headers, body, skipped) = split(text);
     let line = line + skipped;
+    if depth > MOST_DEPTH || leaves.len() == MOST_PARTS {
+        leaves.push(Leaf { kind: headers.kind(), body: None, line, lines: Lines::Encoded });
+        return;
+    }
     let Some(boundary) = headers.boundary() else {
         let (body, lines) = decoded(&headers, body);
+        // Python looks for more parts in these.
+        let body = body.filter(|_| !headers.is_multipart() && !headers.kind().starts_with("message/"));
         leaves.push(Leaf { kind: headers.kind(), body, line, lines });
         return;
     };
@@ -134,17 +140,35 @@ fn split(text: &str) -> (Headers, &str, usize) {
     (headers, "", count)
 }
 
-fn decoded(headers: &Headers, body: &str) -> (Zeroizing<Vec<u8>>, Lines) {
+fn decoded(headers: &Headers, body: &str) -> (Option<Zeroizing<Vec<u8>>>, Lines) {
     match headers.encoding.trim().to_ascii_lowercase().as_str() {
-        "base64" => {
-            let packed = body.bytes().filter(|byte| !byte.is_ascii_whitespace());
-            let packed = Zeroizing::new(packed.map(char::from).collect::<String>());
-            let bytes = Base64::decode_vec(&packed).unwrap_or_else(|_| body.as_bytes().to_vec());
-            (Zeroizing::new(bytes), Lines::Encoded)
-        }
-        "quoted-printable" => (Zeroizing::new(unquoted(body.as_bytes())), Lines::Encoded),
-        _ => (Zeroizing::new(body.as_bytes().to_vec()), Lines::AsGiven),
+        "base64" => (from_base64(body), Lines::Encoded),
+        "quoted-printable" => (Some(Zeroizing::new(unquoted(body.as_bytes()))), Lines::Encoded),
+        "x-uuencode" | "uuencode" | "uue" | "x-uue" => (None, Lines::Encoded),
+        _ => (Some(Zeroizing::new(body.as_bytes().to_vec())), Lines::AsGiven),
     }
+}
+
+/// As Python has it: what is no letter of base64 is left out, and the first `=` ends it.
+pub(super) fn from_base64(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(text.len() / 4 * 3 + 3));
+    let (mut bits, mut count) = (0_u32, 0_usize);
+    for letter in text.bytes().take_while(|byte| *byte != b'=') {
+        let value = match letter {
+            b'A'..=b'Z' => letter - b'A',
+            b'a'..=b'z' => letter - b'a' + 26,
+            b'0'..=b'9' => letter - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => continue,
+        };
+        (bits, count) = (bits << 6 | u32::from(value), count + 1);
+        let unused = [0, 6, 4, 2][count % 4];
+        if unused != 6 {
+            bytes.push((bits >> unused).to_le_bytes()[0]);
+        }
+    }
+    (count % 4 != 1).then_some(bytes)
 }
 
 fn unquoted(body: &[u8]) -> Vec<u8> {
@@ -170,12 +194,16 @@ fn unquoted(body: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    fn body(leaf: &Leaf) -> &[u8] {
+        leaf.body.as_deref().expect("it is read")
+    }
+
     #[test]
     fn every_part_is_found_with_its_line() {
         let text = "Content-Type: multipart/mixed;\n boundary=\"a\"\nMIME-Version: 1.0\n\npreamble\n--a\nContent-Type: text/x-shellscript\n\n#!/bin/sh\n--a\nContent-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/cloud-config\nContent-Transfer-Encoding: base64\n\nI2Ns\nb3Vk\n--b\nContent-Transfer-Encoding: quoted-printable\n\n=23!=\n/bin/sh\n--b--\n--a--\n#!/after\n";
         let leaves = leaves(text);
         let seen: Vec<_> =
-            leaves.iter().map(|leaf| (leaf.kind.as_str(), &leaf.body[..], leaf.line, leaf.lines)).collect();
+            leaves.iter().map(|leaf| (leaf.kind.as_str(), body(leaf), leaf.line, leaf.lines)).collect();
         assert_eq!(
             seen,
             [
@@ -190,15 +218,46 @@ mod tests {
     fn an_unclosed_document_still_gives_its_last_part() {
         let found = leaves("Content-Type: multipart/mixed; boundary=a; x=y\n\n--a\n\nlast");
         assert_eq!(found.len(), 1);
-        assert_eq!((&found[0].body[..], found[0].line), (&b"last"[..], 5));
+        assert_eq!((body(&found[0]), found[0].line), (&b"last"[..], 5));
     }
 
     #[test]
     fn nesting_ends_at_a_bound() {
         let head = |n: usize| format!("Content-Type: multipart/mixed; boundary=b{n}\n\n--b{n}\n");
         let deep: String = (0..100).map(head).collect();
-        assert!(leaves(&deep).is_empty());
+        assert_eq!(leaves(&deep).iter().map(|leaf| leaf.body.is_none()).collect::<Vec<_>>(), [true]);
         let wide = format!("{}{}", head(0), "\nx\n--b0\n".repeat(2000));
-        assert_eq!(leaves(&wide).len(), MOST_PARTS);
+        let found = leaves(&wide);
+        assert_eq!(found.len(), MOST_PARTS + 1);
+        assert_eq!(found.iter().position(|leaf| leaf.body.is_none()), Some(MOST_PARTS));
+    }
+
+    #[test]
+    fn what_python_reads_otherwise_is_not_taken_for_read() {
+        for headers in [
+            "Content-Type: message/rfc822",
+            "Content-Type: multipart/mixed",
+            "Content-Transfer-Encoding: x-uuencode",
+            "Content-Transfer-Encoding: base64\n\nxy",
+        ] {
+            let found = leaves(&format!("{headers}\n\n#!/bin/sh\n"));
+            assert!(found.len() == 1 && found[0].body.is_none(), "{headers}");
+        }
+    }
+
+    #[test]
+    fn base64_is_read_as_python_reads_it() {
+        let read = |text| from_base64(text).map(|bytes| bytes.to_vec());
+        for (text, bytes) in [
+            ("", &b""[..]),
+            ("bWtmcw==", b"mkfs"),
+            ("bWtm\r\ncw", b"mkfs"),
+            ("bW-tmcz==x", b"mkfs"),
+            ("+/+/", b"\xfb\xff\xbf"),
+            ("bWs=", b"mk"),
+        ] {
+            assert_eq!(read(text).as_deref(), Some(bytes), "{text}");
+        }
+        assert_eq!(read("bWtmc"), None);
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
 use zeroize::Zeroizing;
+
+use super::mime;
 
 /// Deeper than any configuration, and shallow enough to recurse.
 const MOST_DEPTH: usize = 64;
@@ -50,6 +52,10 @@ pub(super) struct Unreadable {
 
 /// Reads the one document of a text.
 pub(super) fn parse(text: &str) -> Result<Document, Unreadable> {
+    // PyYAML has YAML 1.1, where these end a line; in 1.2, as here, they are letters.
+    if let Some(at) = text.find(['\u{85}', '\u{2028}', '\u{2029}']) {
+        return Err(Unreadable { line: text[..at].matches('\n').count() + 1 });
+    }
     let mut builder = Builder::default();
     let mut documents = 0;
     let mut parser = Parser::new_from_str(text);
@@ -79,9 +85,13 @@ impl Builder {
     fn take(&mut self, event: Event<'_>, span: Span) -> Option<()> {
         let line = span.start.line().max(1);
         match event {
-            Event::Scalar(text, style, anchor, _) => {
+            Event::Scalar(text, style, anchor, tag) => {
                 let is_block = matches!(style, ScalarStyle::Literal | ScalarStyle::Folded);
                 let text = Zeroizing::new(text.into_owned());
+                let (text, is_block) = match tag.as_deref().is_some_and(is_binary) {
+                    true => (mime::from_base64(&text).map(|bytes| lossy(&bytes))?, false),
+                    false => (text, is_block),
+                };
                 let is_quoted = style != ScalarStyle::Plain;
                 self.add(Node::Scalar { text, line, is_quoted, is_block }, anchor)?;
             }
@@ -122,6 +132,14 @@ impl Builder {
         self.nodes.push(node);
         Some(at)
     }
+}
+
+fn is_binary(tag: &Tag) -> bool {
+    format!("{}{}", tag.handle, tag.suffix).ends_with("yaml.org,2002:binary")
+}
+
+fn lossy(bytes: &[u8]) -> Zeroizing<String> {
+    Zeroizing::new(String::from_utf8_lossy(bytes).into_owned())
 }
 
 impl Document {
@@ -241,9 +259,26 @@ mod tests {
             bomb.push_str(&format!("a{n}: &a{n} [*a{0}, *a{0}]\n", n - 1));
         }
         assert!(parse(&bomb).is_ok(), "aliases are not copied");
-        for text in ["a: *none\n", "a: [1\n", "a: b: c\n", "a: 1\n---\nb: 2\n"] {
+        for text in ["a: *none\n", "a: [1\n", "a: b: c\n", "a: 1\n---\nb: 2\n", "a: !!binary x\n"] {
             assert!(parse(text).is_err(), "{text}");
         }
         assert!(parse("").unwrap().root().is_none());
+    }
+
+    #[test]
+    fn line_ends_of_yaml_1_1_are_unreadable_where_they_stand() {
+        for end in ['\u{85}', '\u{2028}', '\u{2029}'] {
+            let read = parse(&format!("#cloud-config\n\n{end}fs_setup: []\n"));
+            assert_eq!(read.err(), Some(Unreadable { line: 3 }), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn binary_text_is_decoded() {
+        for tag in ["!!binary", "!<tag:yaml.org,2002:binary>"] {
+            let document = parse(&format!("a: {tag} |\n  bWt\n  mcw==\n")).unwrap();
+            let text = document.get(document.root().unwrap(), "a").unwrap();
+            assert_eq!((document.text(text), document.is_block(text)), (Some("mkfs"), false), "{tag}");
+        }
     }
 }

@@ -223,3 +223,74 @@ fn a_long_text_of_anything_ends_soon() {
     let text = format!("#cloud-config\nx: &m {{{map}}}\nusers: &u [{users}]\n{}", "users: *u\n".repeat(5000));
     assert!(lint_of(text.as_bytes(), None, NewPassword::None).iter().any(|one| one.harm == Harm::Unread));
 }
+
+#[test]
+fn files_that_run_are_looked_into() {
+    let script = "#!/bin/sh\nmkfs.ext4 /dev/vdb\n";
+    check(
+        "#cloud-config\nwrite_files:\n- path: /var/lib/cloud/scripts/per-instance/a\n  permissions: '0755'\n  content: |\n    #!/bin/sh\n    mkfs.ext4 /dev/vdb\n",
+        &[(7, "mkfs.ext4 /dev/vdb", Harm::Disk)],
+    );
+    let mut packed = vec![0; 200];
+    let length = libdeflater::Compressor::new(libdeflater::CompressionLvl::default())
+        .gzip_compress(script.as_bytes(), &mut packed)
+        .unwrap();
+    let encode = <base64ct::Base64 as base64ct::Encoding>::encode_string;
+    let (plain, packed) = (encode(script.as_bytes()), encode(&packed[..length]));
+    for (encoding, content) in [
+        ("b64", plain.clone()),
+        ("Base64 ", plain.clone()),
+        ("gz+b64", packed.clone()),
+        ("gzip+base64", packed.clone()),
+        ("gz", format!("!!binary {packed}")),
+        ("text/plain", format!("!!binary {plain}")),
+    ] {
+        let text = format!("#cloud-config\nwrite_files:\n- encoding: '{encoding}'\n  content: {content}\n");
+        match encoding {
+            // What is binary and packed is no text.
+            "gz" => check(&text, &[(4, "write_files, content", Harm::Unread)]),
+            _ => check(&text, &[(4, "mkfs.ext4 /dev/vdb", Harm::Disk)]),
+        }
+    }
+    let file = |rest: &str| {
+        format!("#cloud-config\nwrite_files:\n- {{path: /opt/x, content: 'zpool destroy tank'}}\n{rest}")
+    };
+    check(&file(""), &[]);
+    for rest in ["runcmd: [[sh, /opt/x]]", "runcmd: ['sh -c \"/opt/x;\"']", "bootcmd: '/opt/x'"] {
+        check(&file(rest), &[(3, "zpool", Harm::Disk)]);
+    }
+    check(
+        "#cloud-config\na: &a\n  encoding: b64\nwrite_files:\n- <<: *a\n  content: IyEvYmluL3NoCm1rc3dhcCAvZGV2L3ZkYgo=\n",
+        &[(6, "mkswap /dev/vdb", Harm::Disk)],
+    );
+    check(
+        "#cloud-config\nwrite_files:\n- encoding: b64\n  content: x\n- {path: a, source: {uri: 'https://a'}}\n",
+        &[(4, "write_files, content", Harm::Unread), (5, "write_files, source", Harm::Elsewhere)],
+    );
+}
+
+#[test]
+fn commands_of_other_keys_are_found() {
+    check(
+        "#cloud-config\npower_state: {condition: mkfs.ext4 /dev/vdb}\n",
+        &[(2, "mkfs.ext4 /dev/vdb", Harm::Disk)],
+    );
+    check(
+        "#cloud-config\nsnap:\n  commands:\n  - [mkfs.ext4, /dev/vdb]\npackages: [parted, /x]\n",
+        &[(4, "mkfs.ext4 /dev/vdb", Harm::Disk)],
+    );
+}
+
+#[test]
+fn parts_that_cannot_be_read_are_told() {
+    let part = |head: &str| {
+        format!("Content-Type: multipart/mixed; boundary=b\nMIME-Version: 1.0\n\n--b\n{head}\n\nx\n--b--\n")
+    };
+    for head in ["Content-Type: message/rfc822", "Content-Transfer-Encoding: base64"] {
+        check(&part(head), &[(7, "a MIME part that cannot be read", Harm::Unread)]);
+    }
+    check(
+        &part("Content-Type: text/x-shellscript-per-boot\n\n#cloud-config\nmkfs.ext4 /dev/vdb"),
+        &[(8, "mkfs.ext4 /dev/vdb", Harm::Disk)],
+    );
+}
