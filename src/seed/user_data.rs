@@ -98,9 +98,11 @@ impl CustomerData {
         self.bytes
     }
 
-    /// Anything that names users, and all that brings more text from elsewhere.
+    /// Anything that names users, may spell the word with escapes, or brings more text from elsewhere.
     fn users(&self) -> CustomersUsers {
-        let named = self.document().windows(5).any(|word| word == b"users");
+        let text = self.document();
+        let escapes = matches!(self.kind, Kind::CloudConfig | Kind::Archive | Kind::JsonPatch);
+        let named = text.windows(5).any(|word| word == b"users") || (escapes && text.contains(&b'\\'));
         let brings_more = matches!(self.kind, Kind::Include | Kind::PartHandler | Kind::Mime | Kind::Jinja);
         if named || brings_more { CustomersUsers::Perhaps } else { CustomersUsers::None }
     }
@@ -351,6 +353,9 @@ mod tests {
         assert_eq!(text.matches("Content-Type: ").count(), 3, "no list of users, so no third part");
 
         let listed = combined(Some(&customer(b"#cloud-config\nusers: []\n").unwrap()), OldCredentials::Stay);
+        assert_eq!(listed.matches("Content-Type: text/cloud-config").count(), 2);
+        let escaped = customer(b"#cloud-config\n{\"\\u0075sers\": []}\n").unwrap();
+        let listed = combined(Some(&escaped), OldCredentials::Stay);
         assert_eq!(listed.matches("Content-Type: text/cloud-config").count(), 2);
         let mime = combined(Some(&customer(MIME).unwrap()), OldCredentials::Stay);
         assert!(mime.contains(std::str::from_utf8(MIME).unwrap()), "nested as it is");
