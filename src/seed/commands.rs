@@ -112,6 +112,10 @@ fn what_does(program: &str, rest: &[&str]) -> Option<Does> {
                 .is_some_and(|file| file.starts_with("/dev/") || file.starts_with(['$', '"', '{']))
                 && !is_no_disk(&word[3..])
         }),
+        "tee" | "cp" | "qemu-img" | "pv" | "ddrescue" => rest.iter().any(|word| device(word).is_some()),
+        "nvme" => has(&["format", "sanitize", "delete-ns"]),
+        "btrfs" | "stratis" | "bcachefs" => has(&["add", "create", "format", "replace", "init-cache"]),
+        "make-bcache" | "sg_format" | "mkreiserfs" | "newfs" => true,
         "pvcreate" | "pvremove" | "vgcreate" | "vgremove" | "lvremove" | "blkdiscard" | "shred"
         | "badblocks" => true,
         "cryptsetup" => has(&["luksFormat", "luksErase", "erase", "reencrypt"]),
@@ -216,6 +220,10 @@ mod tests {
             ("blkdiscard /dev/vdb", "blkdiscard /dev/vdb"),
             ("shred -n1 /dev/vdb", "shred /dev/vdb"),
             ("cat disk.img > /dev/vdb", "> /dev/vdb"),
+            ("cat disk.img | tee /dev/vdb", "tee /dev/vdb"),
+            ("qemu-img convert -O raw a.qcow2 /dev/vdb", "qemu-img /dev/vdb"),
+            ("nvme format -s1 /dev/nvme1n1", "nvme /dev/nvme1n1"),
+            ("btrfs device add -f /dev/vdb /data", "btrfs /dev/vdb"),
             ("growpart /dev/vdb 1", "growpart /dev/vdb"),
             ("mkfs.ext4 \\\n  /dev/vdb", "mkfs.ext4 /dev/vdb"),
             ("mkfs.ext4 /dev/vda1 /dev/vdb", "mkfs.ext4 /dev/vdb"),
@@ -256,6 +264,9 @@ mod tests {
             "cryptsetup open /dev/vdb data",
             "mdadm --assemble --scan",
             "zpool import tank",
+            "cp -a /dev/null /etc/x",
+            "btrfs filesystem resize max /",
+            "echo x | tee /etc/x",
             "usermod -aG docker web",
             "passwd -S root",
             "mount /dev/vdb /data",

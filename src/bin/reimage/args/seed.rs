@@ -47,7 +47,7 @@ pub(crate) struct MachineArgs {
     /// The customer's own user-data, as it was given: the machine gets it beside ours, which wins
     #[arg(long, value_name = "FILE")]
     pub(crate) user_data: Option<PathBuf>,
-    /// Take user-data that partitions or formats disks, which a rebuild makes it do again
+    /// Take user-data that partitions or formats disks, which a rebuild makes it do again, or that cannot be judged
     #[arg(long)]
     pub(crate) allow_user_data_disk_setup: bool,
     /// A cloud-init network configuration (version 1 or 2), passed on as it is
