@@ -214,7 +214,7 @@ def dangers(by, password):
 def places(by, password):
     """Where a seed must not lie."""
     folder = by.seeds.scratch.folder_of("places")
-    for name, mode in (("open", 0o707), ("plain", 0o700)):
+    for name, mode in (("open", 0o707), ("sticky", 0o1777), ("plain", 0o700)):
         os.mkdir(f"{folder}/{name}")
         os.chmod(f"{folder}/{name}", mode)
     os.symlink("plain/seed.iso", f"{folder}/link")
@@ -226,6 +226,7 @@ def places(by, password):
     by.check("a pipe", password, r"plain file|pipe", image=f"{folder}/pipe")
     by.check("a device", password, r"device", image="/dev/null")
     by.check("an open folder", password, r"everybody|world", image=f"{folder}/open/seed.iso")
+    by.check("a sticky folder", password, r"everybody|world", image=f"{folder}/sticky/seed.iso")
     by.check("no folder", password, r"folder|failed", image=f"{folder}/none/seed.iso")
     by.check("a file that is there", password, r"there already|exists", image=f"{folder}/there")
 

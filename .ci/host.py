@@ -110,7 +110,7 @@ class Scratch:
         return where
 
     def tmpfs(self, name, size):
-        return self.mount("tmpfs", name, "-t", "tmpfs", "-o", f"size={size}")
+        return self.mount("tmpfs", name, "-t", "tmpfs", "-o", f"size={size},mode=0700")
 
     def unmount(self, where):
         self.mounts.remove(where)
