@@ -167,6 +167,13 @@ fn credentials_of_the_service_manager_are_taken_when_none_are_named() {
     let mut command = room.command(words);
     let ran = crate::support::Ran::of(command.env("CREDENTIALS_DIRECTORY", "credentials").output().unwrap());
     assert_eq!(ran.code, Some(0), "{ran:?}");
+
+    room.file("credentials/password-hash", "");
+    let words = ["plan", "--instance", "instance.toml", "--state-dir", "state"];
+    let mut command = room.command(words);
+    let ran = crate::support::Ran::of(command.env("CREDENTIALS_DIRECTORY", "credentials").output().unwrap());
+    assert_eq!(ran.code, Some(13), "{ran:?}");
+    assert!(ran.stderr.contains("holds both a password and a password-hash"), "{ran:?}");
 }
 
 #[test]

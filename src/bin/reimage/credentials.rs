@@ -82,10 +82,17 @@ fn from_systemd() -> Result<Option<Secret>, Failure> {
         return Ok(None);
     };
     let (clear, hashed) = (folder.join("password"), folder.join("password-hash"));
-    if clear.exists() {
-        return password(&clear).map(Some);
+    let is_there = |path: &Path| path.try_exists().map_err(|error| unreadable(path, &error));
+    match (is_there(&clear)?, is_there(&hashed)?) {
+        (true, true) => Err(Failure::of(
+            ErrorKind::Credentials,
+            format!("{folder:?} holds both a password and a password-hash, and only one can be set"),
+        )
+        .hinting("leave one of them out of the service's credentials, or name one with its flag")),
+        (true, false) => password(&clear).map(Some),
+        (false, true) => hash(&hashed).map(Some),
+        (false, false) => Ok(None),
     }
-    if hashed.exists() { hash(&hashed).map(Some) } else { Ok(None) }
 }
 
 fn password(path: &Path) -> Result<Secret, Failure> {
@@ -131,15 +138,17 @@ fn prompt() -> Result<Option<Secret>, Failure> {
 
 /// A small file, or standard input for `-`; wiped when dropped.
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let unreadable = |error: io::Error| {
-        Failure::of(ErrorKind::Credentials, format!("{path:?} cannot be read: {error}"))
-            .hinting("correct its path, or its rights")
-            .at(path)
-    };
+    let unreadable = |error: io::Error| unreadable(path, &error);
     if path == Path::new("-") {
         return read_all(io::stdin().lock()).map_err(unreadable);
     }
     read_all(File::open(path).map_err(unreadable)?).map_err(unreadable)
+}
+
+fn unreadable(path: &Path, error: &io::Error) -> Failure {
+    Failure::of(ErrorKind::Credentials, format!("{path:?} cannot be read: {error}"))
+        .hinting("correct its path, or its rights")
+        .at(path)
 }
 
 fn read_all(mut from: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
