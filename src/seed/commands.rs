@@ -54,7 +54,9 @@ pub(super) fn commands(text: &str, around: Around, system_disks: &[&str]) -> Vec
 }
 
 fn look_at(line: &str, number: usize, around: Around, system_disks: &[&str], found: &mut Vec<Command>) {
-    if line.trim_start().starts_with('#') {
+    // A rule of sudoers names programs too.
+    let is_sudoers = around == Around::Anything && line.contains("ALL=");
+    if line.trim_start().starts_with('#') || is_sudoers {
         return;
     }
     if let Some(device) = overwritten(line)
@@ -280,6 +282,8 @@ mod tests {
     #[test]
     fn in_a_template_a_name_in_a_list_is_no_command() {
         assert!(commands("packages:\n- parted\n- fdisk\n", Around::Anything, &[]).is_empty());
+        let rule = "web ALL=(root) NOPASSWD: /usr/sbin/parted, /usr/bin/passwd";
+        assert!(commands(rule, Around::Anything, &[]).is_empty());
         assert_eq!(commands("- mkfs.ext4 /dev/{{ disk }}\n", Around::Anything, &[]).len(), 1);
         assert_eq!(commands("- [mkfs.ext4, '/dev/vdb']\n", Around::Anything, &[]).len(), 1);
     }

@@ -337,6 +337,9 @@ impl Lint<'_> {
     }
 
     fn unpack(&mut self, bytes: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        if self.unpacked > MOST_UNPACKED_BYTES {
+            return None;
+        }
         let text = super::user_data::gunzip(bytes).ok()?;
         self.unpacked += text.len();
         (self.unpacked <= MOST_UNPACKED_BYTES).then_some(text)

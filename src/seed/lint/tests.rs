@@ -294,3 +294,18 @@ fn parts_that_cannot_be_read_are_told() {
         &[(8, "mkfs.ext4 /dev/vdb", Harm::Disk)],
     );
 }
+
+#[test]
+fn what_is_packed_again_and_again_is_not_unpacked_for_ever() {
+    let mut packed = vec![0; 1 << 16];
+    let length = libdeflater::Compressor::new(libdeflater::CompressionLvl::default())
+        .gzip_compress(&vec![b'#'; 8 << 20], &mut packed)
+        .unwrap();
+    let content = <base64ct::Base64 as base64ct::Encoding>::encode_string(&packed[..length]);
+    let file = "- {encoding: gz+b64, content: *a}\n";
+    let text = format!("#cloud-config\na: &a {content}\nwrite_files:\n{}", file.repeat(1000));
+    let findings = lint_of(text.as_bytes(), None, NewPassword::Set);
+    assert_eq!(findings.first().map(|one| (one.line, one.harm)), Some((1, Harm::Unread)));
+    let lines: Vec<_> = findings.iter().map(|one| one.line).filter(|line| *line > 1).collect();
+    assert_eq!(lines.first(), Some(&6), "two of them are 16 MiB");
+}
