@@ -17,7 +17,9 @@ pub(super) struct Headers {
 impl Headers {
     /// In lower case, without parameters; `text/plain` if there is none.
     pub(super) fn kind(&self) -> String {
-        let kind = self.content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let blank = |letter: char| letter.is_whitespace() || letter.is_control();
+        let kind = self.content_type.split(';').next().unwrap_or_default();
+        let kind = kind.trim_matches(blank).to_ascii_lowercase();
         if kind.contains('/') { kind } else { String::from("text/plain") }
     }
 
@@ -29,12 +31,18 @@ impl Headers {
         if !self.is_multipart() {
             return None;
         }
-        let at = self.content_type.to_ascii_lowercase().find("boundary")?;
-        let value =
-            self.content_type.get(at + "boundary".len()..)?.trim_start().strip_prefix('=')?.trim_start();
+        let mut is_quoted = false;
+        let between = |letter: char| {
+            is_quoted ^= letter == '"';
+            letter == ';' && !is_quoted
+        };
+        let value = self.content_type.split(between).skip(1).find_map(|parameter| {
+            let (name, value) = parameter.split_once('=')?;
+            name.trim().eq_ignore_ascii_case("boundary").then(|| value.trim_start())
+        })?;
         let boundary = match value.strip_prefix('"') {
             Some(quoted) => quoted.split('"').next()?,
-            None => value.split([';', ' ', '\t']).next()?,
+            None => value.split([' ', '\t']).next()?,
         };
         (!boundary.is_empty()).then_some(boundary)
     }
@@ -66,6 +74,12 @@ pub(super) fn headers(text: &str) -> Headers {
 pub(super) fn leaves(text: &str) -> Vec<Leaf> {
     let mut leaves = Vec::new();
     collect(text, 1, 0, &mut leaves);
+    // Python ends lines here too.
+    let lone = text.match_indices('\r').find(|(at, _)| !text[at + 1..].starts_with('\n'));
+    leaves.extend(lone.map(|(at, _)| {
+        let line = text[..at].matches('\n').count() + 1;
+        Leaf { kind: String::from("text/plain"), body: None, line, lines: Lines::Encoded }
+    }));
     leaves
 }
 
@@ -86,7 +100,7 @@ fn collect(text: &str, line: usize, depth: usize, leaves: &mut Vec<Leaf>) {
         leaves.push(Leaf { kind: headers.kind(), body, line, lines });
         return;
     };
-    let (mut start, mut first, mut at) = (None, 0, 0);
+    let (mut start, mut first, mut at, mut closed) = (None, 0, 0, None);
     for (number, row) in body.split_inclusive('\n').enumerate() {
         let end = at + row.len();
         let after = row.trim_end().strip_prefix("--").and_then(|row| row.strip_prefix(boundary));
@@ -95,12 +109,20 @@ fn collect(text: &str, line: usize, depth: usize, leaves: &mut Vec<Leaf>) {
                 collect(&body[start..at], line + first, depth + 1, leaves);
             }
             start = (after == Some("")).then_some(end);
+            closed = closed.or((after == Some("--")).then_some((end, number + 1)));
             first = number + 1;
         }
         at = end;
     }
     if let Some(start) = start {
         collect(&body[start..], line + first, depth + 1, leaves);
+    }
+    // Behind an empty part Python goes on.
+    if let Some((end, number)) = closed
+        && !body[end..].trim().is_empty()
+    {
+        let line = line + number;
+        leaves.push(Leaf { kind: headers.kind(), body: None, line, lines: Lines::Encoded });
     }
 }
 
@@ -130,6 +152,8 @@ fn split(text: &str) -> (Headers, &str, usize) {
                 "content-transfer-encoding" => Some(&mut headers.encoding),
                 _ => None,
             };
+            // Of two, Python takes the first.
+            last = last.filter(|kept| kept.is_empty());
             if let Some(kept) = last.as_deref_mut() {
                 value.clone_into(kept);
             }
@@ -149,19 +173,26 @@ fn decoded(headers: &Headers, body: &str) -> (Option<Zeroizing<Vec<u8>>>, Lines)
     }
 }
 
-/// As Python has it: what is no letter of base64 is left out, and the first `=` ends it.
+/// As Python has it: what is no letter of base64 is left out, and `=` ends it; none if letters follow.
 pub(super) fn from_base64(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(text.len() / 4 * 3 + 3));
     let (mut bits, mut count) = (0_u32, 0_usize);
-    for letter in text.bytes().take_while(|byte| *byte != b'=') {
+    let mut has_ended = false;
+    for letter in text.bytes() {
         let value = match letter {
             b'A'..=b'Z' => letter - b'A',
             b'a'..=b'z' => letter - b'a' + 26,
             b'0'..=b'9' => letter - b'0' + 52,
             b'+' => 62,
             b'/' => 63,
-            _ => continue,
+            _ => {
+                has_ended |= letter == b'=';
+                continue;
+            }
         };
+        if has_ended {
+            return None;
+        }
         (bits, count) = (bits << 6 | u32::from(value), count + 1);
         let unused = [0, 6, 4, 2][count % 4];
         if unused != 6 {
@@ -177,6 +208,8 @@ fn unquoted(body: &[u8]) -> Vec<u8> {
     while let [first, after @ ..] = rest {
         let (byte, left) = match rest {
             [b'=', b'\r', b'\n', left @ ..] | [b'=', b'\n', left @ ..] => (None, left),
+            // Broken, and taken by Python.
+            [b'=', b'=', left @ ..] => (Some(b'='), left),
             [b'=', high, low, left @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
                 let digits = [*high, *low];
                 let digits = std::str::from_utf8(&digits).unwrap_or("20");
@@ -200,7 +233,7 @@ mod tests {
 
     #[test]
     fn every_part_is_found_with_its_line() {
-        let text = "Content-Type: multipart/mixed;\n boundary=\"a\"\nMIME-Version: 1.0\n\npreamble\n--a\nContent-Type: text/x-shellscript\n\n#!/bin/sh\n--a\nContent-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/cloud-config\nContent-Transfer-Encoding: base64\n\nI2Ns\nb3Vk\n--b\nContent-Transfer-Encoding: quoted-printable\n\n=23!=\n/bin/sh\n--b--\n--a--\n#!/after\n";
+        let text = "Content-Type: multipart/mixed;\n boundary=\"a\"\nMIME-Version: 1.0\n\npreamble\n--a\nContent-Type: text/x-shellscript\n\n#!/bin/sh\n--a\nContent-Type: multipart/mixed; boundary=b\n\n--b\nContent-Type: text/cloud-config\nContent-Transfer-Encoding: base64\n\nI2Ns\nb3Vk\n--b\nContent-Transfer-Encoding: quoted-printable\n\n=23!=\n/bin/sh\n--b--\n--a--\n\n";
         let leaves = leaves(text);
         let seen: Vec<_> =
             leaves.iter().map(|leaf| (leaf.kind.as_str(), body(leaf), leaf.line, leaf.lines)).collect();
@@ -219,6 +252,23 @@ mod tests {
         let found = leaves("Content-Type: multipart/mixed; boundary=a; x=y\n\n--a\n\nlast");
         assert_eq!(found.len(), 1);
         assert_eq!((body(&found[0]), found[0].line), (&b"last"[..], 5));
+    }
+
+    #[test]
+    fn headers_are_read_as_python_reads_them() {
+        for head in [
+            "Content-Type: multipart/mixed; x-boundary=c; boundary=b",
+            "Content-Type: multipart/x-boundary=c; charset=\"a;boundary=c\"; Boundary = \"b\"",
+            "Content-Type: multipart/mixed; boundary=b\nContent-Type: text/plain",
+            "Content-Type: \x1cmultipart/mixed; boundary=b",
+        ] {
+            let found = leaves(&format!("{head}\n\n--b\n\nx\n--b--\n"));
+            assert!(found.len() == 1 && body(&found[0]) == b"x\n", "{head}");
+        }
+        let found = leaves("Content-Type: multipart/mixed; boundary=b\n\n--b\n--b--\n\n#!/bin/sh\n--b--\n");
+        assert_eq!((found.len(), found[1].body.is_none(), found[1].line), (2, true, 5));
+        let found = leaves("Content-Type: multipart/mixed; boundary=b\r\n\r\n\r--b\r\n\r\nx\r\n--b--\r\n");
+        assert!(found.iter().any(|leaf| leaf.body.is_none() && leaf.line == 3));
     }
 
     #[test]
@@ -246,18 +296,28 @@ mod tests {
     }
 
     #[test]
+    fn quoted_printable_is_read_as_python_reads_it() {
+        for (text, bytes) in
+            [("a=\nb=\r\n=63", &b"abc"[..]), ("a==\nb", b"a=\nb"), ("=4", b"=4"), ("a=", b"a=")]
+        {
+            assert_eq!(unquoted(text.as_bytes()), bytes, "{text}");
+        }
+    }
+
+    #[test]
     fn base64_is_read_as_python_reads_it() {
         let read = |text| from_base64(text).map(|bytes| bytes.to_vec());
         for (text, bytes) in [
             ("", &b""[..]),
             ("bWtmcw==", b"mkfs"),
             ("bWtm\r\ncw", b"mkfs"),
-            ("bW-tmcz==x", b"mkfs"),
+            ("bW-tmcw==\n-", b"mkfs"),
             ("+/+/", b"\xfb\xff\xbf"),
             ("bWs=", b"mk"),
         ] {
             assert_eq!(read(text).as_deref(), Some(bytes), "{text}");
         }
         assert_eq!(read("bWtmc"), None);
+        assert_eq!(read("bW=tmcw=="), None, "Python reads on where = is out of place");
     }
 }
