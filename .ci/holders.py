@@ -235,8 +235,14 @@ def guest(scratch, path, *drive):
         client = connect(where, process)
         if not client:
             return False
+        # It greets before it has its disks; what is asked of it is answered when it has.
         with client, contextlib.suppress(OSError):
-            return receive(client, 7) == b'{"QMP":'
+            client.sendall(b'{"execute": "qmp_capabilities"}{"execute": "query-status"}')
+            said = b""
+            while more := client.recv(4096):
+                said += more
+                if b'"status": "prelaunch"' in said or b'"status": "paused"' in said:
+                    return True
         return False
 
     return running(guest_words(path, where, *drive), ready, path)
