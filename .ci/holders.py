@@ -235,8 +235,14 @@ def guest(scratch, path, *drive):
         client = connect(where, process)
         if not client:
             return False
+        # It greets before it has its disks; what is asked of it is answered when it has.
         with client, contextlib.suppress(OSError):
-            return receive(client, 7) == b'{"QMP":'
+            client.sendall(b'{"execute": "qmp_capabilities"}{"execute": "query-status"}')
+            said = b""
+            while more := client.recv(4096):
+                said += more
+                if b'"status": "prelaunch"' in said or b'"status": "paused"' in said:
+                    return True
         return False
 
     return running(guest_words(path, where, *drive), ready, path)
@@ -299,10 +305,20 @@ class Paused:
                 self.process.send_signal(signal.SIGSTOP)
                 break
         # What its threads were doing is done, and has reached the disk.
-        if until(lambda: self.states() <= {"T", "Z"}) and self.states() == {"T"}:
+        if until(lambda: self.states() <= {"T", "Z"}) and self.states() == {"T"} and self.is_copying():
             os.sync()
             return None
         return self.end()
+
+    def is_copying(self):
+        """Whether its journal is open and says nothing yet of what comes after the copy."""
+        folder = f"/proc/{self.process.pid}/fd"
+        for handle in os.listdir(folder):
+            name = os.readlink(os.path.join(folder, handle))
+            if name.endswith(".journal"):
+                with open(name, "rb") as journal:
+                    return b'"record":"verified"' not in journal.read()
+        return False
 
     def states(self):
         """The states of its threads, as `ps` prints them; Z when it is over."""

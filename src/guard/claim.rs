@@ -90,7 +90,8 @@ impl Held {
 impl Claim {
     /// A claim on storage that only the caller knows, with the promise that stands for the examination.
     pub(crate) fn promised(promise: Promise, size: u64) -> Self {
-        let (path, held, sight) = (PathBuf::new(), Held::Promised(promise), Sight::default());
+        let (path, held, sight) =
+            (PathBuf::new(), Held::Promised(promise), Sight::of(vec![SightLimit::Promised]));
         Self { path, facts: None, size, sight, held, hold: None }
     }
 
@@ -156,6 +157,13 @@ pub(crate) fn claim_host_disk(
     let excused = Excused::Readers(subject.open_readers);
     let evidence = |topology| hold::openers(topology, &storage, excused, Wait::No).0;
     let mut refusals = aliases::of_target(topology, subject, &storage);
+    refusals.extend(topology.untold(&storage).map(|device| Refusal::Untold { device }));
+    // Of a disk that is not the one that was meant this is said first, and not only that it is in use.
+    let size = match identity {
+        StorageIdentity::File { .. } => Some(metadata.len()),
+        StorageIdentity::Device { major, minor } => topology.devices.get(&(major, minor)).map(|it| it.size),
+    };
+    refusals.extend(DiskFacts::unlike(&topology.kernel, &storage, size, subject.expect));
     refusals.extend(in_use::standing(topology, &storage));
     if !refusals.is_empty() {
         refusals.extend(evidence(topology));
@@ -174,7 +182,13 @@ pub(crate) fn claim_host_disk(
         };
         let file = held.file().expect("a disk that is there is open");
         let mut unseen = Vec::new();
-        let hold = Hold::take(topology, storage.clone(), file, (access, subject.open_readers), &mut unseen)?;
+        let hold = Hold::take(
+            topology,
+            storage.clone(),
+            (subject.path, file),
+            (access, subject.open_readers),
+            &mut unseen,
+        )?;
         Ok((held, size, hold, unseen))
     };
     let (held, size, hold) = match patiently(opened) {
@@ -232,12 +246,7 @@ fn look_at_users(topology: &Topology, hold: &Hold, storage: &Storage) -> (Vec<Re
     if hidden > 0 {
         limits.push(SightLimit::Processes { count: hidden });
     }
-    let devices = storage.chain.iter().filter_map(|identity| match identity {
-        StorageIdentity::Device { major, minor } => Some((*major, *minor)),
-        StorageIdentity::File { .. } => None,
-    });
-    let shared = devices.filter_map(|number| sight::shared_transport(&topology.kernel, number));
-    limits.extend(shared.map(|by| SightLimit::SharedTransport { by }));
+    limits.extend(topology.shared_by(storage).into_iter().map(|by| SightLimit::SharedTransport { by }));
     (refusals, limits)
 }
 

@@ -55,7 +55,8 @@ pub struct DataDiskEvidence {
     pub writes: Option<u64>,
     /// When the files in which its bytes lie changed last; none for a device on no file.
     pub files: Vec<FileTimes>,
-    /// The BLAKE3 of the pieces that were looked at, where they were.
+    /// The BLAKE3 of the pieces that were looked at, where they were: of each that is not all zero its offset in 8
+    /// bytes, the least significant first, and its bytes.
     pub digest: Option<String>,
 }
 
@@ -97,9 +98,9 @@ impl DataDisk {
             DataDiskDigest::Off => Err(None),
             _ => open_quietly(&spec.path, identity).map_err(Some),
         };
-        if let Err(Some(error)) = &opened {
-            let (path, why) = (spec.path.display().to_string(), error.to_string());
-            limits.push(SightLimit::DataDisk { path, why });
+        if let Err(error) = &opened {
+            let why = error.as_ref().map_or_else(|| "it is not to be opened".to_owned(), ToString::to_string);
+            limits.push(SightLimit::DataDisk { path: spec.path.display().to_string(), why });
         }
         let file = opened.ok();
         let (size, sector_size) = match (&file, identity) {
@@ -140,6 +141,11 @@ impl DataDisk {
             digest: None,
         };
         Self { path, storage, kernel, file: None, digest: DataDiskDigest::Off, before }
+    }
+
+    /// Where it cannot be told what it really is: then it cannot be told apart from the system disk.
+    pub(crate) fn untold(&self, topology: &Topology) -> Option<Refusal> {
+        topology.untold(&self.storage).map(|device| Refusal::Untold { device })
     }
 
     /// Who may be writing it: mounts of it, and processes that have it open for that.

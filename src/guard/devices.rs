@@ -24,8 +24,10 @@ pub(super) struct Device {
 pub(super) enum MadeOf {
     /// Its own.
     Itself,
-    /// A piece of a disk.
-    Partition { disk: Number, start: u64 },
+    /// A disk's that has another number as well: two paths to one unit.
+    Twin(Number),
+    /// A piece of a disk; `None` where it cannot be told which, so that it counts as all of it.
+    Partition { disk: Number, place: Option<(u64, u64)> },
     /// A file's, or another device's.
     Loop(Backing),
     /// Other devices', in an order that only their driver knows.
@@ -55,8 +57,8 @@ pub(super) fn read_device(
     let number_in = |folder: &Path| Kernel::number(&line(&folder.join("dev"))?);
     let disk = || folder.join("partition").exists().then(|| number_in(folder.parent()?)).flatten();
     let made_of = if let Some(disk) = disk() {
-        let start = count(&folder.join("start")).unwrap_or(0).saturating_mul(SECTOR);
-        MadeOf::Partition { disk, start }
+        let bytes = |name: &str| count(&folder.join(name))?.checked_mul(SECTOR);
+        MadeOf::Partition { disk, place: bytes("start").zip(bytes("size")) }
     } else if let Some(path) = backing_path(folder) {
         MadeOf::Loop(read_backing((kernel, mounts), folder, (&name, number), path))
     } else {

@@ -78,7 +78,7 @@ impl Hold {
     pub(super) fn take(
         topology: &Topology,
         storage: Storage,
-        disk: &File,
+        (named, disk): (&Path, &File),
         (access, excused): (Access, &[u32]),
         limits: &mut Vec<SightLimit>,
     ) -> Result<Self, Refusal> {
@@ -100,6 +100,9 @@ impl Hold {
                 Access::Look => locked::ask(file)?,
                 Access::Write => locked::lock(file)?,
             }
+        }
+        if hold.files.iter().any(|file| !locked::are_known(file)) {
+            limits.push(SightLimit::NoLocks { path: named.display().to_string() });
         }
         hold.refuse_other_locks(topology)?;
         Ok(hold)

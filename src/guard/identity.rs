@@ -123,6 +123,23 @@ impl DiskFacts {
         differences(expect, [self.serial.clone(), self.wwn.clone(), size, table])
     }
 
+    /// What can be told to be unlike what is expected before the disk is opened: all but its partition table.
+    pub(super) fn unlike(
+        kernel: &Kernel,
+        storage: &Storage,
+        size: Option<u64>,
+        expect: &Expect,
+    ) -> Vec<Refusal> {
+        let tell = |ask: fn(&Kernel, Number) -> Option<String>| match storage.identity {
+            StorageIdentity::Device { major, minor } => ask(kernel, (major, minor)),
+            StorageIdentity::File { .. } => None,
+        };
+        // A size that nobody tells is asked again when the disk is open.
+        let expect = Expect { ptuuid: None, size: expect.size.filter(|_| size.is_some()), ..expect.clone() };
+        let size = size.map(|size| size.to_string());
+        differences(&expect, [tell(Kernel::serial), tell(Kernel::wwn), size, None])
+    }
+
     /// The same for a disk that is not there.
     pub(super) fn nothing_against(expect: &Expect) -> Vec<Refusal> {
         differences(expect, [None, None, None, None])

@@ -1,7 +1,9 @@
 //! Who uses a disk: mounts, swap, devices built on it, loop devices over it, exports, and processes.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -32,7 +34,7 @@ pub(super) fn standing(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
         match &device.made_of {
             MadeOf::Loop(_) => found.push(Refusal::LoopOver { device: device.name.clone() }),
             MadeOf::Others { what, .. } => found.push(Refusal::BuiltUpon { what: what.clone() }),
-            MadeOf::Itself | MadeOf::Partition { .. } => {}
+            MadeOf::Itself | MadeOf::Twin(_) | MadeOf::Partition { .. } => {}
         }
     }
     found.extend(pools(topology, storage));
@@ -90,7 +92,9 @@ fn exports(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
     let all = nvme.into_iter().map(|path| ("NVMe target", path));
     let all = all.chain(scsi.into_iter().map(|path| ("SCSI target", path)));
     let exported = |(by, attribute): (&'static str, PathBuf)| {
-        let path = PathBuf::from(line(&attribute)?);
+        let mut path = fs::read(&attribute).ok()?;
+        path.pop_if(|byte| *byte == b'\n');
+        let path = PathBuf::from(OsString::from_vec(path));
         let exported = topology.storage_named(&path)?;
         exported.overlaps(storage).then_some(Refusal::Exported { by, path })
     };

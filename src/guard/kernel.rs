@@ -12,7 +12,8 @@ pub(crate) struct Kernel {
     pub(super) proc: PathBuf,
     pub(super) sys: PathBuf,
     pub(super) dev: PathBuf,
-    /// What the run touches anyway: on the file systems of these paths it may wait for a server.
+    /// What the run touches anyway: on the file systems of these paths it may wait for a server. A path elsewhere
+    /// on such a file system counts as not there, and a loop device over it as one that cannot be told.
     pub(super) near: Vec<PathBuf>,
 }
 

@@ -55,6 +55,11 @@ impl Use {
     }
 }
 
+/// Whether the file system can tell of locks at all.
+pub(super) fn are_known(file: &File) -> bool {
+    locks::is_locked_by_others(file.as_fd(), locks::USES_WRITE).is_ok()
+}
+
 /// Whether somebody else holds one of the locks that qemu and Cloud Hypervisor take.
 pub(super) fn others(file: &File) -> Option<Use> {
     let held = |byte| locks::is_locked_by_others(file.as_fd(), byte).unwrap_or(false);

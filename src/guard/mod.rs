@@ -1,4 +1,4 @@
-//! Decides whether a disk may be written, and holds it. The only maker of a `Claim`; never writes.
+//! Decides whether a disk may be written, and holds it. The only maker of a `Claim`; never writes to a disk.
 //!
 //! Order of the questions: what is it really (`topology`, from what `kernel` and `mounts` show), is it something
 //! that must survive (`aliases`, `data_disks`), does anybody use it (`in_use`, `processes`, `locked`), is it the one

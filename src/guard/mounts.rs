@@ -38,6 +38,11 @@ impl Mount {
         self.number.0 != 0 || POOLS.contains(&self.kind.as_str())
     }
 
+    /// Whether other hosts may have the same file system mounted.
+    pub(super) fn may_be_shared(&self) -> bool {
+        !LOCAL.contains(&self.kind.as_str())
+    }
+
     /// The folders that an overlay shows, the one that is written first; as its mounter named them.
     fn layers(&self) -> Vec<PathBuf> {
         let folders = |key: &str| {
@@ -78,12 +83,13 @@ impl Mounts {
         for name in names(&kernel.proc) {
             let Ok(pid) = name.parse() else { continue };
             // One process of each namespace is enough. Who may not ask for another's namespace still reads its table.
-            if let Ok(namespace) = fs::read_link(kernel.proc.join(&name).join("ns/mnt"))
-                && !seen.insert(namespace)
-            {
+            let namespace = fs::read_link(kernel.proc.join(&name).join("ns/mnt")).ok();
+            if namespace.as_ref().is_some_and(|namespace| seen.contains(namespace)) {
                 continue;
             }
-            let theirs = table(Some(pid), &name).unwrap_or_default();
+            // One that has just ended leaves the question to the next of its namespace.
+            let Some(theirs) = table(Some(pid), &name) else { continue };
+            seen.extend(namespace);
             all.extend(theirs.into_iter().filter(Mount::is_on_a_device));
         }
         let mut mounts = Self { own, near: Vec::new(), all };

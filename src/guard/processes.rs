@@ -74,7 +74,9 @@ pub(super) fn openers(kernel: &Kernel, wanted: &Wanted) -> Openers {
     // In another process namespace than that of `/proc` this one has another number there.
     let this = fs::read_link(kernel.proc.join("self")).ok().and_then(|link| link.to_str()?.parse().ok());
     let this = this.unwrap_or_else(std::process::id);
-    let processes = fs::read_dir(&kernel.proc).into_iter().flatten().flatten();
+    let processes = fs::read_dir(&kernel.proc);
+    result.hidden += usize::from(processes.is_err());
+    let processes = processes.into_iter().flatten().flatten();
     for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
         if pid == this {
             continue;

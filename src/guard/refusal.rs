@@ -144,6 +144,12 @@ pub enum Refusal {
     /// What lies below it is not what was examined.
     #[error("while it was examined, another disk took its place")]
     Moved,
+    /// It cannot be told what it really is, so that it could be a disk that must survive.
+    #[error("it cannot be told what {device} really is")]
+    Untold {
+        /// The device at which its trace ends.
+        device: String,
+    },
     /// It keeps this host running.
     #[error("it holds this host's {place:?}")]
     HostDisk {
@@ -283,6 +289,7 @@ impl Refusal {
             | Self::DataDiskUnknown { .. }
             | Self::OnDataDisk { .. }
             | Self::Moved
+            | Self::Untold { .. }
             | Self::HostDisk { .. }
             | Self::Holds { .. }
             | Self::Image { .. }
@@ -299,7 +306,10 @@ impl Refusal {
                 "name the block device or the file that the machine uses as its system disk"
             }
             Self::Folder { .. } => "make the folder first, or correct the path",
-            Self::CannotOpen { .. } => "run as a user that may write the disk and its folder",
+            Self::CannotOpen { source } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                "run as a user that may write the disk and its folder"
+            }
+            Self::CannotOpen { .. } => "look into the kernel's log, and at the limits of this process",
             Self::ReadOnly => {
                 "make it writable (blockdev --setrw, chmod, or mount its file system rw) if it really is the system disk"
             }
@@ -310,15 +320,28 @@ impl Refusal {
             Self::Format { .. } => {
                 "say --target-format raw if the machine uses it as a raw disk; qcow2 system disks are not written yet"
             }
-            Self::Mounted { .. } => "stop the instance, or umount it",
+            Self::Untold { .. } => "run as root on the host itself, with its /sys and /dev",
+            Self::Mounted { by: None, .. } => {
+                "make sure that this is the disk you meant; then stop the instance, or umount it"
+            }
+            Self::Mounted { .. } => {
+                "make sure that this is the disk you meant; nsenter -m -t PID umount … reaches that namespace"
+            }
             Self::Swap { .. } => "swapoff it first, if it really is the system disk",
             Self::OpenedBy { access: OpenFor::Writing, .. } => "stop the instance, or wait for that program",
             Self::OpenedBy { access: OpenFor::Reading, .. } => {
                 "stop the instance, or wait for that program; a reader that is known to do no harm is excused by --allow-open-reader PID"
             }
-            Self::LoopOver { .. } => "losetup --detach it first, or name it as the system disk",
-            Self::BuiltUpon { .. } => "take it apart first, or name the upper device as the system disk",
+            Self::LoopOver { .. } => {
+                "make sure that this is the disk you meant; then name the loop device, or losetup --detach it"
+            }
+            Self::BuiltUpon { .. } => {
+                "make sure that this is the disk you meant; then name the upper device, or deactivate it"
+            }
             Self::Exported { .. } => "take it out of that server's configuration first",
+            Self::Unseen { limit: SightLimit::SharedTransport { .. } | SightLimit::Promised } => {
+                "nobody here can look there: make sure of it otherwise, and leave --require-full-sight out"
+            }
             Self::Unseen { .. } => "run as root on the host itself, or leave --require-full-sight out",
             Self::Busy { .. } => {
                 "stop the instance; lsblk and /proc/mounts on this host show who built on it"
@@ -340,6 +363,9 @@ impl Refusal {
             Self::DataDiskChanged { .. } => "find out what wrote to it",
             Self::Image { .. } => "name another target: the image must survive",
             Self::Seed { .. } | Self::SeedReplaces { .. } => "give the seed a file of its own",
+            Self::Expected { found, .. } if found == "unknown" => {
+                "the disk does not tell it: expect something else of it, if it is the right one"
+            }
             Self::Expected { .. } => {
                 "this is not the disk that was meant: find out which device name it has now"
             }

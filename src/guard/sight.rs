@@ -5,7 +5,7 @@ use std::fs;
 use serde::{Serialize, Serializer};
 
 use super::devices::MadeOf;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, names};
 use super::topology::Topology;
 
 /// A part of the host that could not be looked at.
@@ -43,6 +43,13 @@ pub enum SightLimit {
         /// What the system said.
         why: String,
     },
+    /// The file system knows no locks, so that no hypervisor is seen by them or kept out.
+    NoLocks {
+        /// The file or device.
+        path: String,
+    },
+    /// The storage is the caller's own, and only its promise is known.
+    Promised,
     /// Other hosts may reach the disk, and are never seen.
     SharedTransport {
         /// How they reach it.
@@ -66,6 +73,10 @@ impl std::fmt::Display for SightLimit {
             Self::DataDisk { path, why } => {
                 write!(f, "the content of the data disk {path:?} cannot be read ({why})")
             }
+            Self::NoLocks { path } => {
+                write!(f, "the file system of {path:?} has no locks by which virtual machines are seen")
+            }
+            Self::Promised => f.write_str("the storage is the caller's own: nobody has looked at it"),
             Self::SharedTransport { by } => {
                 write!(f, "other hosts may reach the disk by {by}, and cannot be seen from here")
             }
@@ -116,7 +127,8 @@ pub(super) fn limits(topology: &Topology) -> Vec<SightLimit> {
                 option.strip_prefix("hidepid=").is_some_and(|value| !matches!(value, "0" | "off"))
             })
     };
-    if !rustix::process::geteuid().is_root() && topology.mounts.at(&["/proc"]).any(hides) {
+    let sees_others = fs::metadata(kernel.proc.join("1")).is_ok() && rustix::process::geteuid().is_root();
+    if !sees_others && topology.mounts.at(&["/proc"]).any(hides) {
         limits.push(SightLimit::HiddenProcesses);
     }
     let unknown = topology.devices.values().filter(|device| match &device.made_of {
@@ -130,7 +142,7 @@ pub(super) fn limits(topology: &Topology) -> Vec<SightLimit> {
 /// The first process namespace has a fixed number (`PROC_PID_INIT_INO` of linux/proc_ns.h).
 fn is_confined(kernel: &Kernel) -> bool {
     const FIRST: &str = "pid:[4026531836]";
-    fs::read_link(kernel.proc.join("self/ns/pid")).is_ok_and(|name| name.as_os_str() != FIRST)
+    !fs::read_link(kernel.proc.join("self/ns/pid")).is_ok_and(|name| name.as_os_str() == FIRST)
 }
 
 /// How other hosts may reach a device of that number, as far as its place in sysfs tells.
@@ -139,11 +151,16 @@ pub(super) fn shared_transport(kernel: &Kernel, number: super::kernel::Number) -
     let text = folder.to_string_lossy().into_owned();
     let name = folder.file_name()?.to_string_lossy().into_owned();
     let transport = super::kernel::line(&folder.join("device/transport"));
-    let is_remote = |transport: &String| matches!(transport.as_str(), "tcp" | "rdma" | "fc");
+    // Under native multipath the disk hangs below a subsystem, which has its controllers beside it.
+    let paths = names(&folder.join("device")).into_iter().filter(|name| name.starts_with("nvme"));
+    let paths =
+        paths.filter_map(|name| super::kernel::line(&folder.join("device").join(name).join("transport")));
+    let mut transports = transport.into_iter().chain(paths);
+    let is_remote = |transport: String| matches!(transport.as_str(), "tcp" | "rdma" | "fc");
     match () {
         () if text.contains("/session") && text.contains("/target") => Some("iSCSI"),
         () if text.contains("/rport-") => Some("Fibre Channel"),
-        () if transport.as_ref().is_some_and(is_remote) => Some("NVMe over Fabrics"),
+        () if transports.any(is_remote) => Some("NVMe over Fabrics"),
         () if name.starts_with("rbd") => Some("Ceph RBD"),
         () if name.starts_with("drbd") => Some("DRBD"),
         () if name.starts_with("nbd") => Some("NBD"),

@@ -5,6 +5,7 @@
 //! overlap when the bytes of one are among what the other rests on; so two partitions of a disk do not, nor two
 //! logical volumes of a group, but a disk and its partition do, and a file and the loop device over it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +15,7 @@ use super::devices::{Device, MadeOf, read_device};
 use super::identity::{StorageIdentity, identify};
 use super::kernel::{Kernel, Number, line, names};
 use super::mounts::{Mount, Mounts, POOLS};
+use super::sight;
 use crate::range::ByteRange;
 
 /// Stacks of devices are this deep at most; the kernel allows 8 loops over loops.
@@ -92,7 +94,8 @@ impl Topology {
             let number = Kernel::number(&line(&folder.join("dev"))?)?;
             Some((number, read_device((kernel, &mounts), &folder, (name, number))))
         };
-        let devices = names(&folder).into_iter().filter_map(device).collect();
+        let mut devices: BTreeMap<Number, Device> = names(&folder).into_iter().filter_map(device).collect();
+        join_twins(kernel, &mut devices);
         let btrfs = kernel.sys.join("fs/btrfs");
         let members = |pool: String| {
             let folder = btrfs.join(pool).join("devices");
@@ -124,6 +127,34 @@ impl Topology {
             );
         }
         Storage { identity, path: named, chain, bytes, rests_on }
+    }
+
+    /// Where it cannot be told what a storage really is: then it could be any other.
+    pub(super) fn untold(&self, storage: &Storage) -> Option<String> {
+        let StorageIdentity::Device { major, minor } = storage.bytes.base else { return None };
+        match self.devices.get(&(major, minor)) {
+            None => Some(format!("{major}:{minor}")),
+            Some(Device { name, made_of: MadeOf::Loop(_), .. }) => Some(name.clone()),
+            Some(_) => None,
+        }
+    }
+
+    /// How hosts that are not seen from here may reach a storage.
+    pub(super) fn shared_by(&self, storage: &Storage) -> Vec<&'static str> {
+        let of_device = |piece: &Piece| match piece.base {
+            StorageIdentity::Device { major, minor } => sight::shared_transport(&self.kernel, (major, minor)),
+            StorageIdentity::File { .. } => None,
+        };
+        let mount = storage.path.as_deref().and_then(|path| self.mounts.holding(path));
+        let of_files = match (storage.identity, mount) {
+            (StorageIdentity::File { .. }, Some(mount)) if mount.may_be_shared() => {
+                Some("its file system, which is not one of this host alone")
+            }
+            _ => None,
+        };
+        let mut by: Vec<_> = storage.rests_on.iter().filter_map(of_device).chain(of_files).collect();
+        by.dedup();
+        by
     }
 
     /// The same storage as it is made up now.
@@ -222,7 +253,11 @@ impl Topology {
     fn below_device(&self, number: Number) -> Option<(StorageIdentity, u64, Option<u64>, Option<PathBuf>)> {
         let device = self.devices.get(&number)?;
         match &device.made_of {
-            MadeOf::Partition { disk, start } => Some(((*disk).into(), *start, Some(device.size), None)),
+            MadeOf::Twin(first) => Some(((*first).into(), 0, None, None)),
+            MadeOf::Partition { disk, place } => {
+                let (start, size) = place.map_or((0, None), |(start, size)| (start, Some(size)));
+                Some(((*disk).into(), start, size, None))
+            }
             MadeOf::Loop(backing) => {
                 let limit = Some(backing.limit).filter(|limit| *limit > 0);
                 Some((backing.storage?, backing.offset, limit, Some(backing.path.clone())))
@@ -282,152 +317,18 @@ impl Topology {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::ffi::OsString;
-    use std::os::unix::ffi::OsStringExt as _;
-
-    use super::super::fake::FakeHost;
-    use super::*;
-
-    const SDA: Number = (8, 0);
-    const SDA1: Number = (8, 1);
-    const SDA2: Number = (8, 2);
-    const SDB: Number = (8, 16);
-
-    /// A disk with two partitions and another disk.
-    fn host() -> FakeHost {
-        let host = FakeHost::new();
-        host.disk("pci0/block/sda", SDA);
-        host.partition("pci0/block/sda/sda1", SDA1, (2048, 4096));
-        host.partition("pci0/block/sda/sda2", SDA2, (6144, 8192));
-        host.disk("pci0/block/sdb", SDB);
-        host
-    }
-
-    #[track_caller]
-    fn check(host: &FakeHost, left: Number, right: Number, overlap: bool) {
-        let (left, right) = (host.storage(left), host.storage(right));
-        assert_eq!((left.overlaps(&right), right.overlaps(&left)), (overlap, overlap), "{left:?} {right:?}");
-    }
-
-    #[test]
-    fn a_partition_is_part_of_its_disk_and_its_neighbours_are_not() {
-        let host = host();
-        check(&host, SDA, SDA, true);
-        check(&host, SDA, SDA1, true);
-        check(&host, SDA1, SDA2, false);
-        check(&host, SDA, SDB, false);
-    }
-
-    #[test]
-    fn a_volume_rests_on_its_disks_and_volumes_of_one_group_do_not_overlap() {
-        let host = host();
-        let (root, home, mirror, crypt) = ((254, 0), (254, 1), (9, 0), (254, 2));
-        host.stacked("dm-0", root, &["sda2"]);
-        host.stacked("dm-1", home, &["sda2", "sdb"]);
-        host.stacked("dm-2", crypt, &["dm-0"]);
-        check(&host, root, home, false);
-        for (below, overlap) in [(SDA, true), (SDA2, true), (SDA1, false), (SDB, false), (crypt, true)] {
-            check(&host, root, below, overlap);
+/// Disks of one World Wide Name and one size are one disk; the one of the smallest number stands for all.
+fn join_twins(kernel: &Kernel, devices: &mut BTreeMap<Number, Device>) {
+    let mut first = BTreeMap::new();
+    for (number, device) in devices.iter_mut().filter(|(_, device)| matches!(device.made_of, MadeOf::Itself))
+    {
+        let Some(wwn) = kernel.wwn(*number) else { continue };
+        match first.entry((wwn, device.size)) {
+            Entry::Vacant(entry) => _ = entry.insert(*number),
+            Entry::Occupied(entry) => device.made_of = MadeOf::Twin(*entry.get()),
         }
-        check(&host, home, SDB, true);
-        check(&host, crypt, SDA2, true);
-        check(&host, crypt, home, false);
-        host.stacked("md0", mirror, &["sdb", "sda1"]);
-        host.partition("virtual/block/md0/md0p1", (259, 0), (2048, 2048));
-        check(&host, (259, 0), SDA1, true);
-        check(&host, (259, 0), SDA2, false);
-        let above: Vec<_> = host.topology().above(&host.storage(SDB)).into_keys().collect();
-        assert_eq!(above, [SDB, mirror, home, (259, 0)]);
-    }
-
-    #[test]
-    fn a_loop_device_is_the_part_of_its_file_that_it_shows() {
-        let host = host();
-        let file = host.write("disk.raw", "");
-        let (whole, first, second) = ((7, 0), (7, 1), (7, 2));
-        host.loop_over("loop0", whole, &file, (0, 0));
-        host.loop_over("loop1", first, &file, (0, 1 << 20));
-        host.loop_over("loop2", second, &file, (1 << 20, 1 << 20));
-        host.partition("virtual/block/loop0/loop0p1", (259, 1), (2048, 2048));
-        let of_file = host.topology().storage_at(&file).unwrap();
-        for loop_device in [whole, first, second, (259, 1)] {
-            assert!(host.storage(loop_device).overlaps(&of_file), "{loop_device:?}");
-            check(&host, whole, loop_device, true);
-        }
-        check(&host, first, second, false);
-        check(&host, (259, 1), first, false);
-        check(&host, (259, 1), second, true);
-        let chain = host.storage((259, 1)).chain;
-        assert_eq!(chain, [(259, 1).into(), whole.into(), of_file.identity]);
-    }
-
-    #[test]
-    fn a_loop_device_is_followed_to_a_file_whose_name_is_no_text() {
-        let host = host();
-        for (number, name) in [b"\xff.raw".as_slice(), b"blank ", b"end\n"].into_iter().enumerate() {
-            let name = OsString::from_vec(name.to_vec());
-            let file = host.write("files/x", "").with_file_name(name);
-            fs::write(&file, "").unwrap();
-            let over = (7, u32::try_from(number).unwrap());
-            host.loop_over(&format!("loop{number}"), over, &file, (0, 0));
-            let of_file = host.topology().storage_at(&file).unwrap();
-            assert!(host.storage(over).overlaps(&of_file), "{file:?}");
-        }
-    }
-
-    #[test]
-    fn a_file_lies_on_the_disk_of_its_file_system() {
-        let host = host();
-        let file = host.write("images/disk.raw", "");
-        let metadata = fs::metadata(&file).unwrap();
-        let numbers = super::super::identity::numbers(metadata.dev());
-        host.loop_over("loop0", (7, 0), &file, (0, 0));
-        let place = host.path("images");
-        let topology = || {
-            let mut topology = host.topology();
-            topology.pools = vec![vec![SDB, SDA2]];
-            topology
-        };
-        // As btrfs has it: the files' device number is no device's.
-        host.mounts(&[("0:30", "/", "btrfs", "/no/such/device")]);
-        assert!(topology().below_path(&place, DEEPEST).is_empty());
-        host.mounts(&[("8:1", "/", "ext4", "none"), ("8:2", place.to_str().unwrap(), "btrfs", "none")]);
-        assert_eq!(topology().below_path(Path::new("/other"), DEEPEST), [SDA1]);
-        assert_eq!(topology().below_path(&place, DEEPEST), [SDB, SDA2], "a btrfs lies on all of its devices");
-        if numbers.0 != 0 {
-            assert_eq!(topology().storage_at(&file).unwrap().chain.len(), 1);
-        }
-    }
-
-    #[test]
-    fn a_file_of_an_overlay_is_the_file_in_its_layer_and_lies_on_the_layers_disks() {
-        let host = host();
-        let (upper, lower) = (host.path("upper"), host.path("lower"));
-        let (file, base) = (host.write("upper/dir/disk.raw", ""), host.write("lower/dir/base.raw", ""));
-        let merged = host.path("merged");
-        let options = format!(
-            "/ {} rw - overlay overlay rw,lowerdir={},upperdir={}",
-            merged.display(),
-            lower.display(),
-            upper.display()
-        );
-        let line = |number, rest: &str| format!("9 1 {number} {rest}\n");
-        let table = [
-            line("0:40", &options),
-            line("8:1", &format!("/ {} rw - ext4 none rw", upper.display())),
-            line("8:16", &format!("/ {} rw - ext4 none rw", lower.display())),
-        ];
-        host.write("proc/self/mountinfo", &table.concat());
-        let topology = host.topology();
-        let seen = StorageIdentity::File { device: 0x1_0000_0000, inode: 1 };
-        for (name, real) in [("dir/disk.raw", &file), ("dir/base.raw", &base)] {
-            let real = topology.storage_at(real).unwrap();
-            let through = topology.storage(seen, Some(&merged.join(name)));
-            assert_eq!(through.chain, [seen, real.identity], "{name}");
-            assert!(through.overlaps(&real));
-        }
-        assert_eq!(topology.below_path(&merged.join("new"), DEEPEST), [SDA1, SDB]);
     }
 }
+
+#[cfg(test)]
+mod tests;

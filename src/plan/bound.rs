@@ -10,7 +10,7 @@ use crate::verify::Digest;
 /// What is compared: everything that was looked at, and what will be done with it.
 const BOUND: [&str; 7] =
     ["image_files", "target", "target_kind", "target_disk", "size_after", "gpt", "data_disks"];
-/// What may differ without a disk's being another: the kernel's counters begin anew with each boot.
+/// What may differ without a disk's being another: the kernel's counters begin anew when a disk is attached.
 const FREE: &str = "writes";
 /// What another machine may change of a data disk that it shares.
 const FREE_WHERE_SHAREABLE: [&str; 4] = ["digest", "files", "head_digest", "ptuuid"];
@@ -57,10 +57,6 @@ impl BoundPlan {
     }
 
     /// The plan that was shown.
-    ///
-    /// # Panics
-    ///
-    /// Never: a plan is plain data.
     #[must_use]
     pub fn of(plan: &PlanSummary) -> Self {
         Self { file: None, document: serde_json::to_value(plan).expect("a plan is plain data") }

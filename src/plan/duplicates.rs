@@ -1,6 +1,6 @@
 //! Whether a data disk could be mistaken for the system disk, or for the seed, once the machine starts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -67,6 +67,13 @@ pub(super) fn refusals(duplicates: &[Duplicate]) -> Vec<Error> {
             )
     };
     same_disk.map(about).collect()
+}
+
+/// The refusal of a data disk of which it is not known what it carries.
+pub(super) fn unknown(path: &Path) -> Error {
+    Error::new(ErrorKind::Identity, Alike("it is not known what ids the data disk carries".to_owned()))
+        .at_path(path)
+        .hint_that("let it be read (--data-disk-digest sampled), or leave --deny-duplicates out")
 }
 
 /// What a person is told: one sentence for each data disk of duplicates, and one for each label of a seed.

@@ -64,7 +64,7 @@ impl Plan {
 ///
 /// # Errors
 ///
-/// With every refusal that was found; nothing has been changed.
+/// With every refusal that was found; no disk has been changed.
 pub fn plan(request: &Request, credential: &Credential, observer: &dyn Observer) -> Result<Plan, Error> {
     examine(request, credential, Storage::Host(Access::Write), observer)
 }
@@ -147,6 +147,7 @@ fn examine(
     }
     if request.options.duplicates == DuplicatePolicy::Deny {
         refusals.extend(duplicates::refusals(&summary.duplicates));
+        refusals.extend(seen.not_looked_into().iter().map(|path| duplicates::unknown(path)));
     }
     if !refusals.is_empty() {
         return Err(Error::first_of(refusals));

@@ -28,6 +28,14 @@ impl Seen {
     }
 }
 
+impl Seen {
+    /// The data disks of which it is not known what they carry.
+    pub(super) fn not_looked_into(&self) -> Vec<PathBuf> {
+        let unknown = self.data_disks.iter().filter(|disk| layout_of(disk).is_none());
+        unknown.map(|disk| disk.before().path.clone()).collect()
+    }
+}
+
 /// A guest can write a qcow2 header into its raw disk: only name and content together make a disk one.
 fn layout_of(disk: &DataDisk) -> Option<DiskLayout> {
     let (bytes, path) = (disk.bytes()?, &disk.before().path);
@@ -60,10 +68,13 @@ pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mu
             Ok(disk) => data_disks.push(disk),
             Err(source) => {
                 let refusal = Refusal::DataDiskUnknown { path: spec.path.clone(), source };
-                refusals.push(refusal.about(&request.instance.system_disk.path));
+                refusals.push(refusal.about(&spec.path));
             }
         }
     }
+    refusals.extend(
+        data_disks.iter().filter_map(|disk| Some(disk.untold(&topology)?.about(&disk.before().path))),
+    );
     if request.options.sight == SightPolicy::RequireFull {
         let about = |limit: &SightLimit| {
             Refusal::Unseen { limit: limit.clone() }.about(&request.instance.system_disk.path)

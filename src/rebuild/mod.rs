@@ -32,7 +32,8 @@ use run::Run;
 ///
 /// # Errors
 ///
-/// With the state in which the disk is left; whatever that is, it cannot boot until it is complete.
+/// With the state in which the disk is left: untouched, as it was; complete, where only a data disk changed or the end
+/// could not be noted; else it says that it is unfinished and cannot boot until it is complete.
 pub fn rebuild(plan: Plan, observer: &dyn Observer, cancel: &CancelToken) -> Result<Report, Error> {
     let started = Instant::now();
     let mut run = Run::prepare(plan, observer, cancel)?;

@@ -106,6 +106,8 @@ impl DataDiskReport {
 pub enum Verdict {
     /// All that was looked at is the same.
     Unchanged,
+    /// It is still there, and nothing of it could be compared.
+    NotCompared,
     /// Something that is not this run has written to it.
     Changed,
     /// It changed, and may: another machine shares it.
@@ -169,7 +171,9 @@ pub(super) fn note_repair(
 pub(super) fn compare(disk: &DataDisk, topology: &Topology) -> DataDiskReport {
     let SecondLook { after, writes, differences } = disk.look_again(topology);
     let before = disk.before().clone();
+    let compared = before.digest.is_some() || before.writes.is_some() || !before.files.is_empty();
     let verdict = match differences.is_empty() {
+        true if !compared => Verdict::NotCompared,
         true => Verdict::Unchanged,
         false if before.shareable => Verdict::ChangedElsewhere,
         false => Verdict::Changed,

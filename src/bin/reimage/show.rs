@@ -220,6 +220,7 @@ fn sight(lines: &mut Lines, sight: &Sight) {
 fn evidence(disk: &DataDiskReport) -> String {
     let verdict = match disk.verdict {
         Verdict::Unchanged => "unchanged",
+        Verdict::NotCompared => "still there; nothing of it could be compared",
         Verdict::ChangedElsewhere => "CHANGED by another machine, as it may",
         _ => "CHANGED by somebody else",
     };
