@@ -68,10 +68,12 @@ fn write(
     state_dir: &Path,
     replace: Replace,
 ) -> Result<SeedReport, Error> {
-    composed.check_place()?;
-    let refusals = refusals(instance, &spec.path, state_dir);
+    // What the file is by its name in the request says more than that it is no seed.
+    let refusals = refusals(instance, &spec.path, state_dir).into_iter();
+    let mut refusals: Vec<_> = refusals.map(|refusal| refusal.about(&spec.path)).collect();
+    refusals.extend(composed.check_place().err());
     if !refusals.is_empty() {
-        return Err(Error::first_of(refusals.into_iter().map(|refusal| refusal.about(&spec.path)).collect()));
+        return Err(Error::first_of(refusals));
     }
     let mut warnings = composed.warnings().to_vec();
     let report = composed.stage()?.publish(replace)?;
@@ -99,14 +101,24 @@ fn refusals(instance: &InstanceSpec, seed: &Path, state_dir: &Path) -> Vec<Refus
         }
     }
     refusals.extend(guard::check_seed_path(&topology, seed, &[], &data_disks).err());
-    refusals.extend(guard::check_written(&topology, ("the state folder", state_dir), &data_disks).err());
+    for folder in [state_dir.to_owned(), state_dir.join("seeds")] {
+        refusals.extend(guard::check_written(&topology, ("the state folder", &folder), &data_disks).err());
+    }
     let others = [
         (Some(&instance.system_disk.path), "the system disk, or lie on it"),
         (instance.image.as_ref(), "the image"),
     ];
     for (path, what) in others {
-        // What is not there cannot be replaced.
-        let Some(Ok(disk)) = path.map(|path| look(path)) else { continue };
+        let disk = match path.map(|path| look(path)) {
+            Some(Ok(disk)) => disk,
+            // What is not there cannot be replaced.
+            None => continue,
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Some(Err(source)) => {
+                refusals.extend(path.map(|path| Refusal::DataDiskUnknown { path: path.clone(), source }));
+                continue;
+            }
+        };
         let clash = guard::check_seed_path(&topology, seed, &[], &[disk]).is_err();
         refusals.extend(clash.then_some(Refusal::SeedReplaces { what }));
     }

@@ -85,7 +85,9 @@ pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mu
     let seen = Seen { topology, image_files, data_disks, limits, warnings };
     refusals.extend(check_seed_path(request, &seen).err());
     let state_dir = &request.options.state_dir;
-    for folder in [state_dir.clone(), state_dir.join("locks"), state_dir.join("journals")] {
+    for folder in
+        [state_dir.clone(), state_dir.join("locks"), state_dir.join("journals"), state_dir.join("seeds")]
+    {
         let written = guard::check_written(&seen.topology, ("the state folder", &folder), &seen.data_disks);
         refusals.extend(written.err().map(|refusal| refusal.about(&folder)));
     }

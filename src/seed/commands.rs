@@ -55,7 +55,7 @@ pub(super) fn commands(text: &str, around: Around, system_disks: &[&str]) -> Vec
 
 fn look_at(line: &str, number: usize, around: Around, system_disks: &[&str], found: &mut Vec<Command>) {
     // A rule of sudoers names programs too.
-    let is_sudoers = around == Around::Anything && line.contains("ALL=");
+    let is_sudoers = around == Around::Anything && line.contains("ALL=") && !line.contains(['{', '[']);
     if line.trim_start().starts_with('#') || is_sudoers {
         return;
     }
@@ -105,9 +105,12 @@ fn what_does(program: &str, rest: &[&str]) -> Option<Does> {
     let destroys = match program {
         "mkswap" | "mke2fs" | "mkntfs" | "mkdosfs" => true,
         _ if program == "mkfs" || program.starts_with("mkfs.") => true,
-        "parted" | "sgdisk" | "gdisk" | "cgdisk" | "fdisk" | "cfdisk" | "sfdisk" => {
-            !has(&["-l", "--list", "-d", "--dump"])
-        }
+        // Its -d deletes and its -l loads; only to print and to verify harm nothing.
+        "sgdisk" => rest.iter().any(|word| {
+            word.starts_with('-') && !["-p", "--print", "-v", "--verify", "-i", "--info"].contains(word)
+        }),
+        "sfdisk" => !has(&["-l", "--list", "-d", "--dump"]),
+        "parted" | "gdisk" | "cgdisk" | "fdisk" | "cfdisk" => !has(&["-l", "--list"]),
         "wipefs" => has(&["--all", "--offset"]) || has_short('a') || has_short('o'),
         "dd" => rest.iter().any(|word| {
             word.strip_prefix("of=")

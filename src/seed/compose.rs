@@ -13,6 +13,7 @@ use super::forms::OurParts;
 use super::input::{Inputs, UserData};
 use super::last::{self, LastSeed};
 use super::lint::{Against, NewPassword};
+use super::place::Place;
 use super::ssh_key::SshKey;
 use super::user_data::{self, CustomerData};
 use super::{ComposedSeed, CredentialKind, SeedReport, hash, iso9660, names, nocloud, vfat, windows};
@@ -127,9 +128,17 @@ pub(crate) fn scrub(
         let last = last.instance_id.clone();
         noted(Err(SeedError::OtherThanLast { given: instance_id.clone(), last }));
     }
+    noted(check_is_the_one(spec, &last, &instance_id));
     let inputs = Inputs::read(spec, (instance.os, format), &mut refusals);
+    let judged = judge(&inputs, spec, &Credential::keep_image());
+    refusals.extend(judged.refusals.into_iter().map(Error::from));
     if !refusals.is_empty() {
         return Err(Error::first_of(refusals));
+    }
+    let mut warnings = judged.warnings;
+    if spec.user_data.is_some() {
+        warnings
+            .push("the user-data stands in the seed as it was given, with whatever secrets it holds".into());
     }
 
     let parts = Parts {
@@ -145,7 +154,24 @@ pub(crate) fn scrub(
         hostname: hostname.clone(),
         ..SeedReport::of(spec, (instance.os, format), instance_id.clone())
     };
-    parts.volume(report, Vec::new())
+    parts.volume(report, warnings)
+}
+
+/// Under any other id than that of the seed that it booted with, the machine would begin anew without credentials.
+fn check_is_the_one(spec: &SeedSpec, last: &[LastSeed], instance_id: &str) -> Result<(), SeedError> {
+    let mut ids: Vec<_> = last.iter().map(|last| last.instance_id.clone()).collect();
+    ids.dedup();
+    if ids.len() > 1 && spec.instance_id.is_none() {
+        return Err(SeedError::ManyIds { ids });
+    }
+    // What else may be wrong with the place is told when it is examined.
+    let present = Place::examine(&spec.path).and_then(|place| place.present()).ok().flatten();
+    let present = present.filter(|bytes| !bytes.is_empty());
+    let holds = |bytes: &[u8]| bytes.windows(instance_id.len()).any(|part| part == instance_id.as_bytes());
+    match present {
+        Some(bytes) if !holds(&bytes) => Err(SeedError::Place { why: "holds a seed of another instance id" }),
+        _ => Ok(()),
+    }
 }
 
 /// What the files of a seed say, whatever the format.
@@ -162,12 +188,14 @@ struct Parts<'a> {
 impl Parts<'_> {
     fn volume(self, report: SeedReport, warnings: Vec<String>) -> Result<ComposedSeed, Error> {
         let (format, label) = (self.format, label_of(self.format));
+        let clear_text = self.admin.password.is_some();
         let folder = self.into_folder();
         let bytes = match format {
             SeedFormat::Nocloud | SeedFormat::ConfigDrive => iso9660::write(&folder, label)?,
             SeedFormat::NocloudVfat => vfat::write(&folder, label)?,
         };
-        let blake3 = blake3::hash(&bytes).to_hex().to_string();
+        // A fast digest of a clear-text password and little else could be tried against every word there is.
+        let blake3 = (!clear_text).then(|| blake3::hash(&bytes).to_hex().to_string());
         let report = SeedReport { label, size: bytes.len(), blake3, ..report };
         Ok(ComposedSeed { bytes, report, warnings })
     }

@@ -173,6 +173,15 @@ pub enum SeedError {
         /// What the system said.
         source: io::Error,
     },
+    /// A file is there that is no seed: it could be anything, and would be lost.
+    #[error("the file that is there is no seed, and would be lost")]
+    OtherFile,
+    /// More than one identity may be the machine's.
+    #[error("the instance ids {ids:?} are both known for it, and only one is the machine's")]
+    ManyIds {
+        /// The ids.
+        ids: Vec<String>,
+    },
     /// A file is there and may not be replaced.
     #[error("a file is there already")]
     Exists,
@@ -235,6 +244,10 @@ impl SeedError {
                 "name a plain file in a folder of the instance that only trusted users can write"
             }
             Self::Unusable { .. } => "check that the folder and the file exist and may be used",
+            Self::OtherFile => "name another path, or remove the file if it really may go",
+            Self::ManyIds { .. } => {
+                "give the one that the machine has: --instance-id (cloud-init query instance-id)"
+            }
             Self::Exists => "say --replace if the seed that is there may go",
             Self::Io { .. } => "look for a full or failing file system, then run the same command again",
         }
@@ -245,6 +258,7 @@ impl From<SeedError> for Error {
     fn from(error: SeedError) -> Self {
         let kind = match error {
             SeedError::Io { .. } => ErrorKind::Seed,
+            SeedError::OtherFile => ErrorKind::Identity,
             _ => ErrorKind::Credentials,
         };
         let hint = error.hint();

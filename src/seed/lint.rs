@@ -65,14 +65,23 @@ pub(super) enum Harm {
     Elsewhere,
 }
 
+impl Harm {
+    /// Whether a seed with it is refused, by default at least.
+    fn is_refused(self) -> bool {
+        matches!(self, Self::Disk | Self::Lockout | Self::Unread)
+    }
+}
+
 /// All findings, in the order of lines.
 pub(super) fn lint(customer: &CustomerData, against: &Against<'_>) -> Vec<Finding> {
     let mut lint = Lint { against, findings: Vec::new(), unpacked: 0 };
     let place = Place { line: 1, lines: Lines::AsGiven };
     lint.document(customer.document(), customer.kind(), place, 0);
-    lint.findings.sort_by_key(|finding| finding.line);
+    // What is refused comes before all that is only warned of, however much of that there is.
+    lint.findings.sort_by_key(|finding| (!finding.harm.is_refused(), finding.line));
     lint.findings.dedup();
     lint.findings.truncate(MOST_FINDINGS);
+    lint.findings.sort_by_key(|finding| finding.line);
     lint.findings
 }
 
@@ -164,7 +173,11 @@ impl Lint<'_> {
 
     fn archive(&mut self, document: &Document, place: Place, depth: usize) {
         let Some(root) = document.root() else { return };
-        for item in document.items(root).iter().take(MOST_FINDINGS * 4) {
+        let items = document.items(root);
+        if items.len() > MOST_FINDINGS * 4 {
+            self.find(place.of(1), "more parts than are looked at", Harm::Unread);
+        }
+        for item in items.iter().take(MOST_FINDINGS * 4) {
             let content = document.get(*item, "content").unwrap_or(*item);
             let Some(text) = document.text(content) else { continue };
             let said =
@@ -378,7 +391,8 @@ impl Lint<'_> {
 
     fn find(&mut self, line: usize, what: &str, harm: Harm) {
         // Enough to be told, and no more than fits: hostile text could have one on each line.
-        if self.findings.len() < MOST_FINDINGS * 16 {
+        let alike = self.findings.iter().filter(|found| found.harm.is_refused() == harm.is_refused()).count();
+        if alike < MOST_FINDINGS * 16 {
             self.findings.push(Finding { line, what: what.into(), harm });
         }
     }

@@ -79,8 +79,8 @@ pub struct SeedReport {
     pub label: &'static str,
     /// The file's length in bytes.
     pub size: usize,
-    /// The file's BLAKE3, in hexadecimal digits, as `b3sum` prints it.
-    pub blake3: String,
+    /// The file's BLAKE3, in hexadecimal digits, as `b3sum` prints it; `None` where it holds a clear-text password.
+    pub blake3: Option<String>,
     /// The identity under which cloud-init runs again.
     pub instance_id: String,
     /// The host name, if one is set.
@@ -106,7 +106,7 @@ impl SeedReport {
             format,
             label: "",
             size: 0,
-            blake3: String::new(),
+            blake3: None,
             instance_id,
             hostname: None,
             user: None,
@@ -156,7 +156,8 @@ pub(crate) fn spec_of(instance: &InstanceSpec) -> Result<&SeedSpec, Error> {
 impl ComposedSeed {
     /// Looks at the seed's path without writing anything, as a plan does.
     pub(crate) fn check_place(&self) -> Result<(), Error> {
-        Place::examine(&self.report.path).map(drop).map_err(|error| error.at(&self.report.path))
+        let present = Place::examine(&self.report.path).and_then(|place| place.present());
+        present.map(drop).map_err(|error| error.at(&self.report.path))
     }
 
     /// What a person should know before it is written.
@@ -172,6 +173,7 @@ impl ComposedSeed {
     /// Writes the seed beside its place, durably: what can fail has then failed.
     pub(crate) fn stage(self) -> Result<StagedSeed, Error> {
         let beside = Place::examine(&self.report.path)
+            .and_then(|place| place.present().map(|_| place))
             .and_then(|place| place.write_beside(&self.bytes))
             .map_err(|error| error.at(&self.report.path))?;
         Ok(StagedSeed { beside, report: self.report })

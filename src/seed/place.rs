@@ -4,15 +4,20 @@
 //! between the check and the rename. A crash leaves the old seed or the new one.
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags};
 
+use zeroize::Zeroizing;
+
 use super::error::SeedError;
 use crate::sys::beside;
+
+/// No seed is larger: its content has 1 MiB at most.
+const MOST_OF_A_SEED: u64 = 4 << 20;
 
 /// Whether a seed may take the place of a file that is there.
 ///
@@ -66,6 +71,22 @@ impl Place {
         Ok(Self { folder, name: name.to_owned() })
     }
 
+    /// The file that is there, if there is one; a file that is no seed must not be replaced by one.
+    pub(super) fn present(&self) -> Result<Option<Zeroizing<Vec<u8>>>, SeedError> {
+        let unusable =
+            |source: io::Error| SeedError::Unusable { doing: "reading the file that is there", source };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match fs::openat(&self.folder, &self.name, flags, Mode::empty()) {
+            Ok(file) => std::fs::File::from(file),
+            Err(rustix::io::Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(unusable(error.into())),
+        };
+        let mut bytes = Zeroizing::new(Vec::with_capacity(1 << 20));
+        file.take(MOST_OF_A_SEED + 1).read_to_end(&mut bytes).map_err(unusable)?;
+        let is_seed = bytes.len() as u64 <= MOST_OF_A_SEED && is_labelled(&bytes);
+        if bytes.is_empty() || is_seed { Ok(Some(bytes)) } else { Err(SeedError::OtherFile) }
+    }
+
     /// Writes the bytes to a file of their own beside the place, durably.
     pub(super) fn write_beside(self, bytes: &[u8]) -> Result<Beside, SeedError> {
         let making = |source: io::Error| SeedError::Unusable { doing: "making a file in the folder", source };
@@ -75,6 +96,17 @@ impl Place {
         fs::fsync(&file).map_err(failed("syncing the new seed"))?;
         Ok(beside)
     }
+}
+
+/// Whether a volume bears one of the labels by which a guest finds a seed: on ISO 9660, or on FAT.
+fn is_labelled(bytes: &[u8]) -> bool {
+    let has_label = |at: usize, len: usize| {
+        let label = bytes.get(at..at + len).unwrap_or_default().trim_ascii_end();
+        ["cidata", "config-2"].iter().any(|known| label.eq_ignore_ascii_case(known.as_bytes()))
+    };
+    // ECMA-119, 8.4: the primary descriptor at 32 KiB, its volume identifier at byte 40. FAT12 and FAT16: byte 43.
+    bytes.get(32769..32774) == Some(b"CD001") && has_label(32808, 32)
+        || bytes.get(510..512) == Some(&[0x55, 0xaa]) && has_label(43, 11)
 }
 
 /// A written seed that is not in its place yet; dropped, it is removed.

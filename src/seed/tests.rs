@@ -69,7 +69,7 @@ fn a_seed_is_written_as_the_report_says() {
     spec(&mut instance).user = Some("root".into());
     let report = write_seed(&instance, &hash_and_key(), folder.path(), Replace::Refuse).unwrap();
     let bytes = fs::read(&report.path).unwrap();
-    assert_eq!(report.blake3, blake3::hash(&bytes).to_hex().as_str());
+    assert_eq!(report.blake3.as_deref().unwrap(), blake3::hash(&bytes).to_hex().as_str());
     assert_eq!(report.size, bytes.len());
     assert_eq!(report.credentials, [CredentialKind::PasswordHash, CredentialKind::SshKey]);
     assert_eq!(report.ssh_key_fingerprints, ["SHA256:UCUiLr7Pjs9wFFJMDByLgc3NrtdU344OgUM45wZPcIQ"]);
@@ -101,7 +101,7 @@ fn the_same_request_gives_the_same_bytes() {
     ] {
         spec(&mut instance).format = Some(format);
         let seed = try_compose(&instance, &hash_and_key()).unwrap();
-        assert_eq!(seed.report.blake3, expected, "{format:?}");
+        assert_eq!(seed.report.blake3.as_deref(), Some(expected), "{format:?}");
     }
 }
 
@@ -380,23 +380,24 @@ fn a_staged_seed_shows_nothing_until_it_is_published() {
     let folder = tempfile::tempdir().unwrap();
     let instance = instance_in(folder.path());
     let path = folder.path().join("seed.iso");
-    fs::write(&path, b"old").unwrap();
+    let old = try_compose(&instance, &password()).unwrap().bytes.to_vec();
+    fs::write(&path, &old).unwrap();
     let seed = try_compose(&instance, &password()).unwrap();
     seed.check_place().unwrap();
     let staged = seed.stage().unwrap();
-    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(fs::read(&path).unwrap(), old);
     drop(staged);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 
     let state = tempfile::tempdir().unwrap();
     let error = write_seed(&instance, &password(), state.path(), Replace::Refuse).unwrap_err();
     assert_eq!((error.kind(), error.path()), (ErrorKind::Credentials, Some(path.as_path())));
-    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(fs::read(&path).unwrap(), old);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 
     let seed = try_compose(&instance, &password()).unwrap();
     let report = seed.stage().unwrap().publish(Replace::Existing);
-    assert_eq!(report.unwrap().blake3, blake3::hash(&fs::read(&path).unwrap()).to_hex().as_str());
+    assert_eq!(report.unwrap().blake3.unwrap(), blake3::hash(&fs::read(&path).unwrap()).to_hex().as_str());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
@@ -420,4 +421,26 @@ fn a_state_folder_that_cannot_be_looked_into_is_told_before_anything_is_written(
     let error = write_seed(&instance, &password(), &file.join("state"), Replace::Refuse).unwrap_err();
     assert_eq!(error.source().unwrap().to_string(), "reading what the last seed said failed");
     assert!(!folder.path().join("seed.iso").exists());
+}
+
+#[test]
+fn a_file_that_is_no_seed_is_not_replaced_by_one_and_a_seed_is() {
+    let folder = tempfile::tempdir().unwrap();
+    for format in [SeedFormat::Nocloud, SeedFormat::ConfigDrive, SeedFormat::NocloudVfat] {
+        let mut instance = instance_in(folder.path());
+        spec(&mut instance).format = Some(format);
+        let path = spec(&mut instance).path.clone();
+        let write = || try_compose(&instance, &password()).unwrap().stage();
+        let _ = fs::remove_file(&path);
+        write().unwrap().publish(Replace::Existing).unwrap();
+        write().expect("a seed that is there may be replaced").publish(Replace::Existing).unwrap();
+        for other in [b"#!/bin/sh\n".to_vec(), vec![7; 5 << 20], vec![0; 1 << 20]] {
+            fs::write(&path, &other).unwrap();
+            let error = write().err().expect("anything else may not");
+            assert_eq!(error.kind(), crate::error::ErrorKind::Identity, "{format:?}");
+            assert_eq!(fs::read(&path).unwrap(), other);
+        }
+        fs::write(&path, b"").unwrap();
+        write().expect("nothing is lost with an empty file");
+    }
 }

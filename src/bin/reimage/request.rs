@@ -22,9 +22,6 @@ pub(crate) fn of_job(args: &JobArgs, state_dir: Option<&Path>) -> Result<Request
     let mut instance = of_subject(&args.subject)?;
     apply_disks(&mut instance, &args.disk);
     apply_machine(&mut instance, &args.machine)?;
-    if args.credentials.keep_image_credentials {
-        instance.seed = None;
-    }
     let mut request = Request::default();
     request.instance = instance;
     request.options = options(args, state_dir)?;

@@ -196,7 +196,7 @@ pub(crate) fn seed(seed: &SeedReport) -> String {
     lines.block("Seed written\n");
     lines.add("seed", format!("{} ({})", clean_path(&seed.path), seed_words(seed)));
     lines.add("instance id", clean_name(&seed.instance_id));
-    lines.add("BLAKE3", &seed.blake3);
+    seed.blake3.iter().for_each(|digest| lines.add("BLAKE3", digest));
     seed.ssh_key_fingerprints.iter().for_each(|fingerprint| lines.add("SSH key", fingerprint));
     for warning in &seed.warnings {
         lines.add("warning", clean(warning));

@@ -309,3 +309,35 @@ fn what_is_packed_again_and_again_is_not_unpacked_for_ever() {
     let lines: Vec<_> = findings.iter().map(|one| one.line).filter(|line| *line > 1).collect();
     assert_eq!(lines.first(), Some(&6), "two of them are 16 MiB");
 }
+
+#[test]
+fn what_is_refused_is_told_however_much_is_only_warned_of() {
+    let script = format!("#!/bin/sh\n{}mkfs.ext4 /dev/vdb\n", "echo root:x | chpasswd\n".repeat(3000));
+    let findings = lint_of(script.as_bytes(), Some("root"), NewPassword::Set);
+    assert!(
+        findings.iter().any(|found| found.harm == Harm::Disk && found.line == 3002),
+        "{}",
+        findings.len()
+    );
+    let archive = format!("#cloud-config-archive\n{}", "- '#cloud-config'\n".repeat(300));
+    let findings = lint_of(archive.as_bytes(), None, NewPassword::Set);
+    assert!(
+        findings.iter().any(|found| found.harm == Harm::Unread),
+        "an archive that is too long to be looked at"
+    );
+}
+
+#[test]
+fn a_program_that_only_shows_is_none_that_destroys_and_its_letters_are_its_own() {
+    for (command, harms) in [
+        ("sgdisk -p /dev/vdb", false),
+        ("sgdisk -d 1 /dev/vdb", true),
+        ("sgdisk -l backup /dev/vdb", true),
+        ("sfdisk -d /dev/vdb", false),
+        ("parted -l", false),
+        ("fdisk /dev/vdb", true),
+    ] {
+        let findings = lint_of(format!("#!/bin/sh\n{command}\n").as_bytes(), None, NewPassword::Set);
+        assert_eq!(findings.iter().any(|found| found.harm == Harm::Disk), harms, "{command}");
+    }
+}

@@ -17,7 +17,7 @@ pub(crate) struct SeedArgs {
     #[arg(long)]
     pub(crate) replace: bool,
     /// Write the seed that the machine keeps once it has booted: the last one's instance id, and no secret
-    #[arg(long, conflicts_with_all = ["user", "revoke_image_credentials", "allow_user_data_disk_setup",
+    #[arg(long, conflicts_with_all = ["user", "revoke_image_credentials",
         "password_file", "password_fd", "password_hash_file", "ssh_key", "keep_image_credentials"])]
     pub(crate) scrub: bool,
 }
