@@ -44,8 +44,10 @@ def volumes(seeds, tally):
                 status = os.stat(image)
                 tally.expect(status.st_mode & 0o7777 == 0o600, f"{what}: the file is for its owner alone")
                 tally.expect(status.st_size <= 128 << 10, f"{what}: it is small", status.st_size)
-                found = tool("b3sum", "--no-names", image).strip()
-                tally.expect(report["blake3"] == found, f"{what}: the report has the file's digest")
+                # That of a clear-text password and little else could be tried against every word there is.
+                clear = "windows" in flags and "--password-file" in secret
+                found = None if clear else tool("b3sum", "--no-names", image).strip()
+                tally.expect(report["blake3"] == found, f"{what}: the report has the file's digest, or none", report)
                 tally.expect(report["label"] == label, f"{what}: the report has its label")
                 source = "NoCloud" if label == "cidata" else "ConfigDrive"
                 ds_identify(seeds, tally, what, image, source)
