@@ -13,6 +13,7 @@ import socket
 import stat
 import struct
 import subprocess
+import sys
 import threading
 import time
 
@@ -255,12 +256,28 @@ def fresh(path):
     return path
 
 
+# A new namespace begins with a copy of every mount: those of other checks must end when they end them.
+ELSEWHERE = """
+import os, subprocess, sys, time
+scratch, device, where, *flags = sys.argv[1:]
+subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+top = scratch.split("/lane-")[0] + "/"
+with open("/proc/self/mountinfo") as table:
+    points = [line.split(" ")[4].replace("\\\\040", " ") for line in table]
+for point in reversed(points):
+    if point.startswith(top):
+        subprocess.run(["umount", "--lazy", point], check=True)
+subprocess.run(["mount", *flags, device, where], check=True)
+print("mounted", flush=True)
+os.execvp("sleep", ["sleep", "infinity"])
+"""
+
+
 @contextlib.contextmanager
 def mounted_elsewhere(scratch, device, *flags):
     """The device mounted in a mount namespace of its own: (a process there, the mount point)."""
     where = scratch.folder_of("elsewhere")
-    script = 'mount --make-rprivate / && mount "$@" && echo mounted && exec sleep infinity'
-    words = ("unshare", "--mount", "sh", "-c", script, "sh", *flags, device, where)
+    words = ("unshare", "--mount", sys.executable, "-c", ELSEWHERE, scratch.folder, device, where, *flags)
     process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         said = process.stdout.readline()
