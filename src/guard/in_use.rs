@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::devices::MadeOf;
-use super::kernel::{Kernel, line, names};
+use super::kernel::{Kernel, Number, names};
 use super::mounts::unescape;
 use super::processes::{OpenFor, Openers, Wanted, openers, process};
 use super::refusal::Refusal;
@@ -72,16 +72,10 @@ fn swap(topology: &Topology, storage: &Storage) -> Option<Refusal> {
 
 /// An active btrfs holds its devices, mounted here or not.
 fn pools(topology: &Topology, storage: &Storage) -> Vec<Refusal> {
-    let folder = topology.kernel.sys.join("fs/btrfs");
     let above = topology.above(storage);
-    let holds = |pool: &String| {
-        let devices = folder.join(pool).join("devices");
-        let numbers = names(&devices).into_iter();
-        let mut numbers = numbers.filter_map(|name| Kernel::number(&line(&devices.join(name).join("dev"))?));
-        numbers.any(|number| above.contains_key(&number))
-    };
-    let pools = names(&folder).into_iter().filter(holds);
-    pools.map(|pool| Refusal::BuiltUpon { what: format!("the active btrfs {pool}") }).collect()
+    let holds = |devices: &[Number]| devices.iter().any(|number| above.contains_key(number));
+    let pools = topology.pools.iter().filter(|pool| holds(&pool.devices));
+    pools.map(|pool| Refusal::BuiltUpon { what: format!("the active btrfs {}", pool.name) }).collect()
 }
 
 /// What the kernel's own servers give to other machines; they take no exclusive claim, or not all of them do.

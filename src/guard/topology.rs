@@ -28,7 +28,14 @@ pub(crate) struct Topology {
     pub(super) devices: BTreeMap<Number, Device>,
     pub(super) mounts: Mounts,
     /// The devices of each btrfs.
-    pools: Vec<Vec<Number>>,
+    pub(super) pools: Vec<Pool>,
+}
+
+/// An active btrfs and its devices.
+#[derive(Debug)]
+pub(super) struct Pool {
+    pub(super) name: String,
+    pub(super) devices: Vec<Number>,
 }
 
 /// A run of bytes of a file or device that is made of nothing else.
@@ -97,14 +104,15 @@ impl Topology {
         let mut devices: BTreeMap<Number, Device> = names(&folder).into_iter().filter_map(device).collect();
         join_twins(kernel, &mut devices);
         let btrfs = kernel.sys.join("fs/btrfs");
-        let members = |pool: String| {
+        let members = |pool: &str| {
             let folder = btrfs.join(pool).join("devices");
             names(&folder)
                 .iter()
                 .filter_map(|name| Kernel::number(&line(&folder.join(name).join("dev"))?))
                 .collect()
         };
-        let pools = names(&btrfs).into_iter().map(members).filter(|pool: &Vec<_>| !pool.is_empty()).collect();
+        let pool = |name: String| Pool { devices: members(&name), name };
+        let pools = names(&btrfs).into_iter().map(pool).filter(|pool| !pool.devices.is_empty()).collect();
         Self { kernel: kernel.clone(), devices, mounts, pools }
     }
 
@@ -202,8 +210,8 @@ impl Topology {
         if number.0 == 0 {
             return Vec::new();
         }
-        let pool = self.pools.iter().find(|pool| pool.contains(&number));
-        pool.cloned().unwrap_or_else(|| vec![number])
+        let pool = self.pools.iter().find(|pool| pool.devices.contains(&number));
+        pool.map_or_else(|| vec![number], |pool| pool.devices.clone())
     }
 
     /// Every device that holds some of these bytes, other names of them included.

@@ -127,7 +127,7 @@ fn a_file_lies_on_the_disk_of_its_file_system() {
     let place = host.path("images");
     let topology = || {
         let mut topology = host.topology();
-        topology.pools = vec![vec![SDB, SDA2]];
+        topology.pools = vec![Pool { name: "id".to_owned(), devices: vec![SDB, SDA2] }];
         topology
     };
     // As btrfs has it: the files' device number is no device's.
