@@ -66,13 +66,13 @@ pub use plan::{Duplicate, GptPlan, OtherSeed, Plan, PlanSummary, TargetKind, pla
 pub use range::ByteRange;
 pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, Verdict, rebuild};
 pub use request::{
-    BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, Expect, ExpectedDigest, GptPolicy, ImageFormat,
-    ImageOptions, InstanceSpec, NestedFormat, NetworkPolicy, OldCredentials, Options, Os, Placement,
-    PowerState, Preflight, Request, SeedFormat, SeedSpec, SightPolicy, SystemDisk, TargetFormat,
-    UserDataDisks, VerifyPolicy, WholeDigest,
+    BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, EarlierRun, Expect, ExpectedDigest, GptPolicy,
+    ImageFormat, ImageOptions, InstanceSpec, Mode, NestedFormat, NetworkPolicy, OldCredentials, OnError,
+    Options, Os, Placement, PowerState, Preflight, Request, SeedFormat, SeedSpec, SightPolicy, SystemDisk,
+    TargetFormat, UserDataDisks, VerifyPolicy, WholeDigest,
 };
 pub use reseed::{scrub_seed, write_seed};
 pub use seed::{Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey};
 pub use status::{DiskContent, FailureStatus, InstanceState, InstanceStatus, RunStatus, Subject, status};
-pub use target::{Disk, Target, TargetError};
+pub use target::{Disk, Exchange, Target, TargetError};
 pub use verify::{Digest, VerifiedChunk};

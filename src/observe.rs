@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,20 @@ pub enum Event {
         /// What was found and what to do.
         message: String,
     },
+    /// The disk has done nothing for a while; told once a second from the fifth on, until it does something.
+    NoProgress {
+        /// In which phase.
+        phase: Phase,
+        /// For how many seconds.
+        seconds: u64,
+    },
+    /// The run has waited longer than it may for a disk that does nothing, and ends as soon as the disk lets go of it.
+    Stalled {
+        /// In which phase.
+        phase: Phase,
+        /// For how many seconds.
+        seconds: u64,
+    },
     /// Bytes did not read back as written, and are written again.
     Rewriting {
         /// Which bytes of the target.
@@ -94,7 +109,7 @@ impl<F: Fn(&Event)> Observer for F {
     }
 }
 
-/// Stops a run at the next chunk boundary; clones share one flag.
+/// Stops a run at the next chunk boundary, when it is told to or at a time that was set; clones share one flag.
 ///
 /// ```
 /// let cancel = reimage::CancelToken::new();
@@ -103,7 +118,10 @@ impl<F: Fn(&Event)> Observer for F {
 /// assert!(cancel.is_cancelled());
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct CancelToken(Arc<AtomicBool>);
+pub struct CancelToken {
+    flag: Arc<AtomicBool>,
+    deadline: Option<Instant>,
+}
 
 impl CancelToken {
     /// A token that nobody has used yet.
@@ -114,18 +132,29 @@ impl CancelToken {
 
     /// Asks every run that holds a clone to stop; safe in a signal handler.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.flag.store(true, Ordering::Relaxed);
     }
 
-    /// Whether `cancel` was called.
+    /// The same token, but for a deadline, at which what holds it stops by itself.
+    ///
+    /// ```
+    /// let cancel = reimage::CancelToken::new().with_deadline(std::time::Instant::now());
+    /// assert!(cancel.is_cancelled());
+    /// ```
+    #[must_use]
+    pub fn with_deadline(self, deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..self }
+    }
+
+    /// Whether `cancel` was called, or the deadline has come.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.flag.load(Ordering::Relaxed) || self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     /// The flag itself, for a signal handler that can only store to one.
     #[must_use]
     pub fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.flag)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -245,6 +246,16 @@ pub struct Options {
     pub plan: Option<BoundPlan>,
     /// What it means when image and data disk carry the same ids or labels.
     pub duplicates: DuplicatePolicy,
+    /// Whether every chunk is written, or only those that differ.
+    pub mode: Mode,
+    /// Whether a run goes on where an earlier one stopped.
+    pub earlier_run: EarlierRun,
+    /// What stays of a new file that could not be completed.
+    pub on_error: OnError,
+    /// How often what was written is made durable and noted, so that a later run can go on from there.
+    pub checkpoint: Duration,
+    /// After how long without any progress the run ends; by default it waits.
+    pub stall_timeout: Option<Duration>,
 }
 
 impl Default for Options {
@@ -264,8 +275,51 @@ impl Default for Options {
             open_readers: Vec::new(),
             plan: None,
             duplicates: DuplicatePolicy::default(),
+            mode: Mode::default(),
+            earlier_run: EarlierRun::default(),
+            on_error: OnError::default(),
+            checkpoint: Duration::from_secs(3),
+            stall_timeout: None,
         }
     }
+}
+
+/// Whether every chunk is written, or only those that differ from the image's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Mode {
+    /// `Delta` where the state folder knows that the disk held this image, else `Full`.
+    #[default]
+    Auto,
+    /// Every chunk is written.
+    Full,
+    /// Every chunk is read and compared, and written only where it differs.
+    Delta,
+}
+
+/// Whether a run goes on where an earlier one stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum EarlierRun {
+    /// It does, where image and disk are the same.
+    #[default]
+    GoOn,
+    /// It does not: everything is written anew.
+    StartOver,
+}
+
+/// What stays of a new file that could not be completed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum OnError {
+    /// Nothing.
+    #[default]
+    Discard,
+    /// Its bytes, under its temporary name and made unbootable, to be looked at.
+    Preserve,
 }
 
 /// How an image is opened.

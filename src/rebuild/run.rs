@@ -13,7 +13,7 @@ use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{Fit, Plan, PlanSummary, image_error};
 use crate::request::Options;
 use crate::seed::{ComposedSeed, SeedReport, StagedSeed};
-use crate::target::{self, Opened, Staged, Target, TargetError};
+use crate::target::{self, Exchange, Opened, Target, TargetError};
 use crate::verify::DigestTable;
 
 /// A rebuild under way.
@@ -27,7 +27,7 @@ pub(super) struct Run<'a> {
     pub(super) pool: Pool,
     pub(super) target: Box<dyn Target>,
     /// The new file that replaces the old disk; until it does, the old disk is untouched.
-    pub(super) staged: Option<Staged>,
+    pub(super) exchange: Option<Box<dyn Exchange>>,
     pub(super) seed: Option<StagedSeed>,
     pub(super) journal: Journal,
     /// The locks on the disk; none on a new file or a caller's own target.
@@ -71,7 +71,7 @@ impl<'a> Run<'a> {
             };
             opened.map_err(|fault| unusable(fault).at_path(&path))
         });
-        let Opened { target, staged } = match opened {
+        let Opened { target, exchange } = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 journal.discard();
@@ -88,7 +88,7 @@ impl<'a> Run<'a> {
             fit,
             pool,
             target,
-            staged,
+            exchange,
             seed,
             journal,
             hold,
@@ -104,7 +104,7 @@ impl<'a> Run<'a> {
 
     /// Ends a run that failed and says what the system disk holds; one that was not touched needs no journal.
     pub(super) fn abandon(self, error: &Error) -> TargetState {
-        let waits = self.staged.as_ref().is_some_and(|staged| !staged.has_its_place());
+        let waits = self.exchange.as_ref().is_some_and(|exchange| !exchange.has_its_place());
         let state = if waits { TargetState::Untouched } else { self.state };
         match state {
             TargetState::Untouched => self.journal.discard(),

@@ -151,15 +151,15 @@ impl Run<'_> {
             self.read.bytes_read += bounds.head.len() + bounds.tail.len();
             self.state = TargetState::Verified;
         }
-        if self.staged.is_some() {
+        if self.exchange.is_some() {
             self.record(&Record::Exchanging)?;
         }
-        if let Some(staged) = &mut self.staged {
-            staged.publish().map_err(CopyError::from).map_err(|fault| self.error(fault))?;
+        if let Some(exchange) = &mut self.exchange {
+            exchange.publish().map_err(CopyError::from).map_err(|fault| self.error(fault))?;
         }
         // From here on the new file is the system disk.
-        if let Some(staged) = self.staged.take() {
-            staged.settle().map_err(|fault| self.error(fault.into()))?;
+        if let Some(mut exchange) = self.exchange.take() {
+            exchange.settle().map_err(|fault| self.error(fault.into()))?;
         }
         self.durations.finish_ms = report::ms(started);
         Ok(())

@@ -11,7 +11,6 @@ mod staged;
 
 pub(crate) use disk::HostDisk;
 pub use error::TargetError;
-pub(crate) use staged::Staged;
 
 use crate::guard::{Claim, Held, Promise};
 use crate::range::ByteRange;
@@ -50,6 +49,20 @@ pub trait Disk: Send + Sync {
 ///
 /// What one thread wrote, another reads back after `sync`.
 pub trait Target: Disk {
+    /// What names the disk in the state folder, so that a later run knows it again and can go on.
+    ///
+    /// Without a name no run on it goes on where another stopped. The host's own disks have theirs from the guard.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
+    /// The exchange that ends the run, where a new file is written beside the system disk; asked once.
+    ///
+    /// `None` where the system disk itself is written.
+    fn exchange(&self) -> Option<Box<dyn Exchange>> {
+        None
+    }
+
     /// Whether every byte that was not written yet reads as zero (a new file).
     fn is_new(&self) -> bool;
 
@@ -95,17 +108,39 @@ pub trait Target: Disk {
     }
 }
 
+/// A new file that takes the system disk's place when it is complete.
+///
+/// Dropped before it has that place, it removes what it made.
+pub trait Exchange: Send {
+    /// Puts the new file into the old one's place; when this fails and `has_its_place` says no, the old one is there.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be put there, or it is not known whether it was.
+    fn publish(&mut self) -> Result<(), TargetError>;
+
+    /// Whether the new file bears the disk's name.
+    fn has_its_place(&self) -> bool;
+
+    /// Removes the old file; everything is durable when this returns.
+    ///
+    /// # Errors
+    ///
+    /// When the exchange could not be made durable, or the old file not be removed.
+    fn settle(&mut self) -> Result<(), TargetError>;
+}
+
 /// A target that is open, and what remains to be done when it is complete.
 pub(crate) struct Opened {
     pub(crate) target: Box<dyn Target>,
     /// The new file that will take the old one's place; `None` where the disk itself is written.
-    pub(crate) staged: Option<Staged>,
+    pub(crate) exchange: Option<Box<dyn Exchange>>,
 }
 
 /// Turns the right to write a host's disk into the target; a new file gets `size` bytes.
 pub(crate) fn open(claim: Claim, placement: Placement, size: u64) -> Result<Opened, TargetError> {
     let held = claim.into_held();
-    let whole = |target: Box<dyn Target>| Opened { target, staged: None };
+    let whole = |target: Box<dyn Target>| Opened { target, exchange: None };
     match held {
         Held::Device { file, sector_size } => Ok(whole(Box::new(device::Device::new(file, sector_size)?))),
         Held::File { file, .. } if placement == Placement::InPlace => {
@@ -121,5 +156,6 @@ pub(crate) fn open(claim: Claim, placement: Placement, size: u64) -> Result<Open
 pub(crate) fn bring(claim: Claim, target: Box<dyn Target>) -> Opened {
     let held = claim.into_held();
     assert!(matches!(held, Held::Promised(Promise::NobodyElseUsesIt)), "a caller's target needs its promise");
-    Opened { target, staged: None }
+    let exchange = target.exchange();
+    Opened { target, exchange }
 }

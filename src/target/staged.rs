@@ -9,11 +9,11 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 
 use super::file::FileTarget;
-use super::{Opened, TargetError};
+use super::{Exchange, Opened, TargetError};
 use crate::sys::{beside, locks};
 
 /// A new file that waits to take its place; dropped before, it is removed.
-pub(crate) struct Staged {
+struct Staged {
     folder: OwnedFd,
     temporary: OsString,
     name: OsString,
@@ -53,12 +53,11 @@ pub(super) fn stage(
         take_over(old, &file).map_err(TargetError::during("taking over owner and attributes"))?;
     }
     let target = FileTarget::new(file, size)?;
-    Ok(Opened { target: Box::new(target), staged: Some(staged) })
+    Ok(Opened { target: Box::new(target), exchange: Some(Box::new(staged)) })
 }
 
-impl Staged {
-    /// Puts the new file into the old one's place; when this fails, the old one is still there.
-    pub(crate) fn publish(&mut self) -> Result<(), TargetError> {
+impl Exchange for Staged {
+    fn publish(&mut self) -> Result<(), TargetError> {
         let failed = || TargetError::during("putting the new file into its place");
         let Some(old) = &self.old else {
             self.file.sync_all().and_then(|()| self.rename(RenameFlags::NOREPLACE)).map_err(failed())?;
@@ -75,13 +74,11 @@ impl Staged {
         self.exchange((claimed.dev(), claimed.ino())).map_err(failed())
     }
 
-    /// Whether the new file bears the disk's name.
-    pub(crate) fn has_its_place(&self) -> bool {
+    fn has_its_place(&self) -> bool {
         self.place != Place::Waiting
     }
 
-    /// Removes the old file; everything is durable when this returns.
-    pub(crate) fn settle(self) -> Result<(), TargetError> {
+    fn settle(&mut self) -> Result<(), TargetError> {
         let sync = || rustix::fs::fsync(&self.folder).map_err(io::Error::from);
         // First the exchange: until it is durable, the old disk must not go.
         sync().map_err(TargetError::during("making the exchange durable"))?;
@@ -91,7 +88,9 @@ impl Staged {
         }
         Ok(())
     }
+}
 
+impl Staged {
     /// Exchanges the two names; what came out must be the file that was claimed, else it goes back.
     fn exchange(&mut self, claimed: (u64, u64)) -> io::Result<()> {
         self.rename(RenameFlags::EXCHANGE)?;
