@@ -4,13 +4,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::copy::{self, CopyError, Pool, Scope, Sink, Transfer, Watch};
+use crate::copy::{self, CopyError, Exceptions, Pool, Scope, Sink, Transfer, Watch};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::image::{ExtentKind, Image, ImageInfo, TableReport};
 use crate::layout::{self, DiskLayout, ReadBytes, marker};
 use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{self, DiskBytes, Ends, GptPlan, ImageBytes, image_error};
-use crate::range::ByteRange;
+use crate::range::{ByteRange, RangeSet};
 use crate::rebuild::copy_error;
 use crate::request::{GptPolicy, ImageOptions, Preflight, Request};
 use crate::target::{Disk, HostDisk};
@@ -153,13 +153,15 @@ pub fn verify(
     let patches = relocation.as_ref().map_or(&[][..], |relocation| &relocation.patches);
     let failed = |fault: CopyError| copy_error(fault, path);
     let pool = Pool::start(request.options.threads).map_err(|error| failed(CopyError::Memory(error)))?;
-    let watch = Watch { observer, cancel, phase: Phase::Preflight, bytes_total: virtual_size };
+    let stall_timeout = request.options.stall_timeout;
+    let watch = Watch { observer, cancel, phase: Phase::Preflight, bytes_total: virtual_size, stall_timeout };
     let whole = Transfer { image: image.as_ref(), sink: Sink::Digests, whole: None };
-    let digests = copy::transfer(&pool, whole, &watch).map_err(failed)?.digests;
+    let digests = copy::transfer(&pool, whole, (&watch, &mut ())).map_err(failed)?.digests;
     let ends = Ends::of(size);
-    let watch = Watch { observer, cancel, phase: Phase::ReadBack, bytes_total: size };
+    let watch = Watch { observer, cancel, phase: Phase::ReadBack, bytes_total: size, stall_timeout };
     let middle = (&digests, ends.middle());
-    let read = copy::check(&pool, &disk, middle, Scope::Everything, &watch).map_err(failed)?;
+    let exceptions = Exceptions { kept: &RangeSet::default(), doubtful: &[] };
+    let read = copy::check(&pool, &disk, middle, (Scope::Everything, exceptions), &watch).map_err(failed)?;
     let mut wrong: Vec<_> = read.mismatches.iter().map(|mismatch| mismatch.range).collect();
     for end in [ends.head, ends.tail] {
         wrong.extend(compare_end(image.as_ref(), &disk, (end, patches), path)?);
@@ -221,5 +223,5 @@ pub(crate) fn read_marker(disk: &HostDisk, path: &Path) -> Result<Option<marker:
     let mut head = [0; marker::LEN];
     let read = DiskBytes(disk).read_at(ByteRange::new(0, len), &mut head);
     read.map_err(|error| Error::new(ErrorKind::TargetUnusable, error).at_path(path))?;
-    Ok(marker::read(&head))
+    Ok(marker::read(&head).or_else(|| marker::torn(&head)))
 }

@@ -62,7 +62,10 @@ pub use image::{
 pub use inspect::{Cell, Inspection, VerifyReport, inspect, verify};
 pub use layout::{DiskLayout, Partition, SeedLabel, SharedId, SharedKind, Signature, TableKind, Usage};
 pub use observe::{CancelToken, Event, Observer, Phase};
-pub use plan::{Duplicate, GptPlan, OtherSeed, Plan, PlanSummary, TargetKind, plan, plan_onto, preview};
+pub use plan::{
+    Duplicate, GptPlan, OtherSeed, Plan, PlanSummary, RunMode, TargetKind, UnfinishedRun, plan, plan_onto,
+    preview,
+};
 pub use range::ByteRange;
 pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, Verdict, rebuild};
 pub use request::{

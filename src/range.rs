@@ -104,6 +104,54 @@ impl fmt::Display for ByteRange {
     }
 }
 
+/// Bytes in any number of ranges, put in in any order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RangeSet {
+    ranges: Vec<ByteRange>,
+    /// How many of them are in order and apart.
+    merged: usize,
+}
+
+impl RangeSet {
+    /// Puts a range in; it may overlap others.
+    pub(crate) fn insert(&mut self, range: ByteRange) {
+        if let Some(last) = self.ranges.last_mut()
+            && last.end() == range.start()
+        {
+            *last = ByteRange::between(last.start(), range.end());
+            return;
+        }
+        self.ranges.push(range);
+        // Neighbours that come one by one must not pile up.
+        if self.ranges.len() > self.merged * 2 + 1024 {
+            self.merge();
+        }
+    }
+
+    /// Puts the ranges in order; asked before `holds`.
+    pub(crate) fn merge(&mut self) {
+        self.ranges.sort_unstable();
+        let mut merged: Vec<ByteRange> = Vec::new();
+        for range in self.ranges.drain(..).filter(|range| !range.is_empty()) {
+            match merged.last_mut() {
+                Some(last) if last.end() >= range.start() => {
+                    *last = ByteRange::between(last.start(), last.end().max(range.end()));
+                }
+                _ => merged.push(range),
+            }
+        }
+        self.merged = merged.len();
+        self.ranges = merged;
+    }
+
+    /// Whether every byte of `range` is in it.
+    pub(crate) fn holds(&self, range: ByteRange) -> bool {
+        assert_eq!(self.merged, self.ranges.len(), "a set is merged before it is asked");
+        let next = self.ranges.partition_point(|other| other.start() <= range.start());
+        next > 0 && self.ranges[next - 1].end() >= range.end()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,6 +165,23 @@ mod tests {
         );
         assert_eq!(ByteRange::new(5, 0).cut(4096).count(), 0);
         assert_eq!(ByteRange::between(u64::MAX - 10, u64::MAX).cut(4096).count(), 1);
+    }
+
+    #[test]
+    fn a_set_holds_what_was_put_in_in_whatever_order() {
+        let mut set = RangeSet::default();
+        for place in (0..5_000_u64).rev() {
+            set.insert(ByteRange::new(place * 20, 10));
+        }
+        for start in [90_010, 90_030] {
+            set.insert(ByteRange::new(start, 10));
+        }
+        set.merge();
+        assert!(set.ranges.len() < 5_000);
+        assert!(set.holds(ByteRange::new(20, 10)) && set.holds(ByteRange::new(25, 5)));
+        assert!(set.holds(ByteRange::between(90_000, 90_050)));
+        assert!(!set.holds(ByteRange::new(20, 11)) && !set.holds(ByteRange::new(10, 1)));
+        assert!(!RangeSet::default().holds(ByteRange::new(0, 1)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::farm::{Pool, Worker};
 use super::{CopyError, Watch};
 use crate::image::{Decoder, Extent, Image};
-use crate::range::ByteRange;
+use crate::range::{ByteRange, RangeSet};
 use crate::sys::aligned::AlignedBuffer;
 use crate::target::{Disk, Target};
 use crate::verify::{CHUNK, CHUNK_LEN, DigestTable, Expected, VerifiedChunk, holds};
@@ -20,6 +20,17 @@ pub(crate) enum Scope {
     Everything,
     /// The chunks that hold data.
     Data,
+    /// Nothing but what is listed.
+    Listed,
+}
+
+/// What of the disk needs no reading back, and what does in any case.
+#[derive(Clone, Copy)]
+pub(crate) struct Exceptions<'a> {
+    /// It was read and found right already.
+    pub(crate) kept: &'a RangeSet,
+    /// It was written again after a failed sync.
+    pub(crate) doubtful: &'a [Mismatch],
 }
 
 /// A chunk (or a piece of a run of zeroes) that is not as it should be.
@@ -45,18 +56,25 @@ pub(crate) fn check(
     pool: &Pool,
     disk: &dyn Disk,
     (digests, part): (&DigestTable, ByteRange),
-    scope: Scope,
+    (scope, exceptions): (Scope, Exceptions<'_>),
     watch: &Watch<'_>,
 ) -> Result<ReadBack, CopyError> {
     let mut result = ReadBack::default();
-    let mut pieces = Pieces { disk, scope, at: part.start(), waiting: VecDeque::new(), proved: 0 };
-    let mut chunks = digests.iter().filter(|(range, _)| part.intersection(*range) == Some(*range)).peekable();
+    let (kept, waiting) = (exceptions.kept, VecDeque::new());
+    let mut pieces = Pieces { disk, scope, kept, at: part.start(), waiting, proved: 0 };
+    let in_parts = |piece: &Mismatch| {
+        let expected = piece.expected;
+        piece.range.cut(CHUNK).map(move |range| Mismatch { range, expected })
+    };
+    let mut doubtful = exceptions.doubtful.iter().flat_map(in_parts);
+    let of_part = |range: ByteRange| scope != Scope::Listed && part.intersection(range) == Some(range);
+    let mut chunks = digests.iter().filter(|(range, _)| of_part(*range)).peekable();
     watch.started();
     let next = || loop {
         if watch.cancel.is_cancelled() {
             return Err(CopyError::Cancelled);
         }
-        if let Some(piece) = pieces.waiting.pop_front() {
+        if let Some(piece) = doubtful.next().or_else(|| pieces.waiting.pop_front()) {
             return Ok(Some(piece));
         }
         let zeroes_end = chunks.peek().map_or(part.end(), |(range, _)| range.start());
@@ -66,6 +84,9 @@ pub(crate) fn check(
         }
         let Some((range, digest)) = chunks.next() else { return Ok(None) };
         pieces.at = range.end();
+        if kept.holds(range) {
+            continue;
+        }
         return Ok(Some(Mismatch { range, expected: Expected::Digest(digest) }));
     };
     let work = |worker: &mut Worker, piece: Mismatch| {
@@ -74,16 +95,18 @@ pub(crate) fn check(
         worker.give_back(buffer);
         Ok((piece, right))
     };
-    pool.run(next, work, |(piece, right)| {
+    let done = |(piece, right): (Mismatch, bool)| {
         result.bytes_read += piece.range.len();
         if !right {
             result.mismatches.push(piece);
         }
         watch.progress(result.bytes_read.min(watch.bytes_total));
         Ok(())
-    })?;
+    };
+    pool.run(next, work, done, watch)?;
     result.bytes_proved = pieces.proved;
     result.mismatches.sort_unstable_by_key(|mismatch| mismatch.range);
+    result.mismatches.dedup();
     watch.progress(watch.bytes_total);
     Ok(result)
 }
@@ -92,6 +115,7 @@ pub(crate) fn check(
 struct Pieces<'a> {
     disk: &'a dyn Disk,
     scope: Scope,
+    kept: &'a RangeSet,
     at: u64,
     waiting: VecDeque<Mismatch>,
     proved: u64,
@@ -102,7 +126,7 @@ impl Pieces<'_> {
     ///
     /// It stops where enough is queued; the caller comes back for the rest.
     fn zeroes_up_to(&mut self, end: u64) -> Result<(), CopyError> {
-        if self.scope == Scope::Data {
+        if self.scope != Scope::Everything {
             self.at = end;
             return Ok(());
         }
@@ -113,7 +137,8 @@ impl Pieces<'_> {
             .min(start.saturating_add(MOST_QUEUED * CHUNK));
         self.proved += start - self.at;
         let pieces = ByteRange::between(start, stop).cut(CHUNK);
-        self.waiting.extend(pieces.map(|range| Mismatch { range, expected: Expected::Zeroes }));
+        let unread = pieces.filter(|range| !self.kept.holds(*range));
+        self.waiting.extend(unread.map(|range| Mismatch { range, expected: Expected::Zeroes }));
         self.at = stop;
         Ok(())
     }
@@ -158,7 +183,7 @@ pub(crate) fn repair(
 }
 
 /// One chunk of the image, read again.
-fn read_chunk(image: &dyn Image, range: ByteRange) -> Result<VerifiedChunk, CopyError> {
+pub(super) fn read_chunk(image: &dyn Image, range: ByteRange) -> Result<VerifiedChunk, CopyError> {
     let mut buffer = AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory)?;
     let mut at = range.start();
     let mut decoder = Decoder::default();

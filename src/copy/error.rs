@@ -21,6 +21,15 @@ pub(crate) enum CopyError {
         /// Which bytes of the disk.
         range: crate::range::ByteRange,
     },
+    /// Whoever keeps the books of the run could not go on.
+    #[error(transparent)]
+    Books(Box<crate::error::Error>),
+    /// The disk has done nothing for longer than the caller wants to wait.
+    #[error("the disk has done nothing for {seconds} s")]
+    Stalled {
+        /// For how long.
+        seconds: u64,
+    },
     /// The caller asked for it.
     #[error("the run was cancelled")]
     Cancelled,

@@ -5,10 +5,11 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, TrySendError};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::CopyError;
+use super::{CopyError, Watch};
 use crate::image::Decoder;
+use crate::observe::Event;
 use crate::sys::aligned::AlignedBuffer;
 use crate::sys::landlock::{self, Sandbox};
 use crate::verify::CHUNK_LEN;
@@ -17,6 +18,8 @@ use crate::verify::CHUNK_LEN;
 const MOST_THREADS: usize = 12;
 /// How often the calling thread looks up when no thread has anything to say.
 const LOOK_UP: Duration = Duration::from_millis(50);
+/// From how many seconds on it is told that nothing happens.
+const SLOW_S: u64 = 5;
 
 /// Threads of our own, under Landlock without any rule.
 pub(crate) struct Pool {
@@ -29,18 +32,33 @@ pub(crate) struct Pool {
 pub(crate) struct Worker {
     pub(crate) decoder: Decoder,
     buffer: Option<AlignedBuffer>,
+    second: Option<AlignedBuffer>,
 }
 
 impl Worker {
     /// A buffer of a chunk's size; content is whatever the last job left.
     pub(crate) fn take_buffer(&mut self) -> Result<AlignedBuffer, CopyError> {
-        self.buffer.take().map_or_else(|| AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory), Ok)
+        self.buffer.take().map_or_else(new_buffer, Ok)
+    }
+
+    /// The same, where two things are compared.
+    pub(crate) fn take_second(&mut self) -> Result<AlignedBuffer, CopyError> {
+        self.second.take().map_or_else(new_buffer, Ok)
     }
 
     /// Keeps the buffer for the next job.
     pub(crate) fn give_back(&mut self, buffer: AlignedBuffer) {
         self.buffer = Some(buffer);
     }
+
+    /// Keeps the second one.
+    pub(crate) fn give_back_second(&mut self, buffer: AlignedBuffer) {
+        self.second = Some(buffer);
+    }
+}
+
+fn new_buffer() -> Result<AlignedBuffer, CopyError> {
+    AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory)
 }
 
 impl Pool {
@@ -83,6 +101,7 @@ impl Pool {
         mut next: impl FnMut() -> Result<Option<J>, CopyError>,
         work: impl Fn(&mut Worker, J) -> Result<R, CopyError> + Sync,
         mut done: impl FnMut(R) -> Result<(), CopyError>,
+        watch: &Watch<'_>,
     ) -> Result<(), CopyError> {
         let count = self.threads.current_num_threads();
         let (jobs, queue) = mpsc::sync_channel::<J>(2 * count);
@@ -108,7 +127,7 @@ impl Pool {
             }
             drop(report);
             // The queue closes when `feed` returns, so that every thread comes to its end.
-            let fed = feed(jobs, &reports, &mut next, &mut done);
+            let fed = feed(jobs, &mut next, &mut done, Patience::new(&reports, watch));
             stopped.store(fed.is_err(), Ordering::Relaxed);
             fed
         })
@@ -117,9 +136,9 @@ impl Pool {
 
 fn feed<J, R>(
     jobs: mpsc::SyncSender<J>,
-    reports: &mpsc::Receiver<Result<R, CopyError>>,
     next: &mut impl FnMut() -> Result<Option<J>, CopyError>,
     done: &mut impl FnMut(R) -> Result<(), CopyError>,
+    mut reports: Patience<'_, R>,
 ) -> Result<(), CopyError> {
     while let Some(job) = next()? {
         let mut waiting = Some(job);
@@ -128,25 +147,86 @@ fn feed<J, R>(
                 Ok(()) => {}
                 Err(TrySendError::Full(job)) => {
                     waiting = Some(job);
-                    match reports.recv_timeout(LOOK_UP) {
-                        Ok(result) => done(result?)?,
-                        Err(RecvTimeoutError::Timeout) => {}
+                    match reports.wait()? {
+                        Waited::Report(report) => done(report)?,
+                        Waited::Nothing => {}
                         // Every thread has panicked; the scope that waits for them goes on with that.
-                        Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                        Waited::Gone => return Ok(()),
                     }
                 }
                 Err(TrySendError::Disconnected(_)) => unreachable!("the threads live as long as the queue"),
             }
         }
-        while let Ok(result) = reports.try_recv() {
-            done(result?)?;
+        while let Some(report) = reports.at_once()? {
+            done(report)?;
         }
     }
     drop(jobs);
-    for result in reports {
-        done(result?)?;
+    loop {
+        match reports.wait()? {
+            Waited::Report(report) => done(report)?,
+            Waited::Nothing => {}
+            Waited::Gone => return Ok(()),
+        }
     }
-    Ok(())
+}
+
+/// Waits for the threads, with an eye on who wants the run to end, and on how long nothing has happened.
+struct Patience<'a, R> {
+    reports: &'a mpsc::Receiver<Result<R, CopyError>>,
+    watch: &'a Watch<'a>,
+    last: Instant,
+    /// For how many seconds nothing had happened when it was told last.
+    told: u64,
+}
+
+enum Waited<R> {
+    Report(R),
+    Nothing,
+    Gone,
+}
+
+impl<'a, R> Patience<'a, R> {
+    fn new(reports: &'a mpsc::Receiver<Result<R, CopyError>>, watch: &'a Watch<'a>) -> Self {
+        Self { reports, watch, last: Instant::now(), told: 0 }
+    }
+
+    fn at_once(&mut self) -> Result<Option<R>, CopyError> {
+        let report = self.reports.try_recv().ok();
+        if report.is_some() {
+            (self.last, self.told) = (Instant::now(), 0);
+        }
+        report.transpose()
+    }
+
+    fn wait(&mut self) -> Result<Waited<R>, CopyError> {
+        match self.reports.recv_timeout(LOOK_UP) {
+            Ok(report) => {
+                (self.last, self.told) = (Instant::now(), 0);
+                report.map(Waited::Report)
+            }
+            Err(RecvTimeoutError::Disconnected) => Ok(Waited::Gone),
+            Err(RecvTimeoutError::Timeout) if self.watch.cancel.is_cancelled() => Err(CopyError::Cancelled),
+            Err(RecvTimeoutError::Timeout) => {
+                self.look_at_the_clock()?;
+                Ok(Waited::Nothing)
+            }
+        }
+    }
+
+    fn look_at_the_clock(&mut self) -> Result<(), CopyError> {
+        let (waited, phase) = (self.last.elapsed(), self.watch.phase);
+        let seconds = waited.as_secs();
+        if self.watch.stall_timeout.is_some_and(|most| waited >= most) {
+            self.watch.observer.event(&Event::Stalled { phase, seconds });
+            return Err(CopyError::Stalled { seconds });
+        }
+        if seconds >= SLOW_S && seconds > self.told {
+            self.told = seconds;
+            self.watch.observer.event(&Event::NoProgress { phase, seconds });
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -154,9 +234,28 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+    use crate::observe::{CancelToken, Observer, Phase};
 
     fn pool() -> Pool {
         Pool::start(NonZeroUsize::new(3)).unwrap()
+    }
+
+    /// Runs it with nobody watching.
+    fn run<R: Send>(
+        count: usize,
+        work: impl Fn(&mut Worker, usize) -> Result<R, CopyError> + Sync,
+        done: impl FnMut(R) -> Result<(), CopyError>,
+    ) -> Result<(), CopyError> {
+        let cancel = CancelToken::new();
+        pool().run(up_to(count), work, done, &watch(&(), &cancel, None))
+    }
+
+    fn watch<'a>(
+        observer: &'a dyn Observer,
+        cancel: &'a CancelToken,
+        stall_timeout: Option<Duration>,
+    ) -> Watch<'a> {
+        Watch { observer, cancel, phase: Phase::Copy, bytes_total: 0, stall_timeout }
     }
 
     fn up_to(count: usize) -> impl FnMut() -> Result<Option<usize>, CopyError> {
@@ -167,16 +266,11 @@ mod tests {
     #[test]
     fn every_job_is_done_once() {
         let mut sum = 0;
-        pool()
-            .run(
-                up_to(1000),
-                |_, job| Ok(job),
-                |job| {
-                    sum += job;
-                    Ok(())
-                },
-            )
-            .unwrap();
+        let add = |job| {
+            sum += job;
+            Ok(())
+        };
+        run(1000, |_, job| Ok(job), add).unwrap();
         assert_eq!(sum, 999 * 1000 / 2);
     }
 
@@ -187,16 +281,49 @@ mod tests {
             begun.fetch_add(1, Ordering::SeqCst);
             if job == 10 { Err(CopyError::Cancelled) } else { Ok(()) }
         };
-        let ended = pool().run(up_to(1_000_000), work, |()| Ok(()));
+        let ended = run(1_000_000, work, |()| Ok(()));
         assert!(matches!(ended, Err(CopyError::Cancelled)));
         assert!(begun.load(Ordering::SeqCst) < 10_000);
     }
 
     #[test]
+    fn a_cancel_is_seen_although_every_thread_waits_for_the_disk() {
+        let cancel = CancelToken::new();
+        let began = Instant::now();
+        let work = |_: &mut Worker, _| {
+            std::thread::sleep(Duration::from_millis(300));
+            Ok(())
+        };
+        let later = cancel.clone();
+        let canceller = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            later.cancel();
+        });
+        let ended = pool().run(up_to(1000), work, |()| Ok(()), &watch(&(), &cancel, None));
+        canceller.join().unwrap();
+        assert!(matches!(ended, Err(CopyError::Cancelled)));
+        assert!(began.elapsed() < Duration::from_secs(5), "only the jobs under way were waited for");
+    }
+
+    #[test]
+    fn a_disk_that_does_nothing_ends_the_run_where_a_limit_is_set() {
+        let told = std::sync::Mutex::new(Vec::new());
+        let observer = |event: &Event| told.lock().unwrap().push(event.clone());
+        let work = |_: &mut Worker, _| {
+            std::thread::sleep(Duration::from_millis(500));
+            Ok(())
+        };
+        let (cancel, limit) = (CancelToken::new(), Some(Duration::from_millis(200)));
+        let ended = pool().run(up_to(10), work, |()| Ok(()), &watch(&observer, &cancel, limit));
+        assert!(matches!(ended, Err(CopyError::Stalled { .. })));
+        assert!(matches!(told.lock().unwrap().as_slice(), [Event::Stalled { phase: Phase::Copy, .. }]));
+    }
+
+    #[test]
     fn panicking_threads_end_the_run_instead_of_hanging_it() {
         let work = |_: &mut Worker, _| -> Result<(), CopyError> { panic!("a fault of ours") };
-        let run = || pool().run(up_to(1000), work, |()| Ok(()));
-        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+        let panics = || run(1000, work, |()| Ok(()));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
     }
 
     #[test]
@@ -207,6 +334,6 @@ mod tests {
             assert!(!opened, "a thread of the pool opened a file");
             Ok(())
         };
-        pool().run(up_to(20), open, check).unwrap();
+        run(20, open, check).unwrap();
     }
 }

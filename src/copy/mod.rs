@@ -6,14 +6,17 @@
 mod check;
 mod error;
 mod farm;
+mod pieces;
 mod transfer;
 mod units;
 
 pub use crate::sys::landlock::Sandbox;
-pub(crate) use check::{Mismatch, ReadBack, Scope, check, repair};
+pub(crate) use check::{Exceptions, Mismatch, ReadBack, Scope, check, repair};
 pub(crate) use error::CopyError;
 pub(crate) use farm::Pool;
-pub(crate) use transfer::{Sink, Transfer, Transferred, transfer, zero};
+pub(crate) use transfer::{Compare, Ledger, Onto, Sink, Transfer, Transferred, transfer};
+
+use std::time::Duration;
 
 use crate::observe::{CancelToken, Event, Observer, Phase};
 
@@ -23,6 +26,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) cancel: &'a CancelToken,
     pub(crate) phase: Phase,
     pub(crate) bytes_total: u64,
+    /// After how long without any progress the pass ends.
+    pub(crate) stall_timeout: Option<Duration>,
 }
 
 impl Watch<'_> {

@@ -203,6 +203,7 @@ pub(crate) fn claim_host_disk(
         Err(refusal) => return Err(alone(refusal)),
     };
     let facts = DiskFacts::of(&topology.kernel, &storage, (size, held.sector_size()), held.file());
+    let facts = DiskFacts { lasting_id: hold.lasting_id(), ..facts };
     let mut refusals = facts.against(subject.expect, subject.earlier_ptuuid);
     // What changed and whoever came between the first look and the locks is seen now, and kept out from here on.
     let topology = Topology::read(hold.kernel());

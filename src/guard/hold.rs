@@ -108,6 +108,20 @@ impl Hold {
         Ok(hold)
     }
 
+    /// What tells the storage in which the disk's bytes lie from another that gets its numbers later.
+    pub(super) fn lasting_id(&self) -> Option<String> {
+        match self.storage.bytes.base {
+            StorageIdentity::Device { major, minor } => self.kernel.lasting_id((major, minor)),
+            base @ StorageIdentity::File { .. } => {
+                let is_base =
+                    |file: &&File| file.metadata().is_ok_and(|metadata| identify(&metadata) == Some(base));
+                let made = self.files.iter().find(is_base)?.metadata().ok()?.created().ok()?;
+                let since = made.duration_since(std::time::SystemTime::UNIX_EPOCH).ok()?;
+                Some(format!("made {}.{:09}", since.as_secs(), since.subsec_nanos()))
+            }
+        }
+    }
+
     /// Keeps the state folder's lock as well.
     pub(super) fn keep(&mut self, lock: DiskLock) {
         self.lock = Some(lock);

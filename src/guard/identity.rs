@@ -79,6 +79,9 @@ pub struct DiskFacts {
     pub serial: Option<String>,
     /// A device's World Wide Name, where its driver tells it.
     pub wwn: Option<String>,
+    /// What tells it from another storage that gets its numbers later, where anything does: of `base`, the id of a
+    /// device-mapper or md device, a WWN or a serial number, or when a file was made.
+    pub lasting_id: Option<String>,
     /// The id of its partition table: a GPT's GUID, or an MBR's eight hex digits.
     pub ptuuid: Option<String>,
     /// The BLAKE3 of its first 64 KiB, or of all of it when it is shorter.
@@ -109,9 +112,12 @@ impl DiskFacts {
             sector_size,
             serial: tell(Kernel::serial),
             wwn: tell(Kernel::wwn),
+            lasting_id: None,
             ptuuid: bytes.and_then(|bytes| layout::ptuuid(&bytes).ok().flatten()),
             head_digest: head.as_ref().map(|head| blake3::hash(head).to_string()),
-            unfinished: head.and_then(|head| marker::read(&head)).map(|marker| marker.journal),
+            unfinished: head
+                .and_then(|head| marker::read(&head).or_else(|| marker::torn(&head)))
+                .map(|marker| marker.journal),
         }
     }
 

@@ -45,6 +45,12 @@ impl Kernel {
         self.attribute(number, &["wwid", "device/wwid"])
     }
 
+    /// What a device keeps when its number goes to another.
+    pub(super) fn lasting_id(&self, number: Number) -> Option<String> {
+        let of_stack = || self.attribute(number, &["dm/uuid", "md/uuid"]);
+        of_stack().or_else(|| self.wwn(number)).or_else(|| self.serial(number))
+    }
+
     /// The number that a `dev` attribute or a line of `mountinfo` says.
     pub(super) fn number(text: &str) -> Option<Number> {
         let (major, minor) = text.trim().split_once(':')?;

@@ -3,13 +3,19 @@
 //! One file a disk, named by the disk's identity and never by its path; one line a record, each with its own
 //! checksum. While a run lives it holds a lock on its file, which keeps a second run off the same storage. A run
 //! on a disk that an earlier one left unfinished writes behind that one's records, which stand until the disk is
-//! complete. `read` tells what a journal says.
+//! complete. `read` tells what a journal says, `chunks` has the digests of what is on the disk already, `earlier` says
+//! whether a run goes on from there, and `holds` remembers which image a disk has.
 
+mod chunks;
+mod earlier;
+mod holds;
 mod read;
 
-pub(crate) use read::{JournalSummary, earlier_ptuuid, list};
+pub(crate) use earlier::{Bound, Earlier, GoOn, look, of_namesakes};
+pub(crate) use holds::{forget, holds, remember};
+pub(crate) use read::{JournalSummary, Staged, earlier_ptuuid, list};
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +27,7 @@ use crate::error::{ErrorKind, TargetState};
 use crate::sys::durable;
 use crate::sys::lock_file::{self, LockFile};
 use crate::verify::Digest;
+use chunks::ChunkNotes;
 
 /// Progress is noted at most this often within a phase.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,6 +60,8 @@ pub(crate) enum Record<'a> {
         target_bytes: u64,
         gpt: &'a serde_json::Value,
     },
+    /// A new file is written beside the disk's, under this name.
+    Staged { temporary: &'a str, device: u64, inode: u64 },
     /// The disk's head is about to say that a rebuild is unfinished.
     Invalidated,
     /// How far a phase has come; not synced, and each takes the last one's place.
@@ -76,6 +85,11 @@ impl Record<'_> {
         let text = format!("{text:<len$}");
         Ok(format!("{} {text}\n", checksum(&text)))
     }
+}
+
+/// The name of what the state folder keeps of the disk of that key.
+fn name_of(key: &serde_json::Value) -> String {
+    Digest::of(key.to_string().as_bytes()).to_string()[..32].to_owned()
 }
 
 fn checksum(text: &str) -> String {
@@ -124,6 +138,8 @@ pub(crate) struct Journal {
     /// Where the next record goes.
     end: Cell<u64>,
     progress: Cell<Option<ProgressLine>>,
+    /// `None` once they could not be written.
+    notes: RefCell<Option<ChunkNotes>>,
 }
 
 /// The line of progress that the next one replaces.
@@ -135,29 +151,37 @@ struct ProgressLine {
 }
 
 impl Journal {
-    /// Opens the journal of the disk that `key` names, and locks it.
+    /// Opens the journal of the disk that `key` names, locks it, and says what an earlier run left.
     ///
-    /// What an earlier run left stays as long as the disk is unfinished, else it is cut off.
+    /// Its records stay as long as the disk is unfinished, else they are cut off.
     ///
     /// # Errors
     ///
     /// When the folder cannot be used, or another run holds the journal.
-    pub(crate) fn begin(state_dir: &Path, key: &serde_json::Value) -> Result<Self, JournalError> {
+    pub(crate) fn begin(
+        state_dir: &Path,
+        key: &serde_json::Value,
+        bound: Bound,
+        go_on: GoOn,
+    ) -> Result<(Self, Earlier), JournalError> {
         let folder = folder(state_dir);
         let unusable = |source| JournalError::Folder { folder: folder.clone(), source };
         durable::make_folder(&folder).map_err(unusable)?;
-        let name = format!("{}.journal", &Digest::of(key.to_string().as_bytes()).to_string()[..32]);
+        let name = format!("{}.journal", name_of(key));
         let path = folder.join(&name);
         let lock = lock_file::acquire(&folder, &name).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => JournalError::Held { path: path.clone() },
             _ => unusable(error),
         })?;
-        let start = read::unfinished_len(lock.file()).map_err(unusable)?;
-        let start = if start <= MOST_KEPT { start } else { 0 };
+        let left = read::left(lock.file()).map_err(unusable)?;
+        let start = if left.len <= MOST_KEPT { left.len } else { 0 };
+        // Before the records: where this is cut off, they still say that there is something to go on with.
+        let (notes, earlier) = earlier::open(&path, &left, bound, go_on).map_err(unusable)?;
         lock.file().set_len(start).map_err(unusable)?;
-        durable::sync_folder(&folder).map_err(unusable)?;
+        durable::sync_with_parents(&folder).map_err(unusable)?;
         let id = uuid::Uuid::new_v4().to_string();
-        Ok(Self { id, path, lock, start, end: Cell::new(start), progress: Cell::new(None) })
+        let (end, progress, notes) = (Cell::new(start), Cell::new(None), RefCell::new(Some(notes)));
+        Ok((Self { id, path, lock, start, end, progress, notes }, earlier))
     }
 
     /// The run's name, which the disk's head carries while the run is unfinished.
@@ -199,6 +223,20 @@ impl Journal {
         }
     }
 
+    /// Notes chunks that a sync has made durable, for a run that goes on from there.
+    ///
+    /// # Errors
+    ///
+    /// The first time that they cannot be noted; from then on nothing is, and a later run copies what is missing.
+    pub(crate) fn note(&self, chunks: &[(u64, Digest)]) -> Result<(), JournalError> {
+        let mut notes = self.notes.borrow_mut();
+        let Some(open) = notes.as_mut().filter(|_| !chunks.is_empty()) else { return Ok(()) };
+        open.append(chunks).map_err(|source| {
+            *notes = None;
+            JournalError::Write { path: chunks_beside(&self.path), source }
+        })
+    }
+
     /// The run has ended well: the journal is of no more use.
     ///
     /// # Errors
@@ -207,17 +245,23 @@ impl Journal {
     pub(crate) fn finish(self) -> Result<(), JournalError> {
         self.record(&Record::Finished)?;
         let path = self.path;
-        self.lock.remove().map_err(|source| JournalError::Write { path, source })
+        let removed = chunks::remove(&chunks_beside(&path)).and_then(|()| self.lock.remove());
+        removed.map_err(|source| JournalError::Write { path, source })
     }
 
     /// This run changed nothing of the disk: only what an earlier one left stays.
     pub(crate) fn discard(self) {
         // What stays by a failure is cut off by the next run, and read as a run that changed nothing.
         let _ = match self.start {
-            0 => self.lock.remove(),
+            0 => chunks::remove(&chunks_beside(&self.path)).and_then(|()| self.lock.remove()),
             start => self.lock.file().set_len(start).and_then(|()| self.lock.file().sync_all()),
         };
     }
+}
+
+/// Where the digests of a disk's chunks are noted.
+fn chunks_beside(journal: &Path) -> PathBuf {
+    journal.with_extension("chunks")
 }
 
 /// Where the journals lie in a state folder.
@@ -236,17 +280,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("a/b");
         let key = serde_json::json!({"inode": 7});
-        let first = Journal::begin(&state, &key).unwrap();
-        assert!(matches!(Journal::begin(&state, &key), Err(JournalError::Held { .. })));
-        Journal::begin(&state, &serde_json::json!({"inode": 8})).expect("another disk is free");
+        let begin = |key: &serde_json::Value| {
+            Journal::begin(&state, key, Bound::of(&1, 1), GoOn::IfItCan).map(|(journal, _)| journal)
+        };
+        let first = begin(&key).unwrap();
+        assert!(matches!(begin(&key), Err(JournalError::Held { .. })));
+        begin(&serde_json::json!({"inode": 8})).expect("another disk is free");
         first.finish().unwrap();
-        Journal::begin(&state, &key).expect("the disk is free again");
+        begin(&key).expect("the disk is free again");
     }
 
     #[test]
     fn every_line_carries_the_checksum_of_its_record() {
         let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::begin(folder.path(), &serde_json::json!(1)).unwrap();
+        let bound = Bound::of(&1, 1);
+        let (journal, _) =
+            Journal::begin(folder.path(), &serde_json::json!(1), bound, GoOn::IfItCan).unwrap();
         journal.record(&Record::Invalidated).unwrap();
         journal.record(&Record::Verified { root: Digest::of(b"") }).unwrap();
         let text = fs::read_to_string(&journal.path).unwrap();

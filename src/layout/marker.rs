@@ -14,6 +14,8 @@ const ADVICE: &str = "\nThis disk is in the middle of a rebuild and cannot boot.
 const CHECKSUM: &str = "blake3: ";
 /// The checksum's line: its name, 64 digits, the line's end.
 const CHECKSUM_AT: usize = LEN - CHECKSUM.len() - 64 - 1;
+/// The values of the longest marker end within it.
+const FIRST_SECTOR: usize = 512;
 /// Text ends well before the place of a boot signature.
 const MAX_VALUE: usize = 100;
 
@@ -49,11 +51,24 @@ pub(crate) fn write(marker: &Marker) -> [u8; LEN] {
 pub(crate) fn read(head: &[u8]) -> Option<Marker> {
     let head = head.get(..LEN)?;
     let (content, line) = head.split_at(CHECKSUM_AT);
-    if !has(content, 0, FIRST_LINE) || line != checksum(content).as_bytes() {
+    if line == checksum(content).as_bytes() { values(content) } else { None }
+}
+
+/// The marker of which only the first sector is there: a run was cut off while it wrote the first block.
+///
+/// A disk whose first sector is ours has no partition table and no boot code, whatever follows.
+pub(crate) fn torn(head: &[u8]) -> Option<Marker> {
+    values(head.get(..FIRST_SECTOR)?)
+}
+
+/// What the text at the head says.
+fn values(content: &[u8]) -> Option<Marker> {
+    if !has(content, 0, FIRST_LINE) {
         return None;
     }
-    let text = std::str::from_utf8(&content[FIRST_LINE.len()..]).ok()?;
-    let (values, _) = text.split_once("\n\n")?;
+    let text = &content[FIRST_LINE.len()..];
+    let end = text.windows(2).position(|pair| pair == b"\n\n")?;
+    let values = std::str::from_utf8(&text[..end]).ok()?;
     let value = |name: &str| {
         let mut lines = values.lines().filter_map(|line| line.split_once(": "));
         lines.find(|(found, _)| *found == name).map(|(_, value)| value.to_owned())
@@ -100,6 +115,20 @@ mod tests {
         }
         assert_eq!(read(&good[..LEN - 1]), None);
         assert_eq!(read(&[0; LEN]), None);
+    }
+
+    #[test]
+    fn the_first_sector_alone_says_whose_it_is() {
+        let mut head = write(&longest());
+        head[512..].fill(0xaa);
+        assert_eq!((read(&head), torn(&head)), (None, Some(longest())));
+        for at in 0..FIRST_LINE.len() {
+            head[at] ^= 1;
+            assert_eq!(torn(&head), None, "byte {at}");
+            head[at] ^= 1;
+        }
+        head[FIRST_LINE.len()..].fill(b'x');
+        assert_eq!((torn(&head), torn(&head[..511])), (None, None));
     }
 
     #[test]

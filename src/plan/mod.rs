@@ -5,6 +5,7 @@
 
 mod bound;
 mod duplicates;
+mod earlier;
 mod fit;
 mod guest;
 mod open;
@@ -24,6 +25,8 @@ use crate::seed::{self, Asked, ComposedSeed, Credential};
 use crate::target::Target;
 
 pub use duplicates::{Duplicate, OtherSeed};
+pub(crate) use earlier::{Known, go_on};
+pub use earlier::{RunMode, UnfinishedRun};
 pub(crate) use fit::{Ends, Fit, relocation};
 pub(crate) use open::{image_error, open_checked};
 pub use summary::{GptPlan, PlanSummary, TargetKind};
@@ -49,6 +52,7 @@ pub struct Plan {
     pub(crate) fit: Fit,
     pub(crate) seed: Option<ComposedSeed>,
     pub(crate) data_disks: Vec<DataDisk>,
+    pub(crate) known: Known,
     summary: PlanSummary,
 }
 
@@ -139,9 +143,10 @@ fn examine(
     };
     let fit = noted(Fit::find(request, (image.as_ref(), tables), &claim, brought.as_deref()), &mut refusals);
     let Some(fit) = fit.filter(|_| refusals.is_empty()) else { return Err(Error::first_of(refusals)) };
+    let known = Known::find(&request.options, (image.as_ref(), tables), (&claim, brought.as_deref()), &fit)?;
     checked(&claim, seen.data_disks.len(), observer);
-    let summary =
-        summary::summarise(request, (image.as_ref(), tables), (&claim, &fit, &seen), seed.as_ref())?;
+    let found = (&claim, &fit, (&seen, &known));
+    let summary = summary::summarise(request, (image.as_ref(), tables), found, seed.as_ref())?;
     if let Some(bound) = &request.options.plan {
         refusals.extend(bound.differences(&summary));
     }
@@ -156,7 +161,7 @@ fn examine(
         observer.event(&Event::Warning { code: "plan", message: warning.clone() });
     }
     let (request, data_disks) = (request.clone(), seen.data_disks);
-    Ok(Plan { request, image, claim, brought, fit, seed, data_disks, summary })
+    Ok(Plan { request, image, claim, brought, fit, seed, data_disks, known, summary })
 }
 
 /// Tells what the guard found, now that it has found nothing against it.
@@ -285,7 +290,8 @@ fn take_claim(request: &Request, storage: Storage, seen: &Seen) -> Result<Claime
     }
     let mut needed = vec![("the state folder", options.state_dir.clone())];
     needed.extend(
-        ["locks", "journals", "seeds"].map(|name| ("the state folder", options.state_dir.join(name))),
+        ["locks", "journals", "seeds", "disks"]
+            .map(|name| ("the state folder", options.state_dir.join(name))),
     );
     if let Some(seed) = &request.instance.seed {
         needed.extend(seed.network_config.clone().map(|path| ("the network configuration", path)));

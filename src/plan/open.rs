@@ -103,9 +103,10 @@ fn decode_everything(
     let pool = Pool::start(threads).map_err(|error| internal(CopyError::Memory(error)))?;
     let cancel = CancelToken::new();
     let bytes_total = image.virtual_size();
-    let watch = Watch { observer, cancel: &cancel, phase: Phase::Preflight, bytes_total };
+    let watch =
+        Watch { observer, cancel: &cancel, phase: Phase::Preflight, bytes_total, stall_timeout: None };
     let transfer = Transfer { image, sink: Sink::Digests, whole: None };
-    copy::transfer(&pool, transfer, &watch).map(drop).map_err(|fault| match fault {
+    copy::transfer(&pool, transfer, (&watch, &mut ())).map(drop).map_err(|fault| match fault {
         CopyError::Image(fault) => image_error(ErrorKind::Image, fault),
         fault => internal(fault),
     })

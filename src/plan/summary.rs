@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::duplicates::{self, Duplicate};
+use super::earlier::{Known, RunMode, UnfinishedRun};
 use super::survey::Seen;
 use super::{Fit, ImageBytes, guest};
 use crate::error::{Error, ErrorKind};
@@ -41,6 +42,10 @@ pub struct PlanSummary {
     pub target_bytes: u64,
     /// Its size when the run has ended.
     pub size_after: u64,
+    /// How the run goes about the disk.
+    pub mode: RunMode,
+    /// The run that left the disk unfinished, where one did.
+    pub unfinished: Option<UnfinishedRun>,
     /// What becomes of the backup GPT.
     pub gpt: GptPlan,
     /// The seed that will be written.
@@ -111,7 +116,7 @@ impl GptPlan {
 pub(super) fn summarise(
     request: &Request,
     (image, content): (&dyn Image, TableReport),
-    (claim, fit, seen): (&Claim, &Fit, &Seen),
+    (claim, fit, (seen, known)): (&Claim, &Fit, (&Seen, &Known)),
     seed: Option<&ComposedSeed>,
 ) -> Result<PlanSummary, Error> {
     let future = Future { image: ImageBytes(image), fit };
@@ -120,7 +125,8 @@ pub(super) fn summarise(
     // What a guest left on the disk may be anything, and stops nothing.
     let before = claim.bytes().and_then(|bytes| layout::describe(&bytes).ok());
     let others = seen.layouts();
-    let mut warnings = warnings(request, fit, seed);
+    let mut warnings = known.warnings.clone();
+    warnings.extend(warnings_of(request, fit, seed));
     warnings.extend(seen.warnings.iter().cloned());
     let duplicates = duplicates::compare(&after, &others);
     warnings.extend(duplicates::sentences(&duplicates, &duplicates::other_seeds(&others)));
@@ -138,6 +144,8 @@ pub(super) fn summarise(
         image_digest: image_digest(request),
         target_bytes: claim.size(),
         size_after: fit.size,
+        mode: known.mode,
+        unfinished: known.unfinished.clone(),
         gpt: GptPlan::of(fit.relocation.as_ref()),
         seed: seed.map(ComposedSeed::summary),
         data_disks: seen.data_disks.iter().map(|disk| disk.before().clone()).collect(),
@@ -197,7 +205,7 @@ fn kind_of(request: &Request, claim: &Claim) -> TargetKind {
     }
 }
 
-fn warnings(request: &Request, fit: &Fit, seed: Option<&ComposedSeed>) -> Vec<String> {
+fn warnings_of(request: &Request, fit: &Fit, seed: Option<&ComposedSeed>) -> Vec<String> {
     let mut warnings = Vec::new();
     let stays = request.instance.seed.as_ref().filter(|spec| seed.is_none() && spec.path.exists());
     if let Some(spec) = stays {

@@ -6,40 +6,60 @@ use crate::plan::Ends;
 use crate::range::ByteRange;
 use crate::sys::aligned::AlignedBuffer;
 use crate::target::Target;
-use crate::verify::{Expected, VerifiedChunk, holds};
+use crate::verify::VerifiedChunk;
 
 /// The part of the head that makes a disk bootable, and is therefore written last.
 const FIRST_BLOCK: u64 = 4096;
+/// What is stored under a file writes sectors of at least this size.
+const LEAST_SECTOR: u64 = 512;
 /// How often what does not read back right is written again.
 pub(super) const MOST_REWRITES: u32 = 2;
 
 /// Makes the disk say that it is unfinished, and removes what firmware, kernel and udev look for.
-pub(super) fn poison(target: &dyn Target, ends: Ends, journal: &str) -> Result<(), CopyError> {
+pub(super) fn poison(
+    target: &dyn Target,
+    ends: Ends,
+    (check, journal): (Check, &str),
+) -> Result<Vec<Rewritten>, EndFault> {
     if ends.head.is_empty() {
-        return Ok(target.take_size()?);
+        target.take_size()?;
+        return Ok(Vec::new());
     }
-    mark(target, ends, journal)?;
+    let mut rewritten = mark(target, ends, (check, journal))?;
     target.take_size()?;
-    let first = first_block(ends);
-    for range in [ByteRange::between(first.end(), ends.head.end()), ends.tail] {
-        if !range.is_empty() {
-            target.write_zeroes(range)?;
-        }
-    }
-    target.sync()?;
-    Ok(target.forget_partitions()?)
+    let rest = ByteRange::between(first_block(ends).end(), ends.head.end());
+    let empty = [rest, ends.tail].map(|range| Part { range, content: Content::Zeroes });
+    rewritten.extend(write_parts(target, &empty, check)?);
+    target.forget_partitions()?;
+    Ok(rewritten)
 }
 
 /// Writes the marker, alone and synced: from here on the disk says what it is, whatever happens to the rest.
-fn mark(target: &dyn Target, ends: Ends, journal: &str) -> Result<(), CopyError> {
+///
+/// Its first sector comes first: where it is all that arrives, there is no partition table any more.
+fn mark(
+    target: &dyn Target,
+    ends: Ends,
+    (check, journal): (Check, &str),
+) -> Result<Vec<Rewritten>, EndFault> {
     let marker = marker::write(&marker::Marker { journal: journal.to_owned(), image: None });
-    let first = first_block(ends);
-    target.write(&chunk_of(first, &marker[..to_index(first.len())])?)?;
-    Ok(target.sync()?)
+    let mut rewritten = Vec::new();
+    for range in sectors_of_first_block(target, ends) {
+        let content = Content::Bytes(&marker[to_index(range.start())..to_index(range.end())]);
+        rewritten.extend(write_parts(target, &[Part { range, content }], check)?);
+    }
+    Ok(rewritten)
 }
 
 fn first_block(ends: Ends) -> ByteRange {
     ByteRange::new(0, FIRST_BLOCK.min(ends.head.len()))
+}
+
+/// The first sector, which a disk writes whole or not at all, and the rest of the first block.
+fn sectors_of_first_block(target: &dyn Target, ends: Ends) -> [ByteRange; 2] {
+    let (first, sector) = (first_block(ends), u64::from(target.sector_size()).max(LEAST_SECTOR));
+    let sector = sector.min(first.end());
+    [ByteRange::between(0, sector), ByteRange::between(sector, first.end())]
 }
 
 /// The bytes of one end: zeroes, then the image's chunks, then what the moved GPT changes.
@@ -80,65 +100,126 @@ pub(super) enum Check {
     Trust,
 }
 
-/// Writes the tail and the head without its first block, then that block: each synced and read back.
+/// Writes the tail and the head without its first block, then that block, its first sector at the very end: each synced
+/// and read back.
 ///
-/// If the block cannot be made sure of, the marker takes its place again, as far as the disk still obeys.
+/// Without its first sector a partition table is none. If the block cannot be made sure of, the marker takes its place
+/// again, as far as the disk still obeys.
 pub(super) fn complete(
     target: &dyn Target,
     ends: Ends,
     (head, tail): (&[u8], &[u8]),
     (check, journal): (Check, &str),
 ) -> Result<Vec<Rewritten>, EndFault> {
-    let first = first_block(ends);
-    let (boots, rest) = head.split_at(to_index(first.len()));
-    let rest_range = ByteRange::between(first.end(), ends.head.end());
-    let mut rewritten = write_parts(target, &[(ends.tail, tail), (rest_range, rest)], check)?;
-    match write_parts(target, &[(first, boots)], check) {
-        Ok(more) => rewritten.extend(more),
-        Err(fault) => {
-            // The fault is what is told; a disk that does not take the marker either says so itself.
-            let _ = mark(target, ends, journal);
-            return Err(fault);
+    let of_head = |range: ByteRange| Part {
+        range,
+        content: Content::Bytes(&head[to_index(range.start())..to_index(range.end())]),
+    };
+    let rest = ByteRange::between(first_block(ends).end(), ends.head.end());
+    let last = Part { range: ends.tail, content: Content::Bytes(tail) };
+    let mut rewritten = write_parts(target, &[last, of_head(rest)], check)?;
+    let [first_sector, behind] = sectors_of_first_block(target, ends);
+    for range in [behind, first_sector] {
+        match write_parts(target, &[of_head(range)], check) {
+            Ok(more) => rewritten.extend(more),
+            Err(fault) => {
+                // The fault is what is told; a disk that does not take the marker either says so itself.
+                let _ = mark(target, ends, (Check::Trust, journal));
+                return Err(fault);
+            }
         }
     }
     Ok(rewritten)
 }
 
-fn write_parts(
+/// Whether the disk's ends hold these bytes already.
+pub(super) fn are_complete(
     target: &dyn Target,
-    parts: &[(ByteRange, &[u8])],
-    check: Check,
-) -> Result<Vec<Rewritten>, EndFault> {
-    let parts = parts.iter().filter(|(range, _)| !range.is_empty());
-    for (range, bytes) in parts.clone() {
-        target.write(&chunk_of(*range, bytes)?)?;
+    ends: Ends,
+    (head, tail): (&[u8], &[u8]),
+) -> Result<bool, CopyError> {
+    for (range, bytes) in [(ends.head, head), (ends.tail, tail)] {
+        let mut buffer = room_for(range)?;
+        target.read(range, &mut buffer)?;
+        if buffer[..bytes.len()] != *bytes {
+            return Ok(false);
+        }
     }
-    target.sync()?;
+    Ok(true)
+}
+
+/// A part of an end, and what it is to hold.
+struct Part<'a> {
+    range: ByteRange,
+    content: Content<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Content<'a> {
+    Bytes(&'a [u8]),
+    /// Written as such: it costs a device little.
+    Zeroes,
+}
+
+/// Writes the parts, syncs, and reads them back: always where a sync had failed, for it is not believed.
+fn write_parts(target: &dyn Target, parts: &[Part<'_>], check: Check) -> Result<Vec<Rewritten>, EndFault> {
+    let parts = || parts.iter().filter(|part| !part.range.is_empty());
+    let mut check = check;
+    for round in 0.. {
+        for part in parts() {
+            write(target, part)?;
+        }
+        match target.sync() {
+            Ok(()) => break,
+            Err(fault) if round == MOST_REWRITES => return Err(fault.into()),
+            Err(_) => check = Check::ReadBack,
+        }
+    }
     let mut rewritten = Vec::new();
-    for (range, bytes) in parts.filter(|_| check == Check::ReadBack) {
-        rewritten.extend(read_back(target, *range, bytes)?);
+    for part in parts().filter(|_| check == Check::ReadBack) {
+        rewritten.extend(read_back(target, part)?);
     }
     Ok(rewritten)
 }
 
-fn read_back(target: &dyn Target, range: ByteRange, bytes: &[u8]) -> Result<Option<Rewritten>, EndFault> {
-    let chunk = chunk_of(range, bytes)?;
-    let expected = chunk.chunk_digest().map_or(Expected::Zeroes, Expected::Digest);
-    // Room for whole blocks at both ends.
-    let mut buffer = AlignedBuffer::zeroed(bytes.len() + 8192).map_err(CopyError::Memory)?;
+fn write(target: &dyn Target, part: &Part<'_>) -> Result<(), CopyError> {
+    match part.content {
+        Content::Bytes(bytes) => target.write(&chunk_of(part.range, bytes)?)?,
+        Content::Zeroes => target.write_zeroes(part.range)?,
+    }
+    Ok(())
+}
+
+fn read_back(target: &dyn Target, part: &Part<'_>) -> Result<Option<Rewritten>, EndFault> {
+    let range = part.range;
+    let zeroes;
+    let bytes = match part.content {
+        Content::Bytes(bytes) => bytes,
+        Content::Zeroes => {
+            zeroes = vec![0; to_index(range.len())];
+            &zeroes
+        }
+    };
+    let mut buffer = room_for(range)?;
     let mut first_differing = None;
     for rewrites in 0..=MOST_REWRITES {
-        if holds(target, range, expected, &mut buffer)? {
-            return Ok((rewrites > 0).then_some(Rewritten { range, first_differing, rewrites }));
-        }
+        target.read(range, &mut buffer)?;
         let differing = bytes.iter().zip(buffer.iter()).position(|(right, found)| right != found);
-        first_differing = first_differing.or(differing.map(|at| range.start() + at as u64));
+        let Some(differing) = differing else {
+            return Ok((rewrites > 0).then_some(Rewritten { range, first_differing, rewrites }));
+        };
+        first_differing = first_differing.or(Some(range.start() + differing as u64));
         if rewrites < MOST_REWRITES {
-            target.write(&chunk)?;
+            write(target, part)?;
             target.sync()?;
         }
     }
     Err(EndFault::Mismatch(range))
+}
+
+/// Room for whole blocks at both ends.
+fn room_for(range: ByteRange) -> Result<AlignedBuffer, CopyError> {
+    AlignedBuffer::zeroed(to_index(range.len()) + 8192).map_err(CopyError::Memory)
 }
 
 fn chunk_of(range: ByteRange, bytes: &[u8]) -> Result<VerifiedChunk, CopyError> {

@@ -2,6 +2,7 @@
 //!
 //! Each step is one function of `Run`, in this order, and keeps the state that an error will tell.
 
+mod books;
 mod ends;
 mod noted;
 mod report;

@@ -10,6 +10,7 @@ use crate::guard::Claim;
 use crate::journal::{self, Journal, JournalError, Record};
 use crate::observe::{Event, Observer, Phase};
 use crate::plan::PlanSummary;
+use crate::target::Beside;
 use crate::verify::CHUNK;
 
 /// Tells an observer, and the journal how far the run is.
@@ -62,6 +63,13 @@ pub(super) fn begin(
         target_bytes: summary.size_after,
         gpt: &report::to_json(&summary.gpt),
     })
+}
+
+/// The second record, where a new file is written beside the disk's.
+pub(super) fn staged(journal: &Journal, beside: Option<&Beside>) -> Result<(), JournalError> {
+    let Some(Beside { path, device, inode }) = beside else { return Ok(()) };
+    let temporary = path.to_string_lossy();
+    journal.record(&Record::Staged { temporary: &temporary, device: *device, inode: *inode })
 }
 
 /// The partition table's id that the disk has, or had before a run that is unfinished on it.

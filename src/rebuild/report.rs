@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::copy::Sandbox;
 use crate::error::TargetState;
-use crate::guard::{Claim, DataDisk, DataDiskEvidence, Held, SecondLook, Topology};
-use crate::plan::{GptPlan, PlanSummary};
+use crate::guard::{DataDisk, DataDiskEvidence, SecondLook, Topology};
+use crate::plan::{GptPlan, PlanSummary, RunMode};
 use crate::range::ByteRange;
 use crate::request::PowerState;
 use crate::seed::SeedReport;
@@ -33,11 +33,15 @@ pub struct Report {
     pub chunk_bytes: u64,
     /// The BLAKE3 of the image's whole disk, where it was asked for.
     pub whole_digest: Option<Digest>,
-    /// Bytes of chunks that hold data.
+    /// How the run went about the disk.
+    pub mode: RunMode,
+    /// Bytes of chunks that hold data and were written.
     pub bytes_written: u64,
     /// Bytes that were made zero; none in a new file, which is zero from the start.
     pub bytes_zeroed: u64,
-    /// Bytes that were read back and compared.
+    /// Bytes that were read, found right, and not written.
+    pub bytes_kept: u64,
+    /// Bytes that were read back and compared, those that were kept among them.
     pub bytes_read_back: u64,
     /// Bytes that the file system proves to be holes.
     pub bytes_proved_holes: u64,
@@ -136,22 +140,6 @@ pub(super) fn ms(since: Instant) -> u64 {
 
 pub(super) fn to_json(value: &impl Serialize) -> serde_json::Value {
     serde_json::to_value(value).expect("reports are plain data")
-}
-
-/// What names a disk in the state folder: never its path, which another disk may get.
-pub(super) fn claim_key(claim: &Claim) -> serde_json::Value {
-    match claim.held() {
-        Held::NewFile { folder, name } => {
-            let folder = rustix::fs::fstat(folder).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-            serde_json::json!({ "folder": folder, "name": name.to_string_lossy() })
-        }
-        Held::Promised(_) => serde_json::json!({ "own": uuid::Uuid::new_v4().to_string() }),
-        // Where the bytes lie: a file and the loop device over it have one journal.
-        Held::Device { .. } | Held::File { .. } => {
-            let place = claim.facts().map(|facts| (facts.base, facts.base_offset));
-            serde_json::json!({ "bytes": place })
-        }
-    }
 }
 
 /// Notes one more rewrite of a piece.

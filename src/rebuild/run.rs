@@ -1,16 +1,19 @@
 //! A rebuild under way: what it holds from the first step to the last, and how it begins.
 
+use std::path::Path;
 use std::time::Instant;
 
+use super::ends::{EndFault, MOST_REWRITES};
 use super::noted::{self, Noting};
 use super::report::{self, Durations, RepairReport};
 use crate::copy::{CopyError, Pool, ReadBack, Transferred, Watch};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::{DataDisk, Hold};
 use crate::image::Image;
-use crate::journal::{Journal, JournalError, Record};
+use crate::journal::{self, Earlier, Journal, JournalError, Record};
 use crate::observe::{CancelToken, Observer, Phase};
-use crate::plan::{Fit, Plan, PlanSummary, image_error};
+use crate::plan::{self, Fit, Known, Plan, PlanSummary, RunMode, image_error};
+use crate::range::ByteRange;
 use crate::request::Options;
 use crate::seed::{ComposedSeed, SeedReport, StagedSeed};
 use crate::target::{self, Exchange, Opened, Target, TargetError};
@@ -30,6 +33,13 @@ pub(super) struct Run<'a> {
     pub(super) exchange: Option<Box<dyn Exchange>>,
     pub(super) seed: Option<StagedSeed>,
     pub(super) journal: Journal,
+    pub(super) known: Known,
+    /// How the run really goes about the disk: the journal may have changed since the plan.
+    pub(super) mode: RunMode,
+    /// The chunks that an earlier run wrote.
+    pub(super) noted: DigestTable,
+    /// Whether the disk says before the copy that it is unfinished; else it is told by the first byte that differs.
+    pub(super) may_write: bool,
     /// The locks on the disk; none on a new file or a caller's own target.
     pub(super) hold: Option<Hold>,
     pub(super) data_disks: Vec<DataDisk>,
@@ -51,7 +61,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Error> {
         let started = Instant::now();
         let summary = plan.summary().clone();
-        let Plan { request, image, mut claim, brought, fit, seed, data_disks, .. } = plan;
+        let Plan { request, image, mut claim, brought, fit, seed, data_disks, known, .. } = plan;
         let options = request.options;
         let no_threads = |error| {
             Error::new(ErrorKind::Internal, TargetError::new("starting threads", None, error))
@@ -60,24 +70,39 @@ impl<'a> Run<'a> {
         let pool = Pool::start(options.threads).map_err(no_threads)?;
         let seed = seed.map(ComposedSeed::stage).transpose()?;
         let (hold, path) = (claim.take_hold(), claim.path().to_owned());
-        let key = report::claim_key(&claim);
         let ptuuid = noted::ptuuid(&claim, &options.state_dir);
-        let journal = Journal::begin(&options.state_dir, &key).map_err(journal_error)?;
-        let begun = noted::begin(&journal, (&summary, &key), ptuuid.as_deref()).map_err(journal_error);
+        let (journal, earlier) =
+            Journal::begin(&options.state_dir, &known.key, known.bound, plan::go_on(&options))
+                .map_err(journal_error)?;
+        let (chunks, beside) = match earlier {
+            Earlier::GoesOn { chunks, staged, .. } => (chunks, staged),
+            Earlier::Nothing | Earlier::StartsOver { .. } => (Vec::new(), None),
+        };
+        let goes_on = !chunks.is_empty();
+        let noted = DigestTable::of_notes(image.virtual_size(), chunks);
+        let begun = noted::begin(&journal, (&summary, &known.key), ptuuid.as_deref()).map_err(journal_error);
         let opened = begun.and_then(|()| {
             let opened = match brought {
                 Some(target) => Ok(target::bring(claim, target)),
-                None => target::open(claim, options.placement, fit.size),
+                None => target::open(claim, options.placement, (fit.size, beside.map(of_journal))),
             };
-            opened.map_err(|fault| unusable(fault).at_path(&path))
+            let opened = opened.map_err(|fault| unusable(fault).at_path(&path))?;
+            noted::staged(&journal, opened.beside.as_ref()).map_err(journal_error)?;
+            Ok(opened)
         });
-        let Opened { target, exchange } = match opened {
+        let Opened { target, exchange, .. } = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 journal.discard();
                 return Err(error);
             }
         };
+        let mode = match summary.mode {
+            RunMode::Delta => RunMode::Delta,
+            RunMode::Full | RunMode::Resumed if goes_on && !target.is_new() => RunMode::Resumed,
+            RunMode::Full | RunMode::Resumed => RunMode::Full,
+        };
+        let may_write = mode != RunMode::Delta || summary.unfinished.is_some();
         let durations = Durations { prepare_ms: report::ms(started), ..Durations::default() };
         Ok(Self {
             observer,
@@ -91,6 +116,10 @@ impl<'a> Run<'a> {
             exchange,
             seed,
             journal,
+            known,
+            mode,
+            noted,
+            may_write,
             hold,
             data_disks,
             state: TargetState::Untouched,
@@ -119,7 +148,8 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn watch<'w>(&'w self, noting: &'w Noting<'w>, phase: Phase, bytes_total: u64) -> Watch<'w> {
-        Watch { observer: noting, cancel: self.cancel, phase, bytes_total }
+        let stall_timeout = self.options.stall_timeout;
+        Watch { observer: noting, cancel: self.cancel, phase, bytes_total, stall_timeout }
     }
 
     pub(super) fn digests(&self) -> &DigestTable {
@@ -137,7 +167,7 @@ impl<'a> Run<'a> {
 }
 
 /// A fault of a pass over a disk, as the caller sees it.
-pub(crate) fn copy_error(fault: CopyError, target: &std::path::Path) -> Error {
+pub(crate) fn copy_error(fault: CopyError, target: &Path) -> Error {
     match fault {
         CopyError::Image(fault) => image_error(ErrorKind::ImageFault, fault),
         CopyError::ImageChanged { range } => Error::new(ErrorKind::ImageFault, fault)
@@ -153,6 +183,10 @@ pub(crate) fn copy_error(fault: CopyError, target: &std::path::Path) -> Error {
                 None => error,
             }
         }
+        CopyError::Books(error) => *error,
+        CopyError::Stalled { .. } => Error::new(ErrorKind::TargetIo, fault)
+            .at_path(target)
+            .hint_that("check the disk and the kernel's log, then run the rebuild again"),
         CopyError::Memory(_) => {
             Error::new(ErrorKind::Internal, fault).hint_that("free memory, or use fewer threads (--threads)")
         }
@@ -174,6 +208,32 @@ pub(super) fn journal_error(fault: JournalError) -> Error {
     };
     let path = fault.path().to_owned();
     Error::new(kind, fault).at_path(path).hint_that(hint)
+}
+
+/// A fault at the ends of a disk.
+pub(super) fn end_error(fault: EndFault, target: &Path) -> Error {
+    match fault {
+        EndFault::Copy(fault) => copy_error(fault, target),
+        EndFault::Mismatch(range) => mismatch((range, 1), target),
+    }
+}
+
+/// The disk does not hold what was written, or not what the image holds.
+#[derive(Debug, thiserror::Error)]
+#[error("{count} pieces of the disk do not read back as written, in spite of {MOST_REWRITES} rewrites")]
+struct ReadsBackWrong {
+    count: usize,
+}
+
+pub(super) fn mismatch((first, count): (ByteRange, usize), target: &Path) -> Error {
+    Error::new(ErrorKind::Mismatch, ReadsBackWrong { count })
+        .at_path(target)
+        .at_range(first)
+        .hint_that("the disk does not keep what is written to it: replace it")
+}
+
+fn of_journal(staged: journal::Staged) -> (u64, u64) {
+    (staged.device, staged.inode)
 }
 
 fn unusable(fault: TargetError) -> Error {

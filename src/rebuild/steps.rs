@@ -2,93 +2,106 @@
 
 use std::time::Instant;
 
-use super::ends::{self, Check, EndFault, MOST_REWRITES};
+use super::books::Books;
+use super::ends::{self, Check, MOST_REWRITES, Rewritten};
 use super::report::{self, DataDiskReport, Report, Verdict};
-use super::run::{Run, journal_error};
-use crate::copy::{self, CopyError, Mismatch, Scope, Sink, Transfer};
+use super::run::{Run, end_error, journal_error, mismatch};
+use crate::copy::{self, Compare, CopyError, Exceptions, Mismatch, Onto, Scope, Sink, Transfer, Transferred};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::{DataDisk, Hold, Refusal};
-use crate::journal::Record;
+use crate::journal::{self, Record};
 use crate::observe::{Event, Phase};
-use crate::plan::image_error;
-use crate::range::ByteRange;
+use crate::plan::{RunMode, TargetKind, image_error};
 use crate::request::{PowerState, VerifyPolicy, WholeDigest};
 use crate::seed::{self, Replace};
 use crate::sys::aligned::AlignedBuffer;
 use crate::verify::{CHUNK, CHUNK_LEN, WholeDigester, holds};
 
-/// The disk does not hold what was written, or not what the image holds.
-#[derive(Debug, thiserror::Error)]
-#[error("{count} pieces of the disk do not read back as written, in spite of {MOST_REWRITES} rewrites")]
-struct ReadsBackWrong {
-    count: usize,
-}
-
 impl Run<'_> {
-    /// Makes a disk that is written into say that it is unfinished; a new file is nobody's disk yet.
+    /// Makes a disk that is written into say that it is unfinished; a new file is nobody's disk yet, and in delta mode
+    /// the disk stays as it is until a byte differs.
     pub(super) fn invalidate(&mut self) -> Result<(), Error> {
         self.stop_if_cancelled()?;
-        if self.target.is_new() {
+        if self.exchange.is_some() || !self.may_write {
             return Ok(());
         }
-        self.record(&Record::Invalidated)?;
-        self.state = TargetState::Invalidated;
-        let poisoned = ends::poison(self.target.as_ref(), self.fit.ends(), self.journal.id());
-        poisoned.map_err(|fault| self.error(fault))
+        self.say_unfinished()
     }
 
     /// The image's chunks onto the disk, and zeroes behind them; the ends are kept back.
     pub(super) fn copy(&mut self) -> Result<(), Error> {
         let started = Instant::now();
-        self.state = TargetState::Partial;
+        if self.may_write {
+            self.state = TargetState::Partial;
+        }
+        let mut books = self.books();
+        let copied = self.transfer(&mut books);
+        let (state, rewritten) = (books.state, books.rewritten);
+        self.close_books(state, rewritten);
+        let copied = copied?;
+        self.image.check_unchanged().map_err(|fault| image_error(ErrorKind::ImageFault, fault))?;
+        self.copied = Some(copied);
+        self.may_write = self.state != TargetState::Untouched;
+        if !self.may_write && !self.ends_are_complete()? {
+            self.say_unfinished()?;
+        }
+        if self.may_write {
+            self.state = TargetState::Written;
+        }
+        self.durations.copy_ms = report::ms(started);
+        Ok(())
+    }
+
+    fn transfer(&self, books: &mut Books<'_>) -> Result<Transferred, Error> {
         let (target, middle) = (self.target.as_ref(), self.fit.ends().middle());
         let virtual_size = self.image.virtual_size();
         let whole = match self.options.whole_digest {
             WholeDigest::Compute => Some(WholeDigester::new(virtual_size)),
             WholeDigest::Skip => None,
         };
-        let transfer = Transfer { image: self.image.as_ref(), sink: Sink::Target { target, middle }, whole };
+        let compare = match self.mode {
+            RunMode::Full => Compare::Nothing,
+            RunMode::Resumed => Compare::Noted(&self.noted),
+            RunMode::Delta => Compare::Everything,
+        };
+        let (may_write, checkpoint) = (self.may_write, self.options.checkpoint);
+        let sink = Sink::Target(Onto { target, middle, compare, may_write, checkpoint });
         let noting = self.noting();
         let watch = self.watch(&noting, Phase::Copy, virtual_size);
-        let copied = copy::transfer(&self.pool, transfer, &watch);
-        let mut copied = copied.map_err(|fault| self.error(fault))?;
-        // A chunk is written in whole sectors, so the zeroes begin at the next one.
-        let image_end = virtual_size.next_multiple_of(u64::from(target.sector_size())).min(self.fit.size);
-        let behind = ByteRange::between(image_end, self.fit.size);
-        if let Some(rest) = behind.intersection(middle).filter(|_| !target.is_new()) {
-            let zeroed = copy::zero(&self.pool, target, rest, &watch);
-            copied.bytes_zeroed += zeroed.map_err(|fault| self.error(fault))?;
-        }
-        target.sync().map_err(|fault| self.error(fault.into()))?;
-        self.image.check_unchanged().map_err(|fault| image_error(ErrorKind::ImageFault, fault))?;
-        self.copied = Some(copied);
-        self.state = TargetState::Written;
-        self.durations.copy_ms = report::ms(started);
-        Ok(())
+        let transfer = Transfer { image: self.image.as_ref(), sink, whole };
+        copy::transfer(&self.pool, transfer, (&watch, books)).map_err(|fault| self.error(fault))
     }
 
     /// What the disk holds between its ends, compared with what was copied; what differs is written again.
     pub(super) fn read_back(&mut self) -> Result<(), Error> {
         let started = Instant::now();
+        let copied = self.copied.as_ref().expect("the copy came before");
         let scope = match self.options.verify {
             VerifyPolicy::Full => Scope::Everything,
             VerifyPolicy::Written => Scope::Data,
-            VerifyPolicy::Off => return Ok(()),
+            VerifyPolicy::Off if copied.doubtful.is_empty() => return Ok(()),
+            VerifyPolicy::Off => Scope::Listed,
         };
+        let exceptions = Exceptions { kept: &copied.kept, doubtful: &copied.doubtful };
         let middle = self.fit.ends().middle();
         let noting = self.noting();
         let watch = self.watch(&noting, Phase::ReadBack, middle.len());
-        let read = copy::check(&self.pool, self.target.as_ref(), (self.digests(), middle), scope, &watch);
+        let part = (&copied.digests, middle);
+        let read = copy::check(&self.pool, self.target.as_ref(), part, (scope, exceptions), &watch);
         self.read = read.map_err(|fault| self.error(fault))?;
+        self.read.bytes_read += self.copied.as_ref().map_or(0, |copied| copied.bytes_kept);
         let mut wrong = std::mem::take(&mut self.read.mismatches);
         for rewrites in 1..=MOST_REWRITES {
             if wrong.is_empty() {
                 break;
             }
+            if !self.may_write && self.exchange.is_none() {
+                self.say_unfinished()?;
+            }
             wrong = self.write_again(&wrong, rewrites)?;
         }
         if let Some(first) = wrong.first() {
-            return Err(self.mismatch(first.range, wrong.len()));
+            return Err(mismatch((first.range, wrong.len()), &self.summary.target));
         }
         let root = self.digests().root();
         self.record(&Record::Verified { root })?;
@@ -134,20 +147,16 @@ impl Run<'_> {
         let started = Instant::now();
         self.refuse_new_holders()?;
         let bounds = self.fit.ends();
-        let patches = self.fit.patches();
-        let withheld = &self.copied.as_ref().expect("the copy came before").withheld;
-        let (head, tail) =
-            (ends::assemble(bounds.head, withheld, patches), ends::assemble(bounds.tail, withheld, patches));
-        let check = match self.options.verify {
-            VerifyPolicy::Off => Check::Trust,
-            VerifyPolicy::Full | VerifyPolicy::Written => Check::ReadBack,
-        };
-        let completed =
-            ends::complete(self.target.as_ref(), bounds, (&head, &tail), (check, self.journal.id()));
-        for part in completed.map_err(|fault| self.end_error(fault))? {
-            report::note_repair(&mut self.repairs, part.range, part.first_differing, part.rewrites);
+        let (head, tail) = self.assembled_ends();
+        if self.may_write {
+            let (ends, check) = ((head.as_slice(), tail.as_slice()), (self.check(), self.journal.id()));
+            let completed = ends::complete(self.target.as_ref(), bounds, ends, check);
+            for part in completed.map_err(|fault| end_error(fault, &self.summary.target))? {
+                report::note_repair(&mut self.repairs, part.range, part.first_differing, part.rewrites);
+            }
+            self.count_ends();
         }
-        if check == Check::ReadBack {
+        if self.check() == Check::ReadBack || !self.may_write {
             self.read.bytes_read += bounds.head.len() + bounds.tail.len();
             self.state = TargetState::Verified;
         }
@@ -180,6 +189,7 @@ impl Run<'_> {
     /// What was done; an error only where a data disk changed meanwhile.
     pub(super) fn report(self, started: Instant) -> Result<Report, Error> {
         self.remember_seed();
+        self.remember_image();
         let host = self.data_disks.first().map(DataDisk::host);
         let compare = |disk| report::compare(disk, host.as_ref().expect("there is a data disk"));
         let data_disks: Vec<_> = self.data_disks.iter().map(compare).collect();
@@ -210,6 +220,8 @@ impl Run<'_> {
             power_state: PowerState::Stopped,
             root: copied.digests.root(),
             chunk_bytes: CHUNK,
+            mode: self.mode,
+            bytes_kept: copied.bytes_kept,
             whole_digest: copied.whole,
             bytes_written: copied.bytes_written,
             bytes_zeroed: copied.bytes_zeroed,
@@ -235,21 +247,91 @@ impl Run<'_> {
         }
     }
 
+    /// What the disk holds now, so that the next run may compare before it writes.
+    fn remember_image(&self) {
+        let is_kept = match self.summary.target_kind {
+            TargetKind::Device | TargetKind::InPlaceFile => true,
+            TargetKind::CallersOwn => self.target.identity().is_some() && !self.target.is_new(),
+            TargetKind::ReplacedFile | TargetKind::NewFile => false,
+        };
+        let remember =
+            || journal::remember(&self.options.state_dir, &self.known.key, self.known.bound.binding);
+        if let Err(error) = if is_kept { remember() } else { Ok(()) } {
+            let message = format!("what this disk holds could not be noted: {error}");
+            self.observer.event(&Event::Warning { code: "journal", message });
+        }
+    }
+
     fn stop_if_cancelled(&self) -> Result<(), Error> {
         if self.cancel.is_cancelled() { Err(self.error(CopyError::Cancelled)) } else { Ok(()) }
     }
 
-    fn mismatch(&self, first: ByteRange, count: usize) -> Error {
-        Error::new(ErrorKind::Mismatch, ReadsBackWrong { count })
-            .at_path(&self.summary.target)
-            .at_range(first)
-            .hint_that("the disk does not keep what is written to it: replace it")
+    /// The ends that are written count as the rest of the disk does.
+    fn count_ends(&mut self) {
+        let copied = self.copied.as_mut().expect("the copy came before");
+        for chunk in &copied.withheld {
+            match chunk.chunk_digest() {
+                Some(_) => copied.bytes_written += chunk.range().len(),
+                None => copied.bytes_zeroed += chunk.range().len(),
+            }
+        }
     }
 
-    fn end_error(&self, fault: EndFault) -> Error {
-        match fault {
-            EndFault::Copy(fault) => self.error(fault),
-            EndFault::Mismatch(range) => self.mismatch(range, 1),
+    /// In delta mode: whether the disk's ends hold what they should, too.
+    fn ends_are_complete(&mut self) -> Result<bool, Error> {
+        let (head, tail) = self.assembled_ends();
+        let bounds = self.fit.ends();
+        let complete = ends::are_complete(self.target.as_ref(), bounds, (&head, &tail));
+        let complete = complete.map_err(|fault| self.error(fault))?;
+        if complete {
+            let copied = self.copied.as_mut().expect("the copy came before");
+            copied.bytes_kept += bounds.head.len() + bounds.tail.len();
         }
+        Ok(complete)
+    }
+
+    fn assembled_ends(&self) -> (Vec<u8>, Vec<u8>) {
+        let (bounds, patches) = (self.fit.ends(), self.fit.patches());
+        let withheld = &self.copied.as_ref().expect("the copy came before").withheld;
+        (ends::assemble(bounds.head, withheld, patches), ends::assemble(bounds.tail, withheld, patches))
+    }
+
+    fn check(&self) -> Check {
+        match self.options.verify {
+            VerifyPolicy::Off => Check::Trust,
+            VerifyPolicy::Full | VerifyPolicy::Written => Check::ReadBack,
+        }
+    }
+
+    fn books(&self) -> Books<'_> {
+        Books {
+            journal: &self.journal,
+            known: &self.known,
+            state_dir: &self.options.state_dir,
+            observer: self.observer,
+            path: &self.summary.target,
+            target: self.target.as_ref(),
+            ends: self.fit.ends(),
+            check: self.check(),
+            state: self.state,
+            rewritten: Vec::new(),
+        }
+    }
+
+    fn close_books(&mut self, state: TargetState, rewritten: Vec<Rewritten>) {
+        self.state = state;
+        for part in rewritten {
+            report::note_repair(&mut self.repairs, part.range, part.first_differing, part.rewrites);
+        }
+    }
+
+    /// The first change to the disk.
+    fn say_unfinished(&mut self) -> Result<(), Error> {
+        let mut books = self.books();
+        let said = books.invalidate();
+        let (state, rewritten) = (books.state, books.rewritten);
+        self.close_books(state, rewritten);
+        self.may_write = true;
+        said
     }
 }

@@ -103,7 +103,7 @@ mod tests {
     use super::super::{Subject, status};
     use super::*;
     use crate::error::ErrorKind;
-    use crate::journal::{Journal, Record};
+    use crate::journal::{Bound, GoOn, Journal, Record};
     use crate::layout::marker;
     use crate::observe::Phase;
     use crate::request::InstanceSpec;
@@ -117,6 +117,10 @@ mod tests {
         Ours,
         /// The marker of a run that has no journal here.
         Anothers,
+    }
+
+    fn begin(state_dir: &Path) -> Journal {
+        Journal::begin(state_dir, &Value::Null, Bound::of(&1, 1), GoOn::IfItCan).unwrap().0
     }
 
     fn begun<'a>(journal: &'a Journal, path: &'a str) -> Record<'a> {
@@ -144,7 +148,7 @@ mod tests {
     fn check(records: &[Record<'_>], lies: Lies, (state, notice): (InstanceState, &str)) {
         let folder = tempfile::tempdir().unwrap();
         let disk = folder.path().join("disk.raw");
-        let journal = Journal::begin(folder.path(), &Value::Null).unwrap();
+        let journal = begin(folder.path());
         let begun = begun(&journal, disk.to_str().unwrap());
         for record in std::iter::once(&begun).chain(records) {
             journal.record(record).unwrap();
@@ -200,7 +204,7 @@ mod tests {
     #[test]
     fn a_failure_is_told_as_the_journal_has_it() {
         let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::begin(folder.path(), &Value::Null).unwrap();
+        let journal = begin(folder.path());
         journal.record(&begun(&journal, "/no/such/disk")).unwrap();
         journal.record(&Record::Invalidated).unwrap();
         journal.progress("copy", 50, 200);

@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 
 /// Ends the name of a file that is not complete yet.
 const SUFFIX: &str = ".reimage-unfinished";
@@ -27,6 +27,33 @@ pub(crate) fn create(folder: &OwnedFd, place: &OsStr) -> io::Result<(OsString, F
         return Err(error.into());
     }
     Ok((name, file))
+}
+
+/// Opens and locks a file that `create` made in an earlier run, if it is the one of these numbers and nobody else's.
+///
+/// A file that a living run holds is an error (`ResourceBusy`).
+pub(crate) fn reopen(
+    folder: &OwnedFd,
+    place: &OsStr,
+    (device, inode): (u64, u64),
+) -> io::Result<Option<File>> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = match rustix::fs::openat(folder, name_beside(place), flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        // Whatever it is, `create` deals with it.
+        Err(_) => return Ok(None),
+    };
+    let stat = rustix::fs::fstat(&file)?;
+    let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    // Nobody else could open it, so nobody else has it open.
+    let is_ours = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o7777 == 0o600;
+    let is_it = (stat.st_dev, stat.st_ino) == (device, inode) && stat.st_nlink == 1;
+    if !(is_regular && is_ours && is_it) {
+        return Ok(None);
+    }
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another run is writing it"))?;
+    Ok(Some(file))
 }
 
 /// The name under which the file lies that will take the place of `place`.
@@ -78,7 +105,21 @@ mod tests {
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         let second = create(&folder, OsStr::new("disk.raw")).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::ResourceBusy);
+        let metadata = file.metadata().unwrap();
+        let numbers =
+            (std::os::unix::fs::MetadataExt::dev(&metadata), std::os::unix::fs::MetadataExt::ino(&metadata));
+        let place = OsStr::new("disk.raw");
+        assert_eq!(reopen(&folder, place, numbers).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         drop(file);
+        assert!(reopen(&folder, place, (numbers.0, numbers.1 + 1)).unwrap().is_none(), "another file");
+        assert!(reopen(&folder, OsStr::new("other.raw"), numbers).unwrap().is_none());
+        reopen(&folder, place, numbers).unwrap().expect("it is the file of before");
+        let path = temporary.path().join(&name);
+        std::fs::hard_link(&path, temporary.path().join("link")).unwrap();
+        assert!(reopen(&folder, place, numbers).unwrap().is_none(), "somebody else has a name for it");
+        std::fs::remove_file(temporary.path().join("link")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(reopen(&folder, place, numbers).unwrap().is_none(), "somebody else may have opened it");
         create(&folder, OsStr::new("disk.raw")).expect("the lock went with the run");
     }
 }

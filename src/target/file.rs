@@ -27,6 +27,8 @@ pub(super) struct FileTarget {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Age {
     New,
+    /// New, and partly written by an earlier run.
+    Resumed,
     Old,
 }
 
@@ -35,6 +37,11 @@ impl FileTarget {
     pub(super) fn new(file: File, size: u64) -> Result<Self, TargetError> {
         file.set_len(size).map_err(TargetError::during("setting the size"))?;
         Ok(Self { disk: HostDisk::of_file(file, size), age: Age::New, uncached: AtomicBool::new(true) })
+    }
+
+    /// A new file that an earlier run has begun to write; it gets `size` bytes.
+    pub(super) fn resumed(file: File, size: u64) -> Result<Self, TargetError> {
+        Ok(Self { age: Age::Resumed, ..Self::new(file, size)? })
     }
 
     /// A file that is there and keeps its inode; `take_size` lets it grow to `size`.
@@ -91,7 +98,7 @@ impl Target for FileTarget {
 
     fn write(&self, chunk: &VerifiedChunk) -> Result<(), TargetError> {
         let hole = match self.age {
-            Age::New => HOLE_OF_NEW_FILE,
+            Age::New | Age::Resumed => HOLE_OF_NEW_FILE,
             Age::Old => HOLE_OF_OLD_FILE,
         };
         for run in chunk.runs(hole, 1) {

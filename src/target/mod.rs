@@ -12,6 +12,8 @@ mod staged;
 pub(crate) use disk::HostDisk;
 pub use error::TargetError;
 
+use std::path::PathBuf;
+
 use crate::guard::{Claim, Held, Promise};
 use crate::range::ByteRange;
 use crate::request::Placement;
@@ -135,19 +137,34 @@ pub(crate) struct Opened {
     pub(crate) target: Box<dyn Target>,
     /// The new file that will take the old one's place; `None` where the disk itself is written.
     pub(crate) exchange: Option<Box<dyn Exchange>>,
+    /// Where that file lies on this host.
+    pub(crate) beside: Option<Beside>,
+}
+
+/// A new file on this host that waits to take a disk's place.
+pub(crate) struct Beside {
+    pub(crate) path: PathBuf,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
 }
 
 /// Turns the right to write a host's disk into the target; a new file gets `size` bytes.
-pub(crate) fn open(claim: Claim, placement: Placement, size: u64) -> Result<Opened, TargetError> {
+///
+/// A new file of those numbers that an earlier run left is taken up again, if it is as it was left.
+pub(crate) fn open(
+    claim: Claim,
+    placement: Placement,
+    (size, earlier): (u64, Option<(u64, u64)>),
+) -> Result<Opened, TargetError> {
     let held = claim.into_held();
-    let whole = |target: Box<dyn Target>| Opened { target, exchange: None };
+    let whole = |target: Box<dyn Target>| Opened { target, exchange: None, beside: None };
     match held {
         Held::Device { file, sector_size } => Ok(whole(Box::new(device::Device::new(file, sector_size)?))),
         Held::File { file, .. } if placement == Placement::InPlace => {
             Ok(whole(Box::new(file::FileTarget::in_place(file, size))))
         }
-        Held::File { file, folder, name } => staged::stage(folder, name, Some(file), size),
-        Held::NewFile { folder, name } => staged::stage(folder, name, None, size),
+        Held::File { file, folder, name } => staged::stage((folder, name), Some(file), size, earlier),
+        Held::NewFile { folder, name } => staged::stage((folder, name), None, size, earlier),
         Held::Promised(_) => unreachable!("a promised claim is opened by `bring`"),
     }
 }
@@ -157,5 +174,5 @@ pub(crate) fn bring(claim: Claim, target: Box<dyn Target>) -> Opened {
     let held = claim.into_held();
     assert!(matches!(held, Held::Promised(Promise::NobodyElseUsesIt)), "a caller's target needs its promise");
     let exchange = target.exchange();
-    Opened { target, exchange }
+    Opened { target, exchange, beside: None }
 }

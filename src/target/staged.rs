@@ -3,13 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 
 use super::file::FileTarget;
-use super::{Exchange, Opened, TargetError};
+use super::{Beside, Exchange, Opened, TargetError};
 use crate::sys::{beside, locks};
 
 /// A new file that waits to take its place; dropped before, it is removed.
@@ -34,14 +34,26 @@ enum Place {
 }
 
 /// Makes the new file: beside the old one, readable by nobody else, with what can be copied beforehand.
+///
+/// One of the numbers `earlier` that lies there already is taken up instead.
 pub(super) fn stage(
-    folder: OwnedFd,
-    name: OsString,
+    (folder, name): (OwnedFd, OsString),
     old: Option<File>,
     size: u64,
+    earlier: Option<(u64, u64)>,
 ) -> Result<Opened, TargetError> {
     let making = || TargetError::during("making the new file");
-    let (temporary, file) = beside::create(&folder, &name).map_err(making())?;
+    let left = earlier.map(|numbers| beside::reopen(&folder, &name, numbers)).transpose().map_err(making())?;
+    let (temporary, file, is_new) = match left.flatten() {
+        Some(file) => (beside::name_beside(&name), file, false),
+        None => {
+            let (temporary, file) = beside::create(&folder, &name).map_err(making())?;
+            (temporary, file, true)
+        }
+    };
+    let numbers = file.metadata().map_err(making())?;
+    let in_folder = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).map_err(making())?;
+    let (path, device, inode) = (in_folder.join(&temporary), numbers.dev(), numbers.ino());
     let kept = file.try_clone().map_err(making())?;
     let staged = Staged { folder, temporary, name, file: kept, old, place: Place::Waiting };
     // From the exchange on it is the disk: until this run ends, no hypervisor shall start on it.
@@ -52,8 +64,9 @@ pub(super) fn stage(
     if let Some(old) = &staged.old {
         take_over(old, &file).map_err(TargetError::during("taking over owner and attributes"))?;
     }
-    let target = FileTarget::new(file, size)?;
-    Ok(Opened { target: Box::new(target), exchange: Some(Box::new(staged)) })
+    let target = if is_new { FileTarget::new(file, size) } else { FileTarget::resumed(file, size) }?;
+    let beside = Some(Beside { path, device, inode });
+    Ok(Opened { target: Box::new(target), exchange: Some(Box::new(staged)), beside })
 }
 
 impl Exchange for Staged {

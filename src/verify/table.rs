@@ -27,6 +27,14 @@ impl DigestTable {
         Self { virtual_size, digests: Vec::new(), sorted: true }
     }
 
+    /// A table of what was noted in that order; of several digests of one chunk the last one counts.
+    pub(crate) fn of_notes(virtual_size: u64, mut notes: Vec<(u64, Digest)>) -> Self {
+        notes.reverse();
+        notes.sort_by_key(|(index, _)| *index);
+        notes.dedup_by_key(|(index, _)| *index);
+        Self { virtual_size, digests: notes, sorted: true }
+    }
+
     /// Notes the digest of the chunk at `range`; each chunk once, in any order.
     pub(crate) fn insert(&mut self, range: ByteRange, digest: Digest) {
         assert!(range.start().is_multiple_of(CHUNK), "a chunk starts at a multiple of its size");

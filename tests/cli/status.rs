@@ -213,8 +213,9 @@ fn a_failure_is_told_with_its_kind_and_its_message() {
 
 /// The partition table's id in the last journal entry that begins a run.
 fn recorded_ptuuid(room: &Room) -> Value {
-    let path = fs::read_dir(room.path("state/journals")).unwrap().next().unwrap().unwrap().path();
-    let journal = fs::read_to_string(path).unwrap();
+    let paths = fs::read_dir(room.path("state/journals")).unwrap().map(|entry| entry.unwrap().path());
+    let is_journal = |path: &std::path::PathBuf| path.extension().is_some_and(|name| name == "journal");
+    let journal = fs::read_to_string(paths.into_iter().find(is_journal).unwrap()).unwrap();
     let begun = journal.lines().rfind(|line| line.contains("\"begun\"")).unwrap();
     let record: Value = serde_json::from_str(begun.split_once(' ').unwrap().1).unwrap();
     record["ptuuid"].clone()

@@ -1,0 +1,264 @@
+//! What one thread does with a piece of the disk: read, digest, compare, write.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::check::read_chunk;
+use super::farm::Worker;
+use super::transfer::{Compare, Onto, Sink};
+use super::{CopyError, Mismatch};
+use crate::image::{Extent, Image};
+use crate::observe::CancelToken;
+use crate::range::ByteRange;
+use crate::target::TargetError;
+use crate::verify::{CHUNK, Digest, Expected, VerifiedChunk, WholeDigester, holds, is_zero};
+
+/// The longest request for zeroes, and the shortest: how long they take is the device's secret.
+const LONGEST_ZERO_REQUEST: u64 = 256 << 20;
+const SHORTEST_ZERO_REQUEST: u64 = 1 << 20;
+/// A request for zeroes should take about as long: a cancel waits for it.
+const ZERO_REQUEST_TIME: Duration = Duration::from_millis(50);
+
+pub(super) enum Job {
+    Copy(Vec<(ByteRange, Vec<Extent>)>),
+    Zero(ByteRange),
+    HashZeroes(ByteRange),
+    /// What was written before a sync failed, once more.
+    Anew(Mismatch),
+    Sync,
+}
+
+pub(super) enum Outcome {
+    Several(Vec<Outcome>),
+    Chunk {
+        range: ByteRange,
+        digest: Option<Digest>,
+        whole: Option<[u8; 32]>,
+        fate: Fate,
+    },
+    Zeroes {
+        range: ByteRange,
+        fate: Fate,
+    },
+    Hashed(ByteRange, [u8; 32]),
+    Anew(Mismatch),
+    /// The disk does not hold what it should, and nothing may be written yet.
+    Differs(Job),
+    Synced(Result<(), TargetError>),
+}
+
+/// What became of a piece of the disk.
+pub(super) enum Fate {
+    /// It was only digested.
+    Digested,
+    /// It was read and found right.
+    Kept,
+    /// The file system proves that it is a hole.
+    Proved,
+    Written {
+        /// The digest of what was there, where it was read.
+        old: Option<Digest>,
+    },
+    /// It belongs to an end, which is written last.
+    Withheld(VerifiedChunk),
+}
+
+/// What the threads share.
+pub(super) struct Pieces<'a> {
+    pub(super) image: &'a dyn Image,
+    pub(super) sink: &'a Sink<'a>,
+    pub(super) hashes_all: bool,
+    /// Whether the disk says that it is unfinished, so that it may be written.
+    pub(super) may_write: AtomicBool,
+    pub(super) cancel: &'a CancelToken,
+}
+
+impl Pieces<'_> {
+    pub(super) fn work(&self, worker: &mut Worker, job: Job) -> Result<Outcome, CopyError> {
+        match (job, self.sink) {
+            (Job::Copy(chunks), _) => {
+                let copied = chunks.into_iter().map(|chunk| self.copy(worker, chunk));
+                copied.collect::<Result<_, _>>().map(Outcome::Several)
+            }
+            (Job::HashZeroes(range), _) => self.hash_zeroes(worker, range),
+            (Job::Zero(range), Sink::Target(onto)) => match onto.compare {
+                Compare::Nothing => self.zero(onto, range),
+                Compare::Noted(_) | Compare::Everything => self.compare_zeroes(worker, onto, range),
+            },
+            (Job::Anew(piece), Sink::Target(onto)) => self.write_anew(onto, piece),
+            (Job::Sync, Sink::Target(onto)) => Ok(Outcome::Synced(onto.target.sync())),
+            _ => unreachable!("without a target only chunks and zeroes are digested"),
+        }
+    }
+
+    fn copy(
+        &self,
+        worker: &mut Worker,
+        (range, extents): (ByteRange, Vec<Extent>),
+    ) -> Result<Outcome, CopyError> {
+        if let Some(kept) = self.noted(worker, range)? {
+            return Ok(kept);
+        }
+        let mut buffer = worker.take_buffer()?;
+        self.image.read(&extents, &mut buffer[..to_index(range.len())], &mut worker.decoder)?;
+        let chunk = VerifiedChunk::digest(range, buffer);
+        let (digest, whole) = (chunk.chunk_digest(), self.whole(range, chunk.bytes()));
+        let fate = match self.sink {
+            Sink::Digests => Fate::Digested,
+            Sink::Target(onto) if onto.middle.intersection(range) != Some(range) => {
+                let fate = Fate::Withheld(chunk);
+                return Ok(Outcome::Chunk { range, digest, whole, fate });
+            }
+            Sink::Target(onto) => {
+                let old = match onto.compare {
+                    Compare::Everything => match self.found(worker, onto, &chunk)? {
+                        None => {
+                            worker.give_back(chunk.into_buffer());
+                            return Ok(Outcome::Chunk { range, digest, whole, fate: Fate::Kept });
+                        }
+                        old => old,
+                    },
+                    Compare::Nothing | Compare::Noted(_) => None,
+                };
+                if !self.may_write.load(Ordering::SeqCst) {
+                    worker.give_back(chunk.into_buffer());
+                    return Ok(Outcome::Differs(Job::Copy(vec![(range, extents)])));
+                }
+                onto.target.write(&chunk)?;
+                Fate::Written { old }
+            }
+        };
+        worker.give_back(chunk.into_buffer());
+        Ok(Outcome::Chunk { range, digest, whole, fate })
+    }
+
+    /// A chunk that an earlier run noted, if the disk still holds it.
+    fn noted(&self, worker: &mut Worker, range: ByteRange) -> Result<Option<Outcome>, CopyError> {
+        let Sink::Target(Onto { target, middle, compare: Compare::Noted(noted), .. }) = self.sink else {
+            return Ok(None);
+        };
+        let is_between = middle.intersection(range) == Some(range);
+        let Some(digest) = noted.get(range.start()).filter(|_| is_between) else { return Ok(None) };
+        let mut buffer = worker.take_buffer()?;
+        let right = holds(*target, range, Expected::Digest(digest), &mut buffer)?;
+        let whole = self.whole(range, &buffer[..to_index(range.len())]);
+        worker.give_back(buffer);
+        let kept = Outcome::Chunk { range, digest: Some(digest), whole, fate: Fate::Kept };
+        Ok(right.then_some(kept))
+    }
+
+    /// The digest of what the disk holds in the chunk's place, unless that is the chunk.
+    fn found(
+        &self,
+        worker: &mut Worker,
+        onto: &Onto<'_>,
+        chunk: &VerifiedChunk,
+    ) -> Result<Option<Digest>, CopyError> {
+        let mut found = worker.take_second()?;
+        onto.target.read(chunk.range(), &mut found)?;
+        let bytes = &found[..chunk.bytes().len()];
+        let old = (bytes != chunk.bytes()).then(|| Digest::of(bytes));
+        worker.give_back_second(found);
+        Ok(old)
+    }
+
+    fn whole(&self, range: ByteRange, bytes: &[u8]) -> Option<[u8; 32]> {
+        self.hashes_all.then(|| WholeDigester::chaining_value(self.image.virtual_size(), range, bytes))
+    }
+
+    fn hash_zeroes(&self, worker: &mut Worker, range: ByteRange) -> Result<Outcome, CopyError> {
+        let mut buffer = worker.take_buffer()?;
+        let bytes = &mut buffer[..to_index(range.len())];
+        bytes.fill(0);
+        let value = WholeDigester::chaining_value(self.image.virtual_size(), range, bytes);
+        worker.give_back(buffer);
+        Ok(Outcome::Hashed(range, value))
+    }
+
+    /// Zeroes, in requests that a cancel can wait for.
+    fn zero(&self, onto: &Onto<'_>, range: ByteRange) -> Result<Outcome, CopyError> {
+        let (mut at, mut step) = (range.start(), 16 * SHORTEST_ZERO_REQUEST);
+        while at < range.end() {
+            if self.cancel.is_cancelled() {
+                return Err(CopyError::Cancelled);
+            }
+            let request = ByteRange::between(at, at.saturating_add(step).min(range.end()));
+            let began = Instant::now();
+            onto.target.write_zeroes(request)?;
+            step = match began.elapsed() {
+                took if took < ZERO_REQUEST_TIME / 2 => (step * 2).min(LONGEST_ZERO_REQUEST),
+                took if took > ZERO_REQUEST_TIME => (step / 2).max(SHORTEST_ZERO_REQUEST),
+                _ => step,
+            };
+            at = request.end();
+        }
+        Ok(Outcome::Zeroes { range, fate: Fate::Written { old: None } })
+    }
+
+    /// Reads what should be zero, where it is no hole, and zeroes what is not.
+    fn compare_zeroes(
+        &self,
+        worker: &mut Worker,
+        onto: &Onto<'_>,
+        range: ByteRange,
+    ) -> Result<Outcome, CopyError> {
+        let mut outcomes = Vec::new();
+        let mut at = range.start();
+        while at < range.end() {
+            if self.cancel.is_cancelled() {
+                return Err(CopyError::Cancelled);
+            }
+            let (stored, sector) = (onto.target.next_data(at)?, u64::from(onto.target.sector_size()));
+            // What is written are whole sectors.
+            let start = stored.map_or(range.end(), |stored| stored.start() / sector * sector);
+            let start = start.clamp(at, range.end());
+            if start > at {
+                outcomes.push(Outcome::Zeroes { range: ByteRange::between(at, start), fate: Fate::Proved });
+            }
+            let end = stored.map_or(range.end(), |stored| stored.end().next_multiple_of(sector));
+            let end = end.clamp(start, range.end());
+            for piece in ByteRange::between(start, end).cut(CHUNK) {
+                if self.cancel.is_cancelled() {
+                    return Err(CopyError::Cancelled);
+                }
+                let mut buffer = worker.take_buffer()?;
+                onto.target.read(piece, &mut buffer)?;
+                let right = is_zero(&buffer[..to_index(piece.len())]);
+                worker.give_back(buffer);
+                if right {
+                    outcomes.push(Outcome::Zeroes { range: piece, fate: Fate::Kept });
+                } else if self.may_write.load(Ordering::SeqCst) {
+                    onto.target.write_zeroes(piece)?;
+                    outcomes.push(Outcome::Zeroes { range: piece, fate: Fate::Written { old: None } });
+                } else {
+                    let rest = ByteRange::between(piece.start(), range.end());
+                    outcomes.push(Outcome::Differs(Job::Zero(rest)));
+                    return Ok(Outcome::Several(outcomes));
+                }
+            }
+            at = end;
+        }
+        Ok(Outcome::Several(outcomes))
+    }
+
+    fn write_anew(&self, onto: &Onto<'_>, piece: Mismatch) -> Result<Outcome, CopyError> {
+        match piece.expected {
+            Expected::Zeroes => {
+                let end = piece.range.end().next_multiple_of(u64::from(onto.target.sector_size()));
+                self.zero(onto, ByteRange::between(piece.range.start(), end))?;
+            }
+            Expected::Digest(digest) => {
+                let chunk = read_chunk(self.image, piece.range)?;
+                if chunk.chunk_digest() != Some(digest) {
+                    return Err(CopyError::ImageChanged { range: piece.range });
+                }
+                onto.target.write(&chunk)?;
+            }
+        }
+        Ok(Outcome::Anew(piece))
+    }
+}
+
+fn to_index(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("a chunk fits in memory")
+}
