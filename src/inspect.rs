@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, TargetState};
 use crate::image::{ExtentKind, Image, ImageInfo, TableReport};
 use crate::layout::{self, DiskLayout, ReadBytes, marker};
 use crate::observe::{CancelToken, Observer, Phase};
-use crate::plan::{self, DiskBytes, Ends, GptPlan, ImageBytes, image_error};
+use crate::plan::{self, CheckedImage, DiskBytes, Ends, GptPlan, ImageBytes, image_error};
 use crate::range::{ByteRange, RangeSet};
 use crate::rebuild::copy_error;
 use crate::request::{GptPolicy, ImageOptions, Preflight, Request};
@@ -56,7 +56,8 @@ pub fn inspect(
     preflight: Preflight,
     observer: &dyn Observer,
 ) -> Result<Inspection, Error> {
-    let (image, content) = plan::open_checked(path, options, (preflight, None), observer)?;
+    let CheckedImage { image, tables: content, .. } =
+        plan::open_checked(path, options, (preflight, None), observer)?;
     let refused = |fault| image_error(ErrorKind::Image, fault);
     let bytes = ImageBytes(image.as_ref());
     let unreadable = |error| Error::new(ErrorKind::Image, error).at_path(path);
@@ -128,7 +129,7 @@ pub fn verify(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<VerifyReport, Error> {
-    let image = plan::open_image(request, observer)?.0;
+    let image = plan::open_image(request, observer)?.image;
     let path = &request.instance.system_disk.path;
     let disk = open_disk(path)?;
     let differs = |fault| Error::new(ErrorKind::Mismatch, fault).at_path(path);

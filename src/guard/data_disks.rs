@@ -279,6 +279,11 @@ fn samples(size: u64) -> Vec<ByteRange> {
     spread.chain([last]).map(|at| ByteRange::new(at, SAMPLE_LEN)).collect()
 }
 
+/// How many writes to the block device of that number the kernel has counted; none where it does not count.
+pub(crate) fn writes_to(device: u64) -> Option<u64> {
+    writes(&Kernel::of_this_host(Vec::new()), super::device_identity(device))
+}
+
 /// `Documentation/block/stat.rst`: writes completed is the 5th number, discards completed the 12th.
 fn writes(kernel: &Kernel, identity: StorageIdentity) -> Option<u64> {
     let StorageIdentity::Device { major, minor } = identity else { return None };

@@ -17,7 +17,7 @@ use std::os::unix::fs::FileTypeExt as _;
 
 use crate::error::{Error, ErrorKind};
 use crate::guard::{self, Access, Claim, DataDisk, Held, Promise, Refusal, Subject};
-use crate::image::{Image, TableReport};
+use crate::image::Image;
 use crate::journal;
 use crate::observe::{Event, Observer};
 use crate::request::{DuplicatePolicy, PowerState, Request};
@@ -28,7 +28,7 @@ pub use duplicates::{Duplicate, OtherSeed};
 pub(crate) use earlier::{Known, go_on};
 pub use earlier::{RunMode, UnfinishedRun};
 pub(crate) use fit::{Ends, Fit, relocation};
-pub(crate) use open::{image_error, open_checked};
+pub(crate) use open::{CheckedImage, SeenImage, image_error, open_checked};
 pub use summary::{GptPlan, PlanSummary, TargetKind};
 use survey::Seen;
 pub(crate) use view::{DiskBytes, ImageBytes};
@@ -46,6 +46,7 @@ pub(crate) use view::{DiskBytes, ImageBytes};
 pub struct Plan {
     pub(crate) request: Request,
     pub(crate) image: Box<dyn Image>,
+    pub(crate) seen_image: SeenImage,
     pub(crate) claim: Claim,
     /// A caller's own target, behind a promised claim.
     pub(crate) brought: Option<Box<dyn Target>>,
@@ -125,7 +126,9 @@ fn examine(
     let opened = open_image(request, observer);
     // Before the fault itself: of several, the one with a process is the one to tell.
     refusals.extend(opened.as_ref().err().map(survey::who_writes).unwrap_or_default());
-    let image = noted(opened, &mut refusals);
+    let opened = noted(opened, &mut refusals);
+    let root = opened.as_ref().and_then(|opened| opened.root);
+    let image = opened.map(|opened| (opened.image, opened.tables));
     if runs {
         // A machine that runs has its disks: no device is opened.
         return Err(Error::first_of(refusals));
@@ -161,7 +164,8 @@ fn examine(
         observer.event(&Event::Warning { code: "plan", message: warning.clone() });
     }
     let (request, data_disks) = (request.clone(), seen.data_disks);
-    Ok(Plan { request, image, claim, brought, fit, seed, data_disks, known, summary })
+    let seen_image = SeenImage::of(image.as_ref(), root);
+    Ok(Plan { request, image, seen_image, claim, brought, fit, seed, data_disks, known, summary })
 }
 
 /// Tells what the guard found, now that it has found nothing against it.
@@ -257,10 +261,7 @@ fn compose_seed(request: &Request, credential: &Credential) -> Result<Option<Com
 }
 
 /// The image of a request, opened and checked as the request says.
-pub(crate) fn open_image(
-    request: &Request,
-    observer: &dyn Observer,
-) -> Result<(Box<dyn Image>, TableReport), Error> {
+pub(crate) fn open_image(request: &Request, observer: &dyn Observer) -> Result<CheckedImage, Error> {
     let Some(path) = &request.instance.image else {
         return Err(Error::new(ErrorKind::Usage, RequestFault::NoImage));
     };

@@ -5,9 +5,11 @@ use std::path::Path;
 
 use crate::copy::{self, CopyError, Pool, Sink, Transfer, Watch};
 use crate::error::{Error, ErrorKind};
+use crate::guard;
 use crate::image::{self, DigestAlgorithm, Image, ImageError, TableReport};
 use crate::observe::{CancelToken, Event, Observer, Phase};
 use crate::request::{ExpectedDigest, ImageFormat, ImageOptions, NestedFormat, Preflight};
+use crate::verify::Digest;
 
 /// The image file is not the expected one, or nothing was expected.
 #[derive(Debug, thiserror::Error)]
@@ -18,13 +20,61 @@ enum DigestFault {
     NoneGiven,
 }
 
+/// An image that was checked.
+pub(crate) struct CheckedImage {
+    pub(crate) image: Box<dyn Image>,
+    pub(crate) tables: TableReport,
+    /// The root of its chunk digests, where every cluster was decoded.
+    pub(crate) root: Option<Digest>,
+}
+
+/// What an image looked like when it was checked, by more than its files' times.
+pub(crate) struct SeenImage {
+    root: Option<Digest>,
+    /// The writes that the kernel had counted to each block device among its files.
+    writes: Vec<(u64, Option<u64>)>,
+}
+
+/// The image gave other bytes than when it was checked.
+#[derive(Debug, thiserror::Error)]
+enum Changed {
+    #[error("the image's content is not what it was when every cluster of it was decoded")]
+    Content,
+    #[error("the kernel has counted writes to the image's device since it was checked")]
+    Written,
+}
+
+impl SeenImage {
+    pub(super) fn of(image: &dyn Image, root: Option<Digest>) -> Self {
+        let files = image.identities();
+        let devices = files.iter().filter_map(|file| file.block_device);
+        Self { root, writes: devices.map(|device| (device, guard::writes_to(device))).collect() }
+    }
+
+    /// Fails if the image, which has been copied, was another by then than the one that was checked.
+    pub(crate) fn check_unchanged(&self, image: &dyn Image, copied: Digest) -> Result<(), Error> {
+        image.check_unchanged().map_err(|fault| image_error(ErrorKind::ImageFault, fault))?;
+        let fault = match () {
+            () if self.root.is_some_and(|root| root != copied) => Changed::Content,
+            () if self.writes.iter().any(|(device, writes)| guard::writes_to(*device) != *writes) => {
+                Changed::Written
+            }
+            () => return Ok(()),
+        };
+        let path = image.info().chain.first().map(|layer| layer.path.clone()).unwrap_or_default();
+        Err(Error::new(ErrorKind::ImageFault, fault)
+            .at_path(path)
+            .hint_that("start again when nobody changes the image"))
+    }
+}
+
 /// Opens an image and checks it: always all metadata, and the file's digest or every cluster where wanted.
 pub(crate) fn open_checked(
     path: &Path,
     options: &ImageOptions,
     (preflight, threads): (Preflight, Option<NonZeroUsize>),
     observer: &dyn Observer,
-) -> Result<(Box<dyn Image>, TableReport), Error> {
+) -> Result<CheckedImage, Error> {
     if preflight == Preflight::Digest && options.expect_digest.is_none() {
         return Err(Error::new(ErrorKind::Usage, DigestFault::NoneGiven)
             .hint_that("give --expect-digest sha256:HEX or blake3:HEX"));
@@ -37,11 +87,14 @@ pub(crate) fn open_checked(
         check_digest(image.as_ref(), path, expected)?;
         checked("digest", "the image file is the expected one".into());
     }
-    if preflight == Preflight::Deep {
-        decode_everything(image.as_ref(), threads, observer)?;
+    let root = match preflight {
+        Preflight::Deep => Some(decode_everything(image.as_ref(), threads, observer)?),
+        _ => None,
+    };
+    if root.is_some() {
         checked("content", "every cluster of the image decodes".into());
     }
-    Ok((image, tables))
+    Ok(CheckedImage { image, tables, root })
 }
 
 fn open(path: &Path, options: &ImageOptions) -> Result<Box<dyn Image>, Error> {
@@ -93,12 +146,12 @@ fn check_digest(image: &dyn Image, path: &Path, expected: ExpectedDigest) -> Res
         .hint_that("fetch the image again, or correct --expect-digest"))
 }
 
-/// Decodes every cluster of the image, and throws the bytes away.
+/// Decodes every cluster of the image, and keeps of the bytes their digests' root.
 fn decode_everything(
     image: &dyn Image,
     threads: Option<NonZeroUsize>,
     observer: &dyn Observer,
-) -> Result<(), Error> {
+) -> Result<Digest, Error> {
     let internal = |fault: CopyError| Error::new(ErrorKind::Internal, fault);
     let pool = Pool::start(threads).map_err(|error| internal(CopyError::Memory(error)))?;
     let cancel = CancelToken::new();
@@ -106,7 +159,8 @@ fn decode_everything(
     let watch =
         Watch { observer, cancel: &cancel, phase: Phase::Preflight, bytes_total, stall_timeout: None };
     let transfer = Transfer { image, sink: Sink::Digests, whole: None };
-    copy::transfer(&pool, transfer, (&watch, &mut ())).map(drop).map_err(|fault| match fault {
+    let decoded = copy::transfer(&pool, transfer, (&watch, &mut ()));
+    decoded.map(|decoded| decoded.digests.root()).map_err(|fault| match fault {
         CopyError::Image(fault) => image_error(ErrorKind::Image, fault),
         fault => internal(fault),
     })

@@ -51,6 +51,11 @@ fn mark(
     Ok(rewritten)
 }
 
+/// Puts the marker over the head of what will not be completed, as far as the disk obeys.
+pub(super) fn mark_again(target: &dyn Target, ends: Ends, journal: &str) -> Result<(), EndFault> {
+    mark(target, ends, (Check::Trust, journal)).map(drop)
+}
+
 fn first_block(ends: Ends) -> ByteRange {
     ByteRange::new(0, FIRST_BLOCK.min(ends.head.len()))
 }
@@ -124,7 +129,7 @@ pub(super) fn complete(
             Ok(more) => rewritten.extend(more),
             Err(fault) => {
                 // The fault is what is told; a disk that does not take the marker either says so itself.
-                let _ = mark(target, ends, (Check::Trust, journal));
+                let _ = mark_again(target, ends, journal);
                 return Err(fault);
             }
         }

@@ -81,14 +81,20 @@ pub(super) fn ptuuid(claim: &Claim, state_dir: &Path) -> Option<String> {
     }
 }
 
-/// The last record of a run that left the disk changed.
-pub(super) fn fail(journal: &Journal, error: &Error, target_state: TargetState) {
+/// An error and its causes in one line.
+pub(super) fn in_full(error: &Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         message = format!("{message}: {error}");
         cause = error.source();
     }
+    message
+}
+
+/// The last record of a run that left the disk changed.
+pub(super) fn fail(journal: &Journal, error: &Error, target_state: TargetState) {
+    let message = in_full(error);
     // The error is told to the caller anyway; without this record the run counts as interrupted.
     let _ = journal.record(&Record::Failed { kind: error.kind(), target_state, message: &message });
 }

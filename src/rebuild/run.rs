@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::ends::{EndFault, MOST_REWRITES};
+use super::ends::{self, EndFault, MOST_REWRITES};
 use super::noted::{self, Noting};
 use super::report::{self, Durations, RepairReport};
 use crate::copy::{CopyError, Pool, ReadBack, Transferred, Watch};
@@ -11,10 +11,10 @@ use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::{DataDisk, Hold};
 use crate::image::Image;
 use crate::journal::{self, Earlier, Journal, JournalError, Record};
-use crate::observe::{CancelToken, Observer, Phase};
-use crate::plan::{self, Fit, Known, Plan, PlanSummary, RunMode, image_error};
+use crate::observe::{CancelToken, Event, Observer, Phase};
+use crate::plan::{self, Fit, Known, Plan, PlanSummary, RunMode, SeenImage, image_error};
 use crate::range::ByteRange;
-use crate::request::Options;
+use crate::request::{OnError, Options};
 use crate::seed::{ComposedSeed, SeedReport, StagedSeed};
 use crate::target::{self, Exchange, Opened, Target, TargetError};
 use crate::verify::DigestTable;
@@ -26,6 +26,7 @@ pub(super) struct Run<'a> {
     pub(super) options: Options,
     pub(super) summary: PlanSummary,
     pub(super) image: Box<dyn Image>,
+    pub(super) seen_image: SeenImage,
     pub(super) fit: Fit,
     pub(super) pool: Pool,
     pub(super) target: Box<dyn Target>,
@@ -61,7 +62,7 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Error> {
         let started = Instant::now();
         let summary = plan.summary().clone();
-        let Plan { request, image, mut claim, brought, fit, seed, data_disks, known, .. } = plan;
+        let Plan { request, image, mut claim, brought, fit, seed, data_disks, known, seen_image, .. } = plan;
         let options = request.options;
         let no_threads = |error| {
             Error::new(ErrorKind::Internal, TargetError::new("starting threads", None, error))
@@ -110,6 +111,7 @@ impl<'a> Run<'a> {
             options,
             summary,
             image,
+            seen_image,
             fit,
             pool,
             target,
@@ -132,7 +134,10 @@ impl<'a> Run<'a> {
     }
 
     /// Ends a run that failed and says what the system disk holds; one that was not touched needs no journal.
-    pub(super) fn abandon(self, error: &Error) -> TargetState {
+    pub(super) fn abandon(mut self, error: &Error) -> TargetState {
+        if self.options.on_error == OnError::Preserve {
+            self.preserve();
+        }
         let waits = self.exchange.as_ref().is_some_and(|exchange| !exchange.has_its_place());
         let state = if waits { TargetState::Untouched } else { self.state };
         match state {
@@ -140,6 +145,24 @@ impl<'a> Run<'a> {
             state => noted::fail(&self.journal, error, state),
         }
         state
+    }
+
+    /// Lets a new file stay that could not be completed, without what could make it boot.
+    fn preserve(&mut self) {
+        let Some(exchange) = self.exchange.as_mut().filter(|exchange| !exchange.has_its_place()) else {
+            return;
+        };
+        let marked = ends::mark_again(self.target.as_ref(), self.fit.ends(), self.journal.id());
+        let failed = |fault: EndFault| end_error(fault, &self.summary.target);
+        let kept = marked.and_then(|()| Ok(exchange.preserve(self.journal.id())?)).map_err(failed);
+        let message = match kept {
+            Ok(Some(path)) => {
+                format!("what was written stays in {path:?}, to be looked at; remove it afterwards")
+            }
+            Ok(None) => return,
+            Err(error) => format!("what was written could not be kept: {}", noted::in_full(&error)),
+        };
+        self.observer.event(&Event::Warning { code: "preserved", message });
     }
 
     /// The observer of the passes over the disk, of which the journal takes note.

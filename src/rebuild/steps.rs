@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::{DataDisk, Hold, Refusal};
 use crate::journal::{self, Record};
 use crate::observe::{Event, Phase};
-use crate::plan::{RunMode, TargetKind, image_error};
+use crate::plan::{RunMode, TargetKind};
 use crate::request::{PowerState, VerifyPolicy, WholeDigest};
 use crate::seed::{self, Replace};
 use crate::sys::aligned::AlignedBuffer;
@@ -39,7 +39,7 @@ impl Run<'_> {
         let (state, rewritten) = (books.state, books.rewritten);
         self.close_books(state, rewritten);
         let copied = copied?;
-        self.image.check_unchanged().map_err(|fault| image_error(ErrorKind::ImageFault, fault))?;
+        self.seen_image.check_unchanged(self.image.as_ref(), copied.digests.root())?;
         self.copied = Some(copied);
         self.may_write = self.state != TargetState::Untouched;
         if !self.may_write && !self.ends_are_complete()? {

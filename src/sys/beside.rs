@@ -10,6 +10,8 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 
 /// Ends the name of a file that is not complete yet.
 const SUFFIX: &str = ".reimage-unfinished";
+/// Comes before the journal's name in that of a file that never became complete and was to be kept.
+const PRESERVED: &str = ".reimage-failed-";
 
 /// Makes a file that only its owner reads, locked for as long as it is open; returns its name in `folder`.
 ///
@@ -58,10 +60,19 @@ pub(crate) fn reopen(
 
 /// The name under which the file lies that will take the place of `place`.
 pub(crate) fn name_beside(place: &OsStr) -> OsString {
+    hidden_name(place, SUFFIX)
+}
+
+/// The name under which a file stays that did not get the place, of the run `journal`.
+pub(crate) fn preserved_name(place: &OsStr, journal: &str) -> OsString {
+    hidden_name(place, &format!("{PRESERVED}{journal}"))
+}
+
+fn hidden_name(place: &OsStr, suffix: &str) -> OsString {
     // NAME_MAX of linux/limits.h.
     const LONGEST: usize = 255;
     let mut name = OsString::from(".");
-    if place.len() + 1 + SUFFIX.len() <= LONGEST {
+    if place.len() + 1 + suffix.len() <= LONGEST {
         name.push(place);
     } else {
         // The name alone must tell one place from another.
@@ -69,7 +80,7 @@ pub(crate) fn name_beside(place: &OsStr) -> OsString {
         place.hash(&mut hasher);
         name.push(format!("{:016x}", hasher.finish()));
     }
-    name.push(SUFFIX);
+    name.push(suffix);
     name
 }
 

@@ -130,6 +130,16 @@ pub trait Exchange: Send {
     ///
     /// When the exchange could not be made durable, or the old file not be removed.
     fn settle(&mut self) -> Result<(), TargetError>;
+
+    /// Lets a new file that does not get the disk's place stay, and says under which name; `None` where there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it could not get that name.
+    fn preserve(&mut self, journal: &str) -> Result<Option<PathBuf>, TargetError> {
+        let _ = journal;
+        Ok(None)
+    }
 }
 
 /// A target that is open, and what remains to be done when it is complete.

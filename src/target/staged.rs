@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 
@@ -31,6 +32,8 @@ enum Place {
     Taken,
     /// The old file bears the temporary name now.
     Exchanged,
+    /// It has a name of its own, under which it stays.
+    Preserved,
 }
 
 /// Makes the new file: beside the old one, readable by nobody else, with what can be copied beforehand.
@@ -52,8 +55,8 @@ pub(super) fn stage(
         }
     };
     let numbers = file.metadata().map_err(making())?;
-    let in_folder = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).map_err(making())?;
-    let (path, device, inode) = (in_folder.join(&temporary), numbers.dev(), numbers.ino());
+    let path = path_of(&folder).map_err(making())?.join(&temporary);
+    let (device, inode) = (numbers.dev(), numbers.ino());
     let kept = file.try_clone().map_err(making())?;
     let staged = Staged { folder, temporary, name, file: kept, old, place: Place::Waiting };
     // From the exchange on it is the disk: until this run ends, no hypervisor shall start on it.
@@ -88,7 +91,7 @@ impl Exchange for Staged {
     }
 
     fn has_its_place(&self) -> bool {
-        self.place != Place::Waiting
+        matches!(self.place, Place::Taken | Place::Exchanged)
     }
 
     fn settle(&mut self) -> Result<(), TargetError> {
@@ -100,6 +103,19 @@ impl Exchange for Staged {
             removed.map_err(TargetError::during("removing the old file"))?;
         }
         Ok(())
+    }
+
+    fn preserve(&mut self, journal: &str) -> Result<Option<PathBuf>, TargetError> {
+        let failed = || TargetError::during("keeping the new file");
+        // Another than the temporary name, which the next run takes over.
+        let name = beside::preserved_name(&self.name, journal);
+        let (from, folder) = (&self.temporary, &self.folder);
+        rustix::fs::renameat_with(folder, from, folder, &name, RenameFlags::NOREPLACE)
+            .and_then(|()| rustix::fs::fsync(folder))
+            .map_err(io::Error::from)
+            .map_err(failed())?;
+        self.place = Place::Preserved;
+        Ok(Some(path_of(&self.folder).map_err(failed())?.join(name)))
     }
 }
 
@@ -135,6 +151,11 @@ impl Drop for Staged {
             let _ = self.remove();
         }
     }
+}
+
+/// Where an open folder lies now.
+fn path_of(folder: &OwnedFd) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd()))
 }
 
 /// The access control list, which also holds the mode's bits and is therefore set at the end.
