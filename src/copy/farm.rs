@@ -3,23 +3,18 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, TrySendError};
+use std::sync::mpsc::{self, TrySendError};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
+use super::patience::{Patience, Waited};
 use super::{CopyError, Watch};
 use crate::image::Decoder;
-use crate::observe::Event;
 use crate::sys::aligned::AlignedBuffer;
 use crate::sys::landlock::{self, Sandbox};
 use crate::verify::CHUNK_LEN;
 
 /// More threads than this gain nothing on one disk and cost memory: a buffer and a decoder each.
 const MOST_THREADS: usize = 12;
-/// How often the calling thread looks up when no thread has anything to say.
-const LOOK_UP: Duration = Duration::from_millis(50);
-/// From how many seconds on it is told that nothing happens.
-const SLOW_S: u64 = 5;
 
 /// Threads of our own, under Landlock without any rule.
 pub(crate) struct Pool {
@@ -171,70 +166,13 @@ fn feed<J, R>(
     }
 }
 
-/// Waits for the threads, with an eye on who wants the run to end, and on how long nothing has happened.
-struct Patience<'a, R> {
-    reports: &'a mpsc::Receiver<Result<R, CopyError>>,
-    watch: &'a Watch<'a>,
-    last: Instant,
-    /// For how many seconds nothing had happened when it was told last.
-    told: u64,
-}
-
-enum Waited<R> {
-    Report(R),
-    Nothing,
-    Gone,
-}
-
-impl<'a, R> Patience<'a, R> {
-    fn new(reports: &'a mpsc::Receiver<Result<R, CopyError>>, watch: &'a Watch<'a>) -> Self {
-        Self { reports, watch, last: Instant::now(), told: 0 }
-    }
-
-    fn at_once(&mut self) -> Result<Option<R>, CopyError> {
-        let report = self.reports.try_recv().ok();
-        if report.is_some() {
-            (self.last, self.told) = (Instant::now(), 0);
-        }
-        report.transpose()
-    }
-
-    fn wait(&mut self) -> Result<Waited<R>, CopyError> {
-        match self.reports.recv_timeout(LOOK_UP) {
-            Ok(report) => {
-                (self.last, self.told) = (Instant::now(), 0);
-                report.map(Waited::Report)
-            }
-            Err(RecvTimeoutError::Disconnected) => Ok(Waited::Gone),
-            Err(RecvTimeoutError::Timeout) if self.watch.cancel.is_cancelled() => Err(CopyError::Cancelled),
-            Err(RecvTimeoutError::Timeout) => {
-                self.look_at_the_clock()?;
-                Ok(Waited::Nothing)
-            }
-        }
-    }
-
-    fn look_at_the_clock(&mut self) -> Result<(), CopyError> {
-        let (waited, phase) = (self.last.elapsed(), self.watch.phase);
-        let seconds = waited.as_secs();
-        if self.watch.stall_timeout.is_some_and(|most| waited >= most) {
-            self.watch.observer.event(&Event::Stalled { phase, seconds });
-            return Err(CopyError::Stalled { seconds });
-        }
-        if seconds >= SLOW_S && seconds > self.told {
-            self.told = seconds;
-            self.watch.observer.event(&Event::NoProgress { phase, seconds });
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
+    use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::observe::{CancelToken, Observer, Phase};
+    use crate::observe::{CancelToken, Event, Observer, Phase};
 
     fn pool() -> Pool {
         Pool::start(NonZeroUsize::new(3)).unwrap()

@@ -6,6 +6,7 @@
 mod check;
 mod error;
 mod farm;
+mod patience;
 mod pieces;
 mod transfer;
 mod units;
@@ -14,6 +15,7 @@ pub use crate::sys::landlock::Sandbox;
 pub(crate) use check::{Exceptions, Mismatch, ReadBack, Scope, check, repair};
 pub(crate) use error::CopyError;
 pub(crate) use farm::Pool;
+pub(crate) use patience::patiently;
 pub(crate) use transfer::{Compare, Ledger, Onto, Sink, Transfer, Transferred, transfer};
 
 use std::time::Duration;

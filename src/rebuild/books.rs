@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::ends::{self, Check, Rewritten};
 use super::run::{end_error, journal_error};
-use crate::copy::{CopyError, Ledger};
+use crate::copy::{self, CopyError, Ledger, Watch};
 use crate::error::{Error, TargetState};
 use crate::journal::{self, Journal, Record};
 use crate::observe::{Event, Observer};
@@ -22,6 +22,7 @@ pub(super) struct Books<'a> {
     pub(super) target: &'a dyn Target,
     pub(super) ends: Ends,
     pub(super) check: Check,
+    pub(super) watch: Watch<'a>,
     /// What the disk is, as far as these books have changed it.
     pub(super) state: TargetState,
     pub(super) rewritten: Vec<Rewritten>,
@@ -37,9 +38,17 @@ impl Books<'_> {
             let message = format!("what this disk held before could not be forgotten: {error}");
             self.observer.event(&Event::Warning { code: "journal", message });
         }
-        let poisoned = ends::poison(self.target, self.ends, (self.check, self.journal.id()));
-        self.rewritten.extend(poisoned.map_err(|fault| end_error(fault, self.path))?);
-        Ok(())
+        let (target, ends, check) = (self.target, self.ends, (self.check, self.journal.id()));
+        let poison = || ends::poison(target, ends, check);
+        let failed = |fault| end_error(fault, self.path);
+        let (poisoned, stalled) =
+            copy::patiently(poison, &self.watch).map_err(|fault| failed(fault.into()))?;
+        self.rewritten.extend(poisoned.map_err(failed)?);
+        if let Some(fault) = stalled {
+            return Err(failed(fault.into()));
+        }
+        // Not on a thread of its own: it looks into /sys.
+        target.forget_partitions().map_err(|fault| failed(fault.into()))
     }
 }
 

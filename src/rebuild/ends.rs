@@ -30,7 +30,6 @@ pub(super) fn poison(
     let rest = ByteRange::between(first_block(ends).end(), ends.head.end());
     let empty = [rest, ends.tail].map(|range| Part { range, content: Content::Zeroes });
     rewritten.extend(write_parts(target, &empty, check)?);
-    target.forget_partitions()?;
     Ok(rewritten)
 }
 

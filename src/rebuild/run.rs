@@ -170,9 +170,14 @@ impl<'a> Run<'a> {
         Noting { observer: self.observer, journal: &self.journal }
     }
 
-    pub(super) fn watch<'w>(&'w self, noting: &'w Noting<'w>, phase: Phase, bytes_total: u64) -> Watch<'w> {
+    pub(super) fn watch<'w>(
+        &'w self,
+        observer: &'w dyn Observer,
+        phase: Phase,
+        bytes_total: u64,
+    ) -> Watch<'w> {
         let stall_timeout = self.options.stall_timeout;
-        Watch { observer: noting, cancel: self.cancel, phase, bytes_total, stall_timeout }
+        Watch { observer, cancel: self.cancel, phase, bytes_total, stall_timeout }
     }
 
     pub(super) fn digests(&self) -> &DigestTable {

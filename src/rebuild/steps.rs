@@ -150,14 +150,21 @@ impl Run<'_> {
         let (head, tail) = self.assembled_ends();
         if self.may_write {
             let (ends, check) = ((head.as_slice(), tail.as_slice()), (self.check(), self.journal.id()));
-            let completed = ends::complete(self.target.as_ref(), bounds, ends, check);
+            let target = self.target.as_ref();
+            let watch = self.watch(self.observer, Phase::Finish, 0);
+            let complete = || ends::complete(target, bounds, ends, check);
+            // A disk that took its time is complete nevertheless.
+            let (completed, _) = copy::patiently(complete, &watch).map_err(|fault| self.error(fault))?;
             for part in completed.map_err(|fault| end_error(fault, &self.summary.target))? {
                 report::note_repair(&mut self.repairs, part.range, part.first_differing, part.rewrites);
             }
             self.count_ends();
         }
-        if self.check() == Check::ReadBack || !self.may_write {
+        if self.may_write && self.check() == Check::ReadBack {
             self.read.bytes_read += bounds.head.len() + bounds.tail.len();
+        }
+        // Where nothing had to be written, everything has been compared.
+        if !self.may_write || self.check() == Check::ReadBack {
             self.state = TargetState::Verified;
         }
         if self.exchange.is_some() {
@@ -313,6 +320,7 @@ impl Run<'_> {
             target: self.target.as_ref(),
             ends: self.fit.ends(),
             check: self.check(),
+            watch: self.watch(self.observer, Phase::Copy, 0),
             state: self.state,
             rewritten: Vec::new(),
         }
