@@ -78,4 +78,4 @@ pub use reseed::{scrub_seed, write_seed};
 pub use seed::{Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey};
 pub use status::{DiskContent, FailureStatus, InstanceState, InstanceStatus, RunStatus, Subject, status};
 pub use target::{Disk, Exchange, Target, TargetError};
-pub use verify::{Digest, VerifiedChunk};
+pub use verify::{Digest, Pattern, VerifiedChunk};

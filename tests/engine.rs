@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use reimage::{
-    ByteRange, CancelToken, Credential, DataDisk, Digest, Disk, Error, ErrorKind, Event, Options, Promise,
-    Report, Request, Sandbox, Target, TargetError, TargetState, Verdict, VerifiedChunk, VerifyPolicy,
+    ByteRange, CancelToken, Credential, DataDisk, Digest, Disk, Error, ErrorKind, Event, Options, Pattern,
+    Promise, Report, Request, Sandbox, Target, TargetError, TargetState, Verdict, VerifiedChunk,
+    VerifyPolicy,
 };
 
 /// What the disk does wrong, and what it did.
@@ -283,6 +284,7 @@ fn a_flipped_byte_is_rewritten_and_reported_with_its_offset() {
             assert_eq!(report.repairs.len(), 1, "{offset}");
             assert!(report.repairs[0].range.contains(offset));
             assert_eq!(report.repairs[0].first_differing, Some(offset));
+            assert_eq!(report.repairs[0].pattern, Some(Pattern::SingleBit { bit: 4 }));
             assert_eq!(report.repairs[0].rewrites, times);
         }
     }

@@ -8,7 +8,7 @@ use crate::image::{Decoder, Extent, Image};
 use crate::range::{ByteRange, RangeSet};
 use crate::sys::aligned::AlignedBuffer;
 use crate::target::{Disk, Target};
-use crate::verify::{CHUNK, CHUNK_LEN, DigestTable, Expected, VerifiedChunk, holds};
+use crate::verify::{CHUNK, CHUNK_LEN, DigestTable, Expected, Pattern, VerifiedChunk, classify, holds};
 
 /// Pieces of a run of zeroes that wait to be read at once.
 const MOST_QUEUED: u64 = 256;
@@ -144,23 +144,23 @@ impl Pieces<'_> {
     }
 }
 
-/// Writes what the image holds at the mismatch again, and returns the first byte that was wrong (`None` if
-/// it reads right by now); the caller syncs and reads back.
+/// Writes what the image holds at the mismatch again, and returns the first byte that was wrong and what the wrong
+/// ones looked like (`None` if all read right by now); the caller syncs and reads back.
 pub(crate) fn repair(
     image: &dyn Image,
     target: &dyn Target,
     mismatch: &Mismatch,
     digests: &DigestTable,
-) -> Result<Option<u64>, CopyError> {
+) -> Result<Option<(u64, Pattern)>, CopyError> {
     let mut found = AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory)?;
     target.read(mismatch.range, &mut found)?;
-    let first_of = |right: &[u8]| {
-        let differing = right.iter().zip(found.iter()).position(|(right, found)| right != found);
-        differing.map(|at| mismatch.range.start() + at as u64)
+    let compare = |right: &[u8]| {
+        let differing = classify(right, &found[..right.len()], None);
+        differing.map(|(at, pattern)| (mismatch.range.start() + at, pattern))
     };
     let Expected::Digest(digest) = mismatch.expected else {
         let bytes = usize::try_from(mismatch.range.len()).expect("a chunk fits in memory");
-        let first_differing = first_of(&vec![0; bytes]);
+        let differing = compare(&vec![0; bytes]);
         let sector = u64::from(target.sector_size());
         let start = mismatch.range.start().next_multiple_of(sector).min(mismatch.range.end());
         if start > mismatch.range.start() {
@@ -171,15 +171,15 @@ pub(crate) fn repair(
         if start < mismatch.range.end() {
             target.write_zeroes(ByteRange::between(start, mismatch.range.end()))?;
         }
-        return Ok(first_differing);
+        return Ok(differing);
     };
     let chunk = read_chunk(image, mismatch.range)?;
     if chunk.chunk_digest() != Some(digest) || digests.get(mismatch.range.start()) != Some(digest) {
         return Err(CopyError::ImageChanged { range: mismatch.range });
     }
-    let first_differing = first_of(chunk.bytes());
+    let differing = compare(chunk.bytes());
     target.write(&chunk)?;
-    Ok(first_differing)
+    Ok(differing)
 }
 
 /// One chunk of the image, read again.

@@ -6,7 +6,7 @@ use crate::plan::Ends;
 use crate::range::ByteRange;
 use crate::sys::aligned::AlignedBuffer;
 use crate::target::Target;
-use crate::verify::VerifiedChunk;
+use crate::verify::{Pattern, VerifiedChunk, classify};
 
 /// The part of the head that makes a disk bootable, and is therefore written last.
 const FIRST_BLOCK: u64 = 4096;
@@ -79,7 +79,8 @@ pub(super) fn assemble(range: ByteRange, chunks: &[VerifiedChunk], patches: &[Pa
 /// A part of an end that did not read back right until it was written again.
 pub(super) struct Rewritten {
     pub(super) range: ByteRange,
-    pub(super) first_differing: Option<u64>,
+    /// The first wrong byte, and what the wrong ones looked like.
+    pub(super) differing: Option<(u64, Pattern)>,
     pub(super) rewrites: u32,
 }
 
@@ -205,14 +206,13 @@ fn read_back(target: &dyn Target, part: &Part<'_>) -> Result<Option<Rewritten>, 
         }
     };
     let mut buffer = room_for(range)?;
-    let mut first_differing = None;
+    let mut differing = None;
     for rewrites in 0..=MOST_REWRITES {
         target.read(range, &mut buffer)?;
-        let differing = bytes.iter().zip(buffer.iter()).position(|(right, found)| right != found);
-        let Some(differing) = differing else {
-            return Ok((rewrites > 0).then_some(Rewritten { range, first_differing, rewrites }));
+        let Some((at, pattern)) = classify(bytes, &buffer[..bytes.len()], None) else {
+            return Ok((rewrites > 0).then_some(Rewritten { range, differing, rewrites }));
         };
-        first_differing = first_differing.or(Some(range.start() + differing as u64));
+        differing = differing.or(Some((range.start() + at, pattern)));
         if rewrites < MOST_REWRITES {
             write(target, part)?;
             target.sync()?;

@@ -12,7 +12,7 @@ use crate::plan::{GptPlan, PlanSummary, RunMode};
 use crate::range::ByteRange;
 use crate::request::PowerState;
 use crate::seed::SeedReport;
-use crate::verify::Digest;
+use crate::verify::{Digest, Pattern};
 
 /// What a rebuild did; sizes in bytes, times in milliseconds.
 #[derive(Clone, Debug, Serialize)]
@@ -69,6 +69,8 @@ pub struct RepairReport {
     pub range: ByteRange,
     /// The first byte that was wrong when it was read back.
     pub first_differing: Option<u64>,
+    /// What the wrong bytes looked like.
+    pub pattern: Option<Pattern>,
     /// How often it was written again.
     pub rewrites: u32,
 }
@@ -146,12 +148,13 @@ pub(super) fn to_json(value: &impl Serialize) -> serde_json::Value {
 pub(super) fn note_repair(
     repairs: &mut Vec<RepairReport>,
     range: ByteRange,
-    first_differing: Option<u64>,
+    differing: Option<(u64, Pattern)>,
     rewrites: u32,
 ) {
+    let (first_differing, pattern) = differing.unzip();
     match repairs.iter_mut().find(|repair| repair.range == range) {
         Some(repair) => repair.rewrites = rewrites,
-        None => repairs.push(RepairReport { range, first_differing, rewrites }),
+        None => repairs.push(RepairReport { range, first_differing, pattern, rewrites }),
     }
 }
 

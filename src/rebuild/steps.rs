@@ -115,8 +115,8 @@ impl Run<'_> {
             self.observer.event(&Event::Rewriting { range: mismatch.range });
             let target = self.target.as_ref();
             let repaired = copy::repair(self.image.as_ref(), target, mismatch, self.digests());
-            let first_differing = repaired.map_err(|fault| self.error(fault))?;
-            report::note_repair(&mut self.repairs, mismatch.range, first_differing, rewrites);
+            let differing = repaired.map_err(|fault| self.error(fault))?;
+            report::note_repair(&mut self.repairs, mismatch.range, differing, rewrites);
         }
         let target = self.target.as_ref();
         target.sync().map_err(|fault| self.error(fault.into()))?;
@@ -156,7 +156,7 @@ impl Run<'_> {
             // A disk that took its time is complete nevertheless.
             let (completed, _) = copy::patiently(complete, &watch).map_err(|fault| self.error(fault))?;
             for part in completed.map_err(|fault| end_error(fault, &self.summary.target))? {
-                report::note_repair(&mut self.repairs, part.range, part.first_differing, part.rewrites);
+                report::note_repair(&mut self.repairs, part.range, part.differing, part.rewrites);
             }
             self.count_ends();
         }
@@ -329,7 +329,7 @@ impl Run<'_> {
     fn close_books(&mut self, state: TargetState, rewritten: Vec<Rewritten>) {
         self.state = state;
         for part in rewritten {
-            report::note_repair(&mut self.repairs, part.range, part.first_differing, part.rewrites);
+            report::note_repair(&mut self.repairs, part.range, part.differing, part.rewrites);
         }
     }
 

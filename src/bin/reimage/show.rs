@@ -5,8 +5,8 @@ use std::path::Path;
 
 use reimage::{
     ByteRange, CredentialKind, DataDiskReport, GptPlan, ImageInfo, InstanceState, InstanceStatus,
-    OldCredentials, Os, Phase, PlanSummary, RepairReport, Report, RunStatus, Sandbox, SeedReport, Sight,
-    StorageIdentity, TargetKind, TargetState, Verdict, VerifyReport,
+    OldCredentials, Os, Pattern, Phase, PlanSummary, RepairReport, Report, RunStatus, Sandbox, SeedReport,
+    Sight, StorageIdentity, TargetKind, TargetState, Verdict, VerifyReport,
 };
 
 use crate::picture;
@@ -320,7 +320,19 @@ fn read_back(read: u64, holes: u64) -> String {
 
 fn repair(repair: &RepairReport) -> String {
     let first = repair.first_differing.map(|at| format!(", first wrong byte {at}")).unwrap_or_default();
-    format!("bytes {}: written again {} times{first}", span(repair.range), repair.rewrites)
+    let looked = repair.pattern.and_then(pattern).map(|looked| format!(" ({looked})")).unwrap_or_default();
+    format!("bytes {}: written again {} times{first}{looked}", span(repair.range), repair.rewrites)
+}
+
+fn pattern(pattern: Pattern) -> Option<String> {
+    Some(match pattern {
+        Pattern::OldContents => "the disk still had its old contents".to_owned(),
+        Pattern::SingleBit { bit } => format!("bit {bit} was flipped"),
+        Pattern::Zeroes => "it read as zero".to_owned(),
+        Pattern::Shifted { by } => format!("the right bytes, shifted by {by}"),
+        Pattern::WholeSectors => "whole sectors held something else".to_owned(),
+        _ => return None,
+    })
 }
 
 fn span(range: ByteRange) -> String {
