@@ -47,6 +47,9 @@ fn words_that_are_not_understood_are_2_with_a_document() {
         &["--seed", "x"],
         &["--user", "root"],
         &["--preflight", "digest"],
+        &["--mode", "delta"],
+        &["--checkpoint", "0"],
+        &["--stall-timeout", "soon"],
     ] {
         let words = [&[&image, disk_text], words].concat();
         refused(&room, &words, 2, &disk);

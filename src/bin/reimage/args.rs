@@ -6,6 +6,7 @@ mod values;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind as ClapError;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -238,6 +239,31 @@ pub(crate) struct RunArgs {
     /// Also compute the BLAKE3 that b3sum gives for the raw disk (takes time on sparse disks)
     #[arg(long)]
     pub(crate) whole_digest: bool,
+    #[command(flatten)]
+    pub(crate) cut_off: CutOffArgs,
+}
+
+/// What is written, and what a run that was cut off leaves to the next one.
+#[derive(Args)]
+#[command(next_help_heading = "Run")]
+pub(crate) struct CutOffArgs {
+    /// Write every chunk, or compare each and write those that differ (delta: only a device, or --in-place);
+    /// auto is delta where the state folder knows that the disk held this image, else full
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    pub(crate) mode: ModeArg,
+    /// Write everything anew instead of going on where an earlier run was cut off
+    #[arg(long)]
+    pub(crate) restart: bool,
+    /// Keep the bytes of a new file that could not be completed, beside it and unbootable, to be looked at
+    #[arg(long)]
+    pub(crate) preserve_on_error: bool,
+    /// How often what was written is made durable and noted: from there the next run goes on when this one is
+    /// cut off
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = values::checkpoint)]
+    pub(crate) checkpoint: Duration,
+    /// End the run when the disk has done nothing for so long [default: wait for it]
+    #[arg(long, value_name = "SECONDS", value_parser = values::stall_timeout)]
+    pub(crate) stall_timeout: Option<Duration>,
 }
 
 #[derive(Args)]
@@ -298,6 +324,13 @@ pub(crate) enum PreflightArg {
 pub(crate) enum GptArg {
     Relocate,
     Keep,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum ModeArg {
+    Auto,
+    Full,
+    Delta,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -1,18 +1,20 @@
 //! What was typed means this: flags over the instance file, as a `Request`.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use reimage::{
-    BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, Expect, GptPolicy, ImageFormat, ImageOptions,
-    InstanceSpec, NestedFormat, NetworkPolicy, OldCredentials, Options, Os, Placement, Preflight, Request,
-    SeedFormat, SeedSpec, SightPolicy, TargetFormat, UserDataDisks, VerifyPolicy, WholeDigest,
+    BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, EarlierRun, Expect, GptPolicy, ImageFormat,
+    ImageOptions, InstanceSpec, Mode, NestedFormat, NetworkPolicy, OldCredentials, OnError, Options, Os,
+    Placement, Preflight, Request, SeedFormat, SeedSpec, SightPolicy, TargetFormat, UserDataDisks,
+    VerifyPolicy, WholeDigest,
 };
 
 use crate::args::{
-    CheckArgs, DataDiskDigestArg, DiskArgs, GptArg, ImageArgs, ImageFormatArg, JobArgs, MachineArgs,
-    NetworkArg, OsArg, PreflightArg, RunArgs, SeedFormatArg, StatusArgs, SubjectArgs, TargetFormatArg,
-    VerifyArg, VerifyArgs,
+    CheckArgs, CutOffArgs, DataDiskDigestArg, DiskArgs, GptArg, ImageArgs, ImageFormatArg, JobArgs,
+    MachineArgs, ModeArg, NetworkArg, OsArg, PreflightArg, RunArgs, SeedFormatArg, StatusArgs, SubjectArgs,
+    TargetFormatArg, VerifyArg, VerifyArgs,
 };
 use crate::exit::Failure;
 use crate::show::clean;
@@ -25,6 +27,7 @@ pub(crate) fn of_job(args: &JobArgs, state_dir: Option<&Path>) -> Result<Request
     let mut request = Request::default();
     request.instance = instance;
     request.options = options(args, state_dir)?;
+    refuse_delta_of_a_new_file(&request)?;
     Ok(request)
 }
 
@@ -254,7 +257,7 @@ fn seed_format_of(format: SeedFormatArg) -> SeedFormat {
 }
 
 fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure> {
-    let RunArgs { preflight, check, verify, whole_digest } = &args.run;
+    let RunArgs { preflight, check, verify, whole_digest, cut_off } = &args.run;
     let mut options = Options::default();
     options.image = image_options(&args.image);
     options.preflight = preflight_of(*preflight);
@@ -268,6 +271,7 @@ fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure>
     options.whole_digest = if *whole_digest { WholeDigest::Compute } else { WholeDigest::Skip };
     options.state_dir = self::state_dir(state_dir)?;
     apply_check(&mut options, check);
+    apply_cut_off(&mut options, cut_off);
     apply_guard(&mut options, &args.disk);
     options.plan = args.disk.plan.as_deref().map(read_plan).transpose()?;
     Ok(options)
@@ -279,6 +283,31 @@ fn apply_check(options: &mut Options, args: &CheckArgs) {
         GptArg::Keep => GptPolicy::Keep,
     };
     options.threads = args.threads;
+}
+
+fn apply_cut_off(options: &mut Options, args: &CutOffArgs) {
+    options.mode = match args.mode {
+        ModeArg::Auto => Mode::Auto,
+        ModeArg::Full => Mode::Full,
+        ModeArg::Delta => Mode::Delta,
+    };
+    options.earlier_run = if args.restart { EarlierRun::StartOver } else { EarlierRun::GoOn };
+    options.on_error = if args.preserve_on_error { OnError::Preserve } else { OnError::Discard };
+    options.checkpoint = args.checkpoint;
+    options.stall_timeout = args.stall_timeout;
+}
+
+/// A file that is replaced whole is made anew: there is nothing to compare with.
+fn refuse_delta_of_a_new_file(request: &Request) -> Result<(), Failure> {
+    let options = &request.options;
+    let path = &request.instance.system_disk.path;
+    let is_device = || fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    if options.mode != Mode::Delta || options.placement == Placement::InPlace || is_device() {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("{path:?} would be replaced whole: there is nothing to compare with"))
+        .hinting("write into the file with --in-place, or leave --mode delta out")
+        .at(path))
 }
 
 /// The plan that a run is bound to.

@@ -1,4 +1,6 @@
-//! Values that are typed in a notation of their own: sizes, digests, what a disk must be.
+//! Values that are typed in a notation of their own: sizes, times, digests, what a disk must be.
+
+use std::time::Duration;
 
 use reimage::{Expect, ExpectedDigest};
 
@@ -23,6 +25,21 @@ fn power(suffix: &str) -> Option<u32> {
     let unit = upper.strip_suffix("IB").unwrap_or(&upper);
     let place = UNITS.iter().position(|name| unit.len() == 1 && unit.starts_with(*name))?;
     u32::try_from(place + 1).ok()
+}
+
+/// Seconds between two checkpoints: the sync of each costs time, and what lies between two is written again.
+pub(crate) fn checkpoint(text: &str) -> Result<Duration, String> {
+    seconds(text, 3600.0)
+}
+
+/// Seconds for which a disk may do nothing.
+pub(crate) fn stall_timeout(text: &str) -> Result<Duration, String> {
+    seconds(text, 86400.0)
+}
+
+fn seconds(text: &str, most: f64) -> Result<Duration, String> {
+    let seconds: Option<f64> = text.parse().ok().filter(|seconds| (0.01..=most).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("give seconds, from 0.01 to {most}"))
 }
 
 /// The digest of a file: `sha256:HEX` or `blake3:HEX`.
@@ -96,6 +113,26 @@ mod tests {
         ] {
             assert_eq!(size(text).ok(), bytes, "{text:?}");
         }
+    }
+
+    #[test]
+    fn times_are_seconds_and_neither_nothing_nor_for_ever() {
+        for (text, ms) in [
+            ("3", Some(3000)),
+            ("0.01", Some(10)),
+            ("3600", Some(3_600_000)),
+            ("0", None),
+            ("0.001", None),
+            ("-1", None),
+            ("3601", None),
+            ("inf", None),
+            ("nan", None),
+            ("3s", None),
+            ("", None),
+        ] {
+            assert_eq!(checkpoint(text).ok(), ms.map(Duration::from_millis), "{text:?}");
+        }
+        assert_eq!(stall_timeout("86400"), Ok(Duration::from_secs(86400)));
     }
 
     #[test]
