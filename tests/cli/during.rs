@@ -73,6 +73,26 @@ fn a_cancelled_rebuild_in_place_leaves_a_disk_that_says_so() {
 }
 
 #[test]
+fn a_second_signal_changes_neither_the_exit_code_nor_what_the_journal_says() {
+    // Of signals that come at the same time the kernel delivers the one with the lower number first.
+    let cases = [
+        (Signal::HUP, Signal::INT, 129),
+        (Signal::INT, Signal::TERM, 130),
+        (Signal::TERM, Signal::TERM, 143),
+    ];
+    for (first, second, code) in cases {
+        let room = Room::new();
+        File::create(room.path("disk.raw")).unwrap().set_len(LARGE).unwrap();
+        let mut command = large(&room);
+        command.arg("--in-place");
+        let error = signalled(command, COPYING, &[first, second, second]).error(code);
+        assert_eq!((&error["kind"], &error["target_state"]), (&"cancelled".into(), &"partial".into()));
+        let status = room.plain(&["status", "--json", "--state-dir", "state", "disk.raw"]).document();
+        assert_eq!((&status["state"], &status["failure"]["kind"]), (&"failed".into(), &"cancelled".into()));
+    }
+}
+
+#[test]
 fn a_signal_before_the_run_ends_it_at_once_with_its_exit_code() {
     let room = Room::new();
     let mut command = large(&room);

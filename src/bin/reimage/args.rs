@@ -71,7 +71,8 @@ Exit codes:
   33             a data disk was changed by somebody else; the system disk is complete
   40             the seed could not be put in place (run it again)
   129, 130, 143  cancelled by SIGHUP, SIGINT, SIGTERM (run it again)
-With 2 to 29 not one byte of the target has changed.";
+With 2 to 29 not one byte of the target has changed.
+The first signal stops a run at its next chunk; a second one does nothing more.";
 
 #[derive(Subcommand)]
 pub(crate) enum Command {

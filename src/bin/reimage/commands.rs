@@ -4,7 +4,8 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use reimage::{
-    BoundPlan, CancelToken, Credential, ErrorKind, PlanSummary, Preflight, Replace, Request, Subject,
+    BoundPlan, CancelToken, Credential, ErrorKind, Event, Observer, PlanSummary, Preflight, Replace, Request,
+    Subject,
 };
 
 use crate::args::{Arguments, Command, CommonArgs, InspectArgs, JobArgs, SeedArgs, StatusArgs, VerifyArgs};
@@ -14,7 +15,8 @@ use crate::exit::Failure;
 use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::request::Asked;
-use crate::{picture, request, show, signals};
+use crate::watchdog::Watchdog;
+use crate::{exit, picture, request, show, signals};
 
 /// Carries out what was typed.
 pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
@@ -72,8 +74,19 @@ fn rebuild(
     let request = bind(request, shown.as_ref());
     let plan = reimage::plan(&request, &credential, progress)?;
     progress.plan(plan.summary());
+    let parting = progress.parting();
+    let watchdog = Watchdog::new(plan.summary(), move |failure| {
+        parting(failure);
+        exit::end(failure, output)
+    });
+    let observer = |event: &Event| {
+        progress.event(event);
+        watchdog.event(event);
+    };
     signals::run_begins();
-    let report = reimage::rebuild(plan, progress, &cancel)?;
+    let report = reimage::rebuild(plan, &observer, &cancel);
+    watchdog.returned();
+    let report = report?;
     progress.summary(&report);
     output.show(&report, show::report);
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 
 use reimage::{Error, ErrorKind, TargetState};
 use serde::Serialize;
@@ -18,15 +18,22 @@ pub(crate) enum Failure {
     Library(Error),
     /// The library said so about something that was read from this file.
     From { path: PathBuf, error: Error },
-    /// What was typed, or a file that was named, is not as it should be.
-    Own { kind: ErrorKind, message: String, hint: Option<String>, path: Option<PathBuf> },
+    /// What was typed, or a file that was named, is not as it should be, or the library does not return.
+    Own {
+        kind: ErrorKind,
+        message: String,
+        hint: Option<String>,
+        path: Option<PathBuf>,
+        target_state: TargetState,
+    },
     /// A failure of ours, and what the library refuses besides.
     Both { ours: Box<Failure>, library: Error },
 }
 
 impl Failure {
     pub(crate) fn of(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self::Own { kind, message: message.into(), hint: None, path: None }
+        let target_state = TargetState::Untouched;
+        Self::Own { kind, message: message.into(), hint: None, path: None, target_state }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
@@ -45,6 +52,14 @@ impl Failure {
     pub(crate) fn at(mut self, file: &Path) -> Self {
         if let Self::Own { path, .. } = &mut self {
             *path = Some(file.to_owned());
+        }
+        self
+    }
+
+    /// The same with what it leaves of the target.
+    pub(crate) fn leaving(mut self, state: TargetState) -> Self {
+        if let Self::Own { target_state, .. } = &mut self {
+            *target_state = state;
         }
         self
     }
@@ -94,12 +109,12 @@ impl ErrorDocument {
                 document.also.insert(0, besides);
                 document
             }
-            Failure::Own { kind, message, hint, path } => Self {
+            Failure::Own { kind, message, hint, path, target_state } => Self {
                 code: code_of(*kind),
                 kind: *kind,
                 message: message.clone(),
                 hint: hint.clone(),
-                target_state: TargetState::Untouched,
+                target_state: *target_state,
                 path: path.as_ref().map(|path| path.display().to_string()),
                 offset: None,
                 length: None,
@@ -175,6 +190,12 @@ fn chain(error: &Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Says what failed, and ends the process although something in it goes on.
+pub(crate) fn end(failure: &Failure, output: Output) -> ! {
+    failed(failure, output);
+    process::exit(ErrorDocument::of(failure).code.into())
 }
 
 /// Says what failed, and with which exit code the process ends.

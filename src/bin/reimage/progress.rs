@@ -55,6 +55,7 @@ enum Line<'a> {
     Plan { plan: &'a PlanSummary },
     Check { name: &'a str, detail: &'a str },
     Progress { phase: Phase, bytes_done: u64, bytes_total: u64, bytes_per_second: u64, elapsed_ms: u64 },
+    NoProgress { phase: Phase, seconds: u64 },
     Warning { code: &'a str, message: &'a str, offset: Option<u64>, length: Option<u64> },
     Error { code: u8, message: &'a str, target_state: TargetState },
     Summary { report: &'a Report },
@@ -91,9 +92,19 @@ impl Progress {
     /// The run is over and did not go well; bars are cleared for the message.
     pub(crate) fn failed(&self, failure: &Failure) {
         self.end_phase();
-        let document = ErrorDocument::of(failure);
-        let (code, message, target_state) = document.parts();
-        self.event_line(&Line::Error { code, message, target_state });
+        last_event(self.form, failure);
+    }
+
+    /// What `failed` does, for a thread that may have to end the process while the run waits for ever.
+    pub(crate) fn parting(&self) -> impl Fn(&Failure) + Clone + Send + use<> {
+        let form = self.form;
+        move |failure| {
+            if form == Form::Bar {
+                // The bar stays; what follows begins on a line of its own.
+                output::message("");
+            }
+            last_event(form, failure);
+        }
     }
 
     /// A command that has no summary is over.
@@ -129,6 +140,7 @@ impl Progress {
         if let Some(bar) = bar {
             bar.set_length(bytes_total);
             bar.set_position(bytes_done);
+            bar.set_message("");
         }
         let interval = if self.form == Form::Plain { LINE_INTERVAL } else { EVENT_INTERVAL };
         if told.is_some_and(|told| told.elapsed() < interval) {
@@ -148,6 +160,20 @@ impl Progress {
             Form::Bar | Form::None => return,
         }
         *told = Some(Instant::now());
+    }
+
+    /// The disk has done nothing for some seconds; comes once a second.
+    fn stands_still(&self, phase: Phase, seconds: u64) {
+        let State { told, bar, .. } = &mut *self.state.borrow_mut();
+        match self.form {
+            Form::Json => self.event_line(&Line::NoProgress { phase, seconds }),
+            Form::Bar => bar.iter().for_each(|bar| bar.set_message(format!(", no progress for {seconds} s"))),
+            Form::Plain if told.is_none_or(|told| told.elapsed() >= LINE_INTERVAL) => {
+                output::message(&format!("{}: no progress for {seconds} s", name(phase)));
+                *told = Some(Instant::now());
+            }
+            Form::Plain | Form::None => {}
+        }
     }
 
     fn warn(&self, code: &str, message: &str, range: Option<ByteRange>) {
@@ -175,13 +201,22 @@ impl Progress {
 
     /// Writes one event; a reader that has gone away stops nothing.
     fn event_line(&self, line: &Line<'_>) {
-        if self.form != Form::Json {
-            return;
-        }
+        event_line(self.form, line);
+    }
+}
+
+fn event_line(form: Form, line: &Line<'_>) {
+    if form == Form::Json {
         let mut text = serde_json::to_vec(line).expect("events are plain data");
         text.push(b'\n');
         let _ = io::stderr().lock().write_all(&text);
     }
+}
+
+fn last_event(form: Form, failure: &Failure) {
+    let document = ErrorDocument::of(failure);
+    let (code, message, target_state) = document.parts();
+    event_line(form, &Line::Error { code, message, target_state });
 }
 
 impl Observer for Progress {
@@ -193,6 +228,13 @@ impl Observer for Progress {
             }
             Event::Checked { name, detail } => self.checked(name, detail),
             Event::Warning { code, message } => self.warn(code, message, None),
+            Event::NoProgress { phase, seconds } => self.stands_still(*phase, *seconds),
+            Event::Stalled { phase, seconds } => {
+                let phase = name(*phase);
+                let message =
+                    format!("{phase}: the disk has done nothing for {seconds} s, and the run gives it up");
+                self.warn("stalled", &message, None);
+            }
             Event::Rewriting { range } => {
                 let message = format!("{range} did not read back as written, and are written again");
                 self.warn("rewriting", &message, Some(*range));
@@ -205,7 +247,7 @@ impl Observer for Progress {
 fn new_bar(phase: Phase, bytes_total: u64) -> ProgressBar {
     // Does nothing unless standard error is a terminal.
     let bar = ProgressBar::with_draw_target(Some(bytes_total), ProgressDrawTarget::stderr());
-    let template = "{prefix:>10} {wide_bar} {binary_bytes:>10} of {binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4}";
+    let template = "{prefix:>10} {wide_bar} {binary_bytes:>10} of {binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4}{msg}";
     let style = ProgressStyle::with_template(template).expect("the template is a constant");
     bar.with_style(style).with_prefix(name(phase))
 }
@@ -237,5 +279,23 @@ fn name(phase: Phase) -> &'static str {
         Phase::ReadBack => "read back",
         Phase::Finish => "finish",
         _ => "work",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_stands_still_is_told_as_often_as_the_form_allows() {
+        let line = Line::NoProgress { phase: Phase::ReadBack, seconds: 7 };
+        let json = serde_json::to_string(&line).unwrap();
+        assert_eq!(json, r#"{"type":"no_progress","phase":"read_back","seconds":7}"#);
+        let progress = Progress::new(ProgressKind::Plain);
+        let told = || progress.state.borrow().told;
+        progress.event(&Event::NoProgress { phase: Phase::Copy, seconds: 5 });
+        let first = told();
+        progress.event(&Event::NoProgress { phase: Phase::Copy, seconds: 6 });
+        assert!(first.is_some() && told() == first, "one line in three seconds");
     }
 }

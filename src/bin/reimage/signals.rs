@@ -1,7 +1,6 @@
 //! Signals: the first of SIGHUP, SIGINT and SIGTERM cancels, and is the exit code.
 
 use std::fs;
-use std::process;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -47,8 +46,7 @@ pub(crate) fn run_begins() {
 
 fn end(output: Output) -> ! {
     let cancelled = Failure::of(ErrorKind::Cancelled, "cancelled before anything was written");
-    exit::failed(&cancelled, output);
-    process::exit(exit_code().into())
+    exit::end(&cancelled, output)
 }
 
 /// The exit code of a cancelled run.

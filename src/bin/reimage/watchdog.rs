@@ -1,0 +1,130 @@
+//! Ends the process when the library cannot: a thread that waits in the kernel for a disk cannot be stopped.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use reimage::{ErrorKind, Event, Observer, Phase, PlanSummary, TargetKind, TargetState};
+
+use crate::exit::Failure;
+
+/// How long the library may take to return once it has said that the disk does nothing.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Waits for a run to return that has given its disk up.
+pub(crate) struct Watchdog<F> {
+    target: PathBuf,
+    kind: TargetKind,
+    patience: Duration,
+    end: F,
+    has_returned: Arc<Mutex<bool>>,
+}
+
+impl<F: Fn(&Failure) + Clone + Send + 'static> Watchdog<F> {
+    /// Watches the run that carries the plan out; `end` tells the failure and ends the process.
+    pub(crate) fn new(plan: &PlanSummary, end: F) -> Self {
+        Self::of((plan.target.clone(), plan.target_kind), PATIENCE, end)
+    }
+
+    fn of((target, kind): (PathBuf, TargetKind), patience: Duration, end: F) -> Self {
+        Self { target, kind, patience, end, has_returned: Arc::default() }
+    }
+
+    /// The library has returned: from here on the process ends by itself.
+    pub(crate) fn returned(&self) {
+        *self.has_returned.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    fn wait(&self, phase: Phase, seconds: u64) {
+        let message = format!("the disk has done nothing for {seconds} s, and does not let go of the run");
+        let failure = Failure::of(ErrorKind::TargetIo, message)
+            .hinting("check the disk and the kernel's log, then run the rebuild again")
+            .at(&self.target)
+            .leaving(state_in(phase, self.kind));
+        let (patience, end) = (self.patience, self.end.clone());
+        let has_returned = Arc::clone(&self.has_returned);
+        let waiting = thread::Builder::new().name("watchdog".into()).spawn(move || {
+            thread::sleep(patience);
+            // Held to the end, so that what the library says when it returns just now is not told as well.
+            let has_returned = has_returned.lock().unwrap_or_else(PoisonError::into_inner);
+            if !*has_returned {
+                end(&failure);
+            }
+        });
+        // Without the thread the run ends when the disk lets go of it.
+        drop(waiting);
+    }
+}
+
+impl<F: Fn(&Failure) + Clone + Send + 'static> Observer for Watchdog<F> {
+    fn event(&self, event: &Event) {
+        if let Event::Stalled { phase, seconds } = event {
+            self.wait(*phase, *seconds);
+        }
+    }
+}
+
+/// What a run that is lost in a phase leaves at the most of the system disk.
+fn state_in(phase: Phase, kind: TargetKind) -> TargetState {
+    let is_beside = matches!(kind, TargetKind::ReplacedFile | TargetKind::NewFile);
+    match phase {
+        Phase::Preflight => TargetState::Untouched,
+        // Until the end the new file is not the system disk.
+        Phase::Copy | Phase::ReadBack if is_beside => TargetState::Untouched,
+        Phase::ReadBack | Phase::Finish => TargetState::Written,
+        _ => TargetState::Partial,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::exit::ErrorDocument;
+
+    /// What is told, if anything is, of a run that stalls and returns, or does not.
+    fn told(returns: bool) -> Option<(u8, String, TargetState)> {
+        let (sender, receiver) = mpsc::channel();
+        let tell = move |failure: &Failure| {
+            let document = ErrorDocument::of(failure);
+            let (code, message, state) = document.parts();
+            sender.send((code, message.to_owned(), state)).unwrap();
+        };
+        let patience = Duration::from_millis(if returns { 200 } else { 10 });
+        let watchdog = Watchdog::of(("disk".into(), TargetKind::Device), patience, tell);
+        watchdog.event(&Event::NoProgress { phase: Phase::Copy, seconds: 29 });
+        watchdog.event(&Event::Stalled { phase: Phase::Copy, seconds: 30 });
+        if returns {
+            watchdog.returned();
+        }
+        receiver.recv_timeout(Duration::from_millis(if returns { 600 } else { 30_000 })).ok()
+    }
+
+    #[test]
+    fn a_run_that_does_not_return_is_ended_and_one_that_does_is_not() {
+        let (code, message, state) = told(false).expect("the run is ended");
+        assert_eq!((code, state), (30, TargetState::Partial));
+        assert!(message.contains("30 s"), "{message}");
+        assert_eq!(told(true), None);
+    }
+
+    #[test]
+    fn a_disk_that_would_be_replaced_is_untouched_until_the_end() {
+        use TargetKind::{Device, InPlaceFile, NewFile, ReplacedFile};
+        use TargetState::{Partial, Untouched, Written};
+        for (phase, into, beside) in [
+            (Phase::Copy, Partial, Untouched),
+            (Phase::ReadBack, Written, Untouched),
+            (Phase::Finish, Written, Written),
+        ] {
+            for kind in [Device, InPlaceFile] {
+                assert_eq!(state_in(phase, kind), into, "{phase:?}");
+            }
+            for kind in [NewFile, ReplacedFile] {
+                assert_eq!(state_in(phase, kind), beside, "{phase:?}");
+            }
+        }
+    }
+}
