@@ -217,6 +217,11 @@ pub(crate) fn open_disk(path: &Path) -> Result<HostDisk, Error> {
 
 /// What the disk's head says, if a rebuild of it is unfinished.
 pub(crate) fn read_marker(disk: &HostDisk, path: &Path) -> Result<Option<marker::Marker>, Error> {
+    Ok(read_head(disk, path)?.and_then(|head| marker::read(&head).or_else(|| marker::torn(&head))))
+}
+
+/// As much of the disk's head as a marker fills; `None` where the disk is shorter.
+pub(crate) fn read_head(disk: &HostDisk, path: &Path) -> Result<Option<[u8; marker::LEN]>, Error> {
     let len = marker::LEN as u64;
     if disk.size() < len {
         return Ok(None);
@@ -224,5 +229,5 @@ pub(crate) fn read_marker(disk: &HostDisk, path: &Path) -> Result<Option<marker:
     let mut head = [0; marker::LEN];
     let read = DiskBytes(disk).read_at(ByteRange::new(0, len), &mut head);
     read.map_err(|error| Error::new(ErrorKind::TargetUnusable, error).at_path(path))?;
-    Ok(marker::read(&head).or_else(|| marker::torn(&head)))
+    Ok(Some(head))
 }

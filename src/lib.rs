@@ -39,6 +39,7 @@ mod journal;
 mod layout;
 mod observe;
 mod plan;
+mod prune;
 mod range;
 mod rebuild;
 mod request;
@@ -66,6 +67,7 @@ pub use plan::{
     Duplicate, GptPlan, OtherSeed, Plan, PlanSummary, RunMode, TargetKind, UnfinishedRun, plan, plan_onto,
     preview,
 };
+pub use prune::{PruneEntry, PruneReport, prune};
 pub use range::ByteRange;
 pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, Verdict, rebuild};
 pub use request::{

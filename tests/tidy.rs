@@ -13,6 +13,8 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         "copy", "guard", "image", "journal", "layout", "observe", "plan", "rebuild", "request", "seed",
         "sys", "target", "verify",
     ];
+    // It looks at the disks that dead runs left, and removes only what lies in the state folder or beside a disk.
+    let prune: &[&str] = &["guard", "inspect", "journal", "layout", "sys"];
     let status: &[&str] = &["inspect", "journal", "layout", "observe", "plan", "request", "target"];
     BTreeMap::from([
         ("range", &[][..]),
@@ -33,11 +35,12 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("inspect", policy),
         ("reseed", &["guard", "request", "seed"]),
         ("status", status),
+        ("prune", prune),
         (
             "lib",
             &[
-                "inspect", "copy", "guard", "image", "journal", "layout", "observe", "plan", "rebuild",
-                "request", "reseed", "seed", "status", "sys", "target", "verify",
+                "inspect", "copy", "guard", "image", "journal", "layout", "observe", "plan", "prune",
+                "rebuild", "request", "reseed", "seed", "status", "sys", "target", "verify",
             ],
         ),
     ])

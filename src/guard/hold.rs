@@ -25,7 +25,7 @@ pub(super) struct DiskLock(Option<LockFile>);
 impl DiskLock {
     /// Takes the lock, before the disk is opened; `Look` only asks whether it could.
     pub(super) fn take(storage: &Storage, state_dir: &Path, access: Access) -> Result<Self, Refusal> {
-        let folder = state_dir.join("locks");
+        let folder = lock_folder(state_dir);
         let name = lock_name(storage);
         let path = folder.join(&name);
         let failed = |source| Refusal::StateFolder { folder: folder.clone(), source };
@@ -51,6 +51,11 @@ impl Drop for DiskLock {
         // One that cannot be removed is not held either, and the next run takes it.
         let _ = self.0.take().map(LockFile::remove);
     }
+}
+
+/// Where the lock files of disks lie in a state folder.
+pub(crate) fn lock_folder(state_dir: &Path) -> PathBuf {
+    state_dir.join("locks")
 }
 
 /// Never the path, which another disk may get: where the bytes really lie.

@@ -181,6 +181,17 @@ impl Topology {
         Some(self.storage(identity, real.as_deref()))
     }
 
+    /// Where the bytes of the disk at a path lie that some record names, and what a device keeps when its number goes
+    /// to another; nothing where a look at it could hang.
+    pub(crate) fn place_of(&self, path: &Path) -> Option<((StorageIdentity, u64), Option<String>)> {
+        let bytes = self.storage_named(path)?.bytes;
+        let lasting_id = match bytes.base {
+            StorageIdentity::Device { major, minor } => self.kernel.lasting_id((major, minor)),
+            StorageIdentity::File { .. } => None,
+        };
+        Some(((bytes.base, bytes.range.start()), lasting_id))
+    }
+
     /// The storage at a path that one of the kernel's tables names, unless a look at it could hang.
     pub(super) fn storage_named(&self, path: &Path) -> Option<Storage> {
         let is_there = self.mounts.answers_at_once(path) && path.exists();

@@ -4,12 +4,13 @@
 //! checksum. While a run lives it holds a lock on its file, which keeps a second run off the same storage. A run
 //! on a disk that an earlier one left unfinished writes behind that one's records, which stand until the disk is
 //! complete. `read` tells what a journal says, `chunks` has the digests of what is on the disk already, `earlier` says
-//! whether a run goes on from there, and `holds` remembers which image a disk has.
+//! whether a run goes on from there, `holds` remembers which image a disk has, and `stale` removes what dead runs left.
 
 mod chunks;
 mod earlier;
 mod holds;
 mod read;
+pub(crate) mod stale;
 
 pub(crate) use earlier::{Bound, Earlier, GoOn, look, of_namesakes};
 pub(crate) use holds::{forget, holds, remember};
@@ -29,6 +30,8 @@ use crate::sys::lock_file::{self, LockFile};
 use crate::verify::Digest;
 use chunks::ChunkNotes;
 
+/// Ends the name of a journal.
+const SUFFIX: &str = ".journal";
 /// Progress is noted at most this often within a phase.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// A line of progress is filled up to this length, so that the next can take its place.
@@ -167,7 +170,7 @@ impl Journal {
         let folder = folder(state_dir);
         let unusable = |source| JournalError::Folder { folder: folder.clone(), source };
         durable::make_folder(&folder).map_err(unusable)?;
-        let name = format!("{}.journal", name_of(key));
+        let name = format!("{}{SUFFIX}", name_of(key));
         let path = folder.join(&name);
         let lock = lock_file::acquire(&folder, &name).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => JournalError::Held { path: path.clone() },

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::{checksum, folder};
+use super::{SUFFIX, checksum, folder};
 use crate::error::{ErrorKind, TargetState};
 use crate::sys::{lock_file, store};
 
 /// More files than this are not looked at.
-const MOST_FILES: usize = 4096;
+pub(super) const MOST_FILES: usize = 4096;
 /// More of one file than this is not read.
-const MOST_BYTES: u64 = 1 << 20;
+pub(super) const MOST_BYTES: u64 = 1 << 20;
 /// More of all files together than this is not read.
 const MOST_BYTES_OF_ALL: u64 = 64 << 20;
 
@@ -40,6 +40,8 @@ pub(crate) struct JournalSummary {
     pub(crate) staged: Option<Staged>,
     /// Whether the disk's head says, or is about to say, that a rebuild is unfinished.
     pub(crate) invalidated: bool,
+    /// Whether the run went on after it had said so, so that the marker is whole.
+    is_marked: bool,
     /// Whether everything but both ends was read back.
     pub(crate) verified: bool,
     /// Whether the new file may have taken the old one's place.
@@ -64,6 +66,9 @@ pub(crate) struct Begun {
     pub(crate) pid: u32,
     #[serde(default)]
     pub(crate) started_s: u64,
+    /// What the disk is, as the guard says it.
+    #[serde(default)]
+    pub(crate) target: serde_json::Value,
     #[serde(default)]
     ptuuid: Option<String>,
 }
@@ -137,6 +142,20 @@ impl JournalSummary {
         }
     }
 
+    /// Whether the last run may have written the disk's first block, torn perhaps, when it was cut off: then only the
+    /// journal says that the disk is unfinished. So it is as well before the marker's own write.
+    pub(crate) fn may_have_torn_the_head(&self) -> bool {
+        match (&self.failed, &self.progress) {
+            (Some(failed), _) => failed.target_state >= TargetState::Written,
+            (None, None) => true,
+            (None, Some(_)) if !self.is_marked => true,
+            (None, Some(progress)) => {
+                self.verified
+                    || (progress.phase != "read_back" && progress.bytes_done >= progress.bytes_total)
+            }
+        }
+    }
+
     fn take(&mut self, record: Known) {
         match record {
             Known::Begun(begun) => {
@@ -147,8 +166,8 @@ impl JournalSummary {
                 self.runs.push(begun);
             }
             Known::Staged(staged) => self.staged = Some(staged),
-            Known::Invalidated => self.invalidated = true,
-            Known::Progress(progress) => self.progress = Some(progress),
+            Known::Invalidated => (self.invalidated, self.is_marked) = (true, false),
+            Known::Progress(progress) => (self.progress, self.is_marked) = (Some(progress), true),
             Known::Verified => self.verified = true,
             Known::Exchanging => self.exchanging = true,
             Known::Finished => self.finished = true,
@@ -172,7 +191,7 @@ pub(crate) fn list(state_dir: &Path) -> io::Result<Listing> {
     };
     let (mut listing, mut left) = (Listing::default(), MOST_BYTES_OF_ALL);
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    for (count, name) in names.filter(|name| name.ends_with(".journal")).enumerate() {
+    for (count, name) in names.filter(|name| name.ends_with(SUFFIX)).enumerate() {
         let read = if count < MOST_FILES { look_at(&folder, &name, &mut left) } else { Ok(None) };
         match read {
             Ok(Some(summary)) => listing.journals.push(summary),
@@ -235,7 +254,7 @@ fn look_at(folder: &Path, name: &str, left: &mut u64) -> io::Result<Option<Journ
         *left -= bytes.len() as u64;
         let now = lock_file::is_held(folder, name)?;
         if now == held || tries == MOST_TRIES {
-            let stem = name.trim_end_matches(".journal").to_owned();
+            let stem = name.strip_suffix(SUFFIX).unwrap_or(name).to_owned();
             let summary = JournalSummary { stem, held: now, ..parse(&bytes).0 };
             return Ok((!summary.runs.is_empty()).then_some(summary));
         }
@@ -244,12 +263,17 @@ fn look_at(folder: &Path, name: &str, left: &mut u64) -> io::Result<Option<Journ
     unreachable!("the last try returns")
 }
 
-fn read_bounded(file: &File, most: u64) -> io::Result<Vec<u8>> {
+pub(super) fn read_bounded(file: &File, most: u64) -> io::Result<Vec<u8>> {
     let len = file.metadata()?.len().min(most);
     let mut bytes = vec![0; usize::try_from(len).expect("a bound fits in memory")];
     let count = store::read_up_to(file, &mut bytes, 0)?;
     bytes.truncate(count);
     Ok(bytes)
+}
+
+/// What a journal's bytes say; `None` where they tell of no run.
+pub(super) fn summary(bytes: &[u8]) -> Option<JournalSummary> {
+    Some(parse(bytes).0).filter(|summary| !summary.runs.is_empty())
 }
 
 /// What the lines say, and where the first that is torn or wrong begins.

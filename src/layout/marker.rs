@@ -78,6 +78,13 @@ fn values(content: &[u8]) -> Option<Marker> {
     plain.then_some(marker)
 }
 
+/// Whether a disk's head holds any part of a marker, but not all of it.
+pub(crate) fn is_torn(head: &[u8]) -> bool {
+    let line = head.get(CHECKSUM_AT..LEN).unwrap_or_default();
+    let ends = line.starts_with(CHECKSUM.as_bytes()) && line.ends_with(b"\n");
+    read(head).is_none() && (has(head, 0, FIRST_LINE) || ends)
+}
+
 fn is_plain(value: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
     (1..=MAX_VALUE).contains(&value.len()) && value.bytes().all(plain)
@@ -113,6 +120,12 @@ mod tests {
             bad[at] ^= 1;
             assert_eq!(read(&bad), None, "byte {at}");
         }
+        for (from, to) in [(0, 512), (512, LEN), (0, LEN - 512), (LEN - 512, LEN)] {
+            let mut torn = [7; LEN];
+            torn[from..to].copy_from_slice(&good[from..to]);
+            assert!(is_torn(&torn), "only bytes {from}..{to}");
+        }
+        assert!(!is_torn(&good) && !is_torn(&[7; LEN]) && !is_torn(&[]));
         assert_eq!(read(&good[..LEN - 1]), None);
         assert_eq!(read(&[0; LEN]), None);
     }

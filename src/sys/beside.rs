@@ -4,9 +4,12 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+
+use super::locks;
 
 /// Ends the name of a file that is not complete yet.
 const SUFFIX: &str = ".reimage-unfinished";
@@ -89,6 +92,58 @@ pub(crate) fn remove(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
     Ok(rustix::fs::unlinkat(folder, name, AtFlags::empty())?)
 }
 
+/// What became of a file that a dead run may have left.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Leftover {
+    Removed,
+    /// It is not there any more.
+    Gone,
+    /// It stays, for this reason.
+    Stays(&'static str),
+}
+
+/// Removes the file at `path` if it is the one that `create` made, with these numbers, and nobody uses it.
+pub(crate) fn remove_leftover(path: &Path, (device, inode): (u64, u64)) -> io::Result<Leftover> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(Leftover::Stays("it is no file's name"));
+    };
+    if !name.as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
+        return Ok(Leftover::Stays("its name is not that of an unfinished file"));
+    }
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(parent, flags, Mode::empty());
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let opened =
+        folder.and_then(|folder| Ok((rustix::fs::openat(&folder, name, flags, Mode::empty())?, folder)));
+    let (file, folder) = match opened {
+        Ok((file, folder)) => (File::from(file), folder),
+        Err(rustix::io::Errno::NOENT) => return Ok(Leftover::Gone),
+        Err(error) => return Err(error.into()),
+    };
+    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() || is_in_use(&file) {
+        return Ok(Leftover::Stays("somebody uses it"));
+    }
+    // Whoever makes or removes one of that name asks for the lock first.
+    let named = rustix::fs::statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let is_regular = rustix::fs::FileType::from_raw_mode(named.st_mode) == rustix::fs::FileType::RegularFile;
+    let opened = rustix::fs::fstat(&file)?;
+    let is_it = |stat: &rustix::fs::Stat| (stat.st_dev, stat.st_ino) == (device, inode);
+    if !is_regular || !is_it(&named) || !is_it(&opened) {
+        return Ok(Leftover::Stays("it is another file than the one that the run made"));
+    }
+    if named.st_nlink != 1 {
+        return Ok(Leftover::Stays("it has another name as well"));
+    }
+    remove(&folder, name)?;
+    Ok(Leftover::Removed)
+}
+
+/// Whether a hypervisor has laid its locks on it.
+fn is_in_use(file: &File) -> bool {
+    let locked = |byte| locks::is_locked_by_others(file.as_fd(), byte).unwrap_or(false);
+    locks::USES.chain(locks::FORBIDS).any(locked)
+}
+
 fn remove_stale(folder: &OwnedFd, name: &OsStr) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = match rustix::fs::openat(folder, name, flags, Mode::empty()) {
@@ -132,5 +187,36 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(reopen(&folder, place, numbers).unwrap().is_none(), "somebody else may have opened it");
         create(&folder, OsStr::new("disk.raw")).expect("the lock went with the run");
+    }
+    #[test]
+    fn only_the_very_file_that_a_run_made_and_nobody_uses_is_removed() {
+        use std::os::unix::fs::MetadataExt;
+        let temporary = tempfile::tempdir().unwrap();
+        let at = |name: &str| temporary.path().join(name);
+        let numbers = |file: &File| file.metadata().map(|of| (of.dev(), of.ino())).unwrap();
+        let path = at(".disk.raw.reimage-unfinished");
+        let folder = OwnedFd::from(File::open(temporary.path()).unwrap());
+        let (_, file) = create(&folder, OsStr::new("disk.raw")).unwrap();
+        let made = numbers(&file);
+        let check = |path: &Path, numbers, expected: &str| match remove_leftover(path, numbers).unwrap() {
+            Leftover::Stays(reason) => assert!(reason.contains(expected), "{reason}"),
+            other => panic!("{other:?} instead of {expected}"),
+        };
+        check(&path, made, "uses it");
+        drop(file);
+        check(&path, (made.0, made.1 + 1), "another file");
+        check(&path, (made.0 + 1, made.1), "another file");
+        std::fs::hard_link(&path, at("link")).unwrap();
+        check(&path, made, "another name");
+        check(&at("link"), made, "not that of an unfinished");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("link", &path).unwrap();
+        remove_leftover(&path, made).expect_err("a link is not followed");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(remove_leftover(&path, made).unwrap(), Leftover::Gone);
+        assert_eq!(remove_leftover(&at("no/.x.reimage-unfinished"), made).unwrap(), Leftover::Gone);
+        std::fs::rename(at("link"), &path).unwrap();
+        assert_eq!(remove_leftover(&path, made).unwrap(), Leftover::Removed);
+        assert!(!path.exists());
     }
 }
