@@ -174,6 +174,10 @@ fn a_killed_rebuild_that_would_have_replaced_the_file_left_no_change() {
         );
         assert!(notices(&status).contains("before it had changed anything"), "{status}");
     }
+    room.plain(&["status", "--prune", "--state-dir", "state"]);
+    assert_eq!((journals(&room), status(&room, "i-1")["state"].take()), (0, "stopped".into()));
+    let now = fs::metadata(room.path("disk.raw")).unwrap();
+    assert_eq!(now.modified().unwrap(), before.modified().unwrap());
 }
 
 #[test]
@@ -209,6 +213,42 @@ fn a_failure_is_told_with_its_kind_and_its_message() {
     assert_eq!((&status["state"], &failure["kind"]), (&"failed".into(), &error["kind"]));
     assert_eq!(failure["target_state"], error["target_state"]);
     assert!(failure["message"].as_str().unwrap().contains(text(&image)), "{failure}");
+}
+
+#[test]
+fn what_killed_runs_left_is_pruned_and_what_an_unfinished_disk_needs_stays() {
+    let room = Room::new();
+    empty_disk(&room);
+    let prune = |subject: &[&str]| {
+        let words = [&["status", "--json", "--prune", "--state-dir", "state"], subject].concat();
+        room.plain(&words).document()
+    };
+    assert_eq!(prune(&[]), serde_json::json!({ "prune": { "removed": [], "kept": [] } }));
+    // A run that lives loses nothing.
+    interrupted(rebuild_of_instance(&room, &["--in-place"]), COPYING, |child| {
+        let report = &prune(&[])["prune"];
+        assert_eq!(
+            (&report["removed"], report["kept"].as_array().unwrap().len()),
+            (&Value::Array(Vec::new()), 2)
+        );
+        kill_process(Pid::from_child(child), Signal::KILL).unwrap();
+    });
+    assert_eq!(fs::read_dir(room.path("state/locks")).unwrap().count(), 1);
+    let pruned = prune(&["disk.raw"]);
+    assert_eq!(pruned["state"], "failed");
+    let (removed, kept) = (&pruned["prune"]["removed"], &pruned["prune"]["kept"]);
+    assert!(removed.as_array().unwrap().iter().any(|of| of["path"].as_str().unwrap().ends_with(".lock")));
+    assert!(kept[0]["reason"].as_str().unwrap().contains("run the rebuild again"), "{kept}");
+    assert_eq!(status(&room, "i-1")["state"], "failed", "the journal is still there");
+    let text = room.plain(&["status", "--prune", "--state-dir", "state"]).stdout;
+    assert!(text.contains("removed     nothing") && text.contains("kept        "), "{text}");
+    // A disk that is no longer the one that was being rebuilt.
+    room.old_disk("disk.raw", 1 << 20);
+    let before = Seen::of(&room.path("disk.raw"));
+    prune(&[]);
+    before.check(&room.path("disk.raw"));
+    assert_eq!((journals(&room), &prune(&["i-1"])["state"]), (0, &"stopped".into()));
+    room.plain(&["status", "--json", "--state-dir", "state"]).error(2);
 }
 
 /// The partition table's id in the last journal entry that begins a run.

@@ -145,11 +145,15 @@ pub(crate) struct InspectArgs {
 #[derive(Args)]
 pub(crate) struct StatusArgs {
     /// An instance file (a name that ends in .toml), the system disk, or the id of an instance that was rebuilt
-    #[arg(value_name = "INSTANCE|TARGET", required_unless_present = "instance")]
+    #[arg(value_name = "INSTANCE|TARGET", required_unless_present_any = ["instance", "prune"])]
     pub(crate) subject: Option<PathBuf>,
     /// The instance file (TOML)
     #[arg(long, value_name = "FILE", conflicts_with = "subject")]
     pub(crate) instance: Option<PathBuf>,
+    /// Remove what runs that are dead left in the state folder and beside the disks: lock files, journals,
+    /// unfinished new files; what the next rebuild of an unfinished disk needs stays
+    #[arg(long)]
+    pub(crate) prune: bool,
 }
 
 #[derive(Args)]

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use reimage::{
-    BoundPlan, CancelToken, Credential, ErrorKind, Event, Observer, PlanSummary, Preflight, Replace, Request,
-    Subject,
+    BoundPlan, CancelToken, Credential, ErrorKind, Event, InstanceStatus, Observer, PlanSummary, Preflight,
+    PruneReport, Replace, Request, Subject,
 };
+use serde::Serialize;
 
 use crate::args::{Arguments, Command, CommonArgs, InspectArgs, JobArgs, SeedArgs, StatusArgs, VerifyArgs};
 use crate::consent::Terminal;
@@ -156,18 +157,36 @@ fn seed(args: &SeedArgs, state_dir: Option<&Path>, output: Output) -> Result<(),
 fn status(args: &StatusArgs, state_dir: Option<&Path>, output: Output) -> Result<(), Failure> {
     let asked = request::of_status(args)?;
     let state_dir = request::state_dir(state_dir)?;
-    let status = match &asked {
-        Asked::Instance(instance) => reimage::status(Subject::Instance(instance), &state_dir)?,
-        Asked::Disk(disk) => reimage::status(Subject::Disk(disk), &state_dir)?,
+    let prune = if args.prune { Some(reimage::prune(&state_dir)?) } else { None };
+    let status = asked.map(|asked| status_of(&asked, &state_dir)).transpose()?;
+    output.show(&StatusDocument { prune, status }, |StatusDocument { prune, status }| {
+        let pruned = prune.as_ref().map(show::pruned).unwrap_or_default();
+        let status = status.as_ref().map(show::status).unwrap_or_default();
+        pruned + &status
+    });
+    Ok(())
+}
+
+/// What `status` prints: what was pruned, if anything was to be, and what became of the rebuilds.
+#[derive(Serialize)]
+struct StatusDocument {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prune: Option<PruneReport>,
+    #[serde(flatten)]
+    status: Option<InstanceStatus>,
+}
+
+fn status_of(asked: &Asked, state_dir: &Path) -> Result<InstanceStatus, Failure> {
+    Ok(match asked {
+        Asked::Instance(instance) => reimage::status(Subject::Instance(instance), state_dir)?,
+        Asked::Disk(disk) => reimage::status(Subject::Disk(disk), state_dir)?,
         Asked::Word(word) => {
-            let of_instance = reimage::status(Subject::Id(word), &state_dir)?;
+            let of_instance = reimage::status(Subject::Id(word), state_dir)?;
             // A file that is being made for the first time is not there yet, and has a journal.
-            let of_disk = reimage::status(Subject::Disk(Path::new(word)), &state_dir);
+            let of_disk = reimage::status(Subject::Disk(Path::new(word)), state_dir);
             if of_instance.journal.is_some() { of_instance } else { of_disk.unwrap_or(of_instance) }
         }
-    };
-    output.show(&status, show::status);
-    Ok(())
+    })
 }
 
 fn man(folder: &Path) -> Result<(), Failure> {

@@ -58,21 +58,19 @@ pub(crate) enum Asked {
 }
 
 /// What `status` is asked about: a file that ends in .toml, a disk, or an id, in this order.
-pub(crate) fn of_status(args: &StatusArgs) -> Result<Asked, Failure> {
+///
+/// With `--prune` it may be asked about nothing.
+pub(crate) fn of_status(args: &StatusArgs) -> Result<Option<Asked>, Failure> {
     let is_file_name = |path: &&Path| path.extension().is_some_and(|extension| extension == "toml");
     let subject = args.subject.as_deref();
     if let Some(file) = args.instance.as_deref().or(subject.filter(is_file_name)) {
-        return Ok(Asked::Instance(Box::new(read_instance(file)?)));
+        return Ok(Some(Asked::Instance(Box::new(read_instance(file)?))));
     }
-    let Some(path) = subject else {
-        return Err(Failure::usage("nothing is named").hinting("reimage status INSTANCE|TARGET"));
+    let asked = |path: &Path| match path.to_str() {
+        Some(word) if !word.contains('/') && path.symlink_metadata().is_err() => Asked::Word(word.to_owned()),
+        _ => Asked::Disk(path.to_owned()),
     };
-    match path.to_str() {
-        Some(word) if !word.contains('/') && path.symlink_metadata().is_err() => {
-            Ok(Asked::Word(word.to_owned()))
-        }
-        _ => Ok(Asked::Disk(path.to_owned())),
-    }
+    Ok(subject.map(asked))
 }
 
 /// The folder of journals.

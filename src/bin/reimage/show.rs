@@ -5,8 +5,8 @@ use std::path::Path;
 
 use reimage::{
     ByteRange, CredentialKind, DataDiskReport, GptPlan, ImageInfo, InstanceState, InstanceStatus,
-    OldCredentials, Os, Pattern, Phase, PlanSummary, RepairReport, Report, RunStatus, Sandbox, SeedReport,
-    Sight, StorageIdentity, TargetKind, TargetState, Verdict, VerifyReport,
+    OldCredentials, Os, Pattern, Phase, PlanSummary, PruneReport, RepairReport, Report, RunStatus, Sandbox,
+    SeedReport, Sight, StorageIdentity, TargetKind, TargetState, Verdict, VerifyReport,
 };
 
 use crate::picture;
@@ -121,6 +121,20 @@ pub(crate) fn verified(report: &VerifyReport, target: &Path) -> String {
     lines.add("root digest", report.root.to_string());
     lines.add("compared", read_back(report.bytes_read, report.bytes_proved_holes));
     lines.add("GPT", gpt(&report.gpt));
+    lines.into_text()
+}
+
+/// What dead runs had left.
+pub(crate) fn pruned(report: &PruneReport) -> String {
+    let mut lines = Lines::default();
+    for (what, entries) in [("removed", &report.removed), ("kept", &report.kept)] {
+        for entry in entries {
+            lines.add(what, format!("{}: {}", clean_path(&entry.path), clean_name(&entry.reason)));
+        }
+    }
+    if report.removed.is_empty() {
+        lines.add("removed", "nothing");
+    }
     lines.into_text()
 }
 
