@@ -1,4 +1,7 @@
 //! Ends the process when the library cannot: a thread that waits in the kernel for a disk cannot be stopped.
+//!
+//! What went wrong is told first. A thread that no signal reaches (state D in proc(5)) keeps the process, and with it
+//! the locks, until the kernel lets go of it: until then whoever waits for the process gets no exit code.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
