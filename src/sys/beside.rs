@@ -204,6 +204,10 @@ mod tests {
         };
         check(&path, made, "uses it");
         drop(file);
+        let hypervisor = File::open(&path).unwrap();
+        locks::lock_shared(hypervisor.as_fd(), locks::USES_READ).unwrap();
+        check(&path, made, "uses it");
+        drop(hypervisor);
         check(&path, (made.0, made.1 + 1), "another file");
         check(&path, (made.0 + 1, made.1), "another file");
         std::fs::hard_link(&path, at("link")).unwrap();
