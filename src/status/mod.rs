@@ -189,7 +189,9 @@ pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, 
         advice: match verdict.state {
             InstanceState::Stopped => "nothing: no rebuild is unfinished",
             InstanceState::Rebuilding => "wait for the rebuild to end",
-            InstanceState::Failed => "run the rebuild again: the disk cannot boot until it is complete",
+            InstanceState::Failed => {
+                "run the rebuild again: it goes on where it stopped, or starts over; until it is complete the disk cannot boot"
+            }
         },
     })
 }

@@ -89,7 +89,15 @@ fn without_marker(journal: &JournalSummary) -> Verdict {
             "the run {name} was interrupted, but the disk does not say that it is unfinished: it was completed at the \
              last moment, or has been written or replaced since (reimage verify compares it with the image)"
         )),
-        _ => stopped(format!("the run {name} was interrupted before it had changed anything")),
+        _ => {
+            let beside = match journal.staged {
+                Some(_) => {
+                    ": the same rebuild goes on with the new file beside it (reimage status --prune removes that)"
+                }
+                None => "",
+            };
+            stopped(format!("the run {name} was interrupted before it had changed anything{beside}"))
+        }
     }
 }
 

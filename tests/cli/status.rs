@@ -174,7 +174,10 @@ fn a_killed_rebuild_that_would_have_replaced_the_file_left_no_change() {
         );
         assert!(notices(&status).contains("before it had changed anything"), "{status}");
     }
+    let temporary = ".disk.raw.reimage-unfinished".to_owned();
+    assert!(room.names().contains(&temporary), "{:?}", room.names());
     room.plain(&["status", "--prune", "--state-dir", "state"]);
+    assert!(!room.names().contains(&temporary), "{:?}", room.names());
     assert_eq!((journals(&room), status(&room, "i-1")["state"].take()), (0, "stopped".into()));
     let now = fs::metadata(room.path("disk.raw")).unwrap();
     assert_eq!(now.modified().unwrap(), before.modified().unwrap());

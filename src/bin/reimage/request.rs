@@ -1,7 +1,6 @@
 //! What was typed means this: flags over the instance file, as a `Request`.
 
 use std::fs;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use reimage::{
@@ -27,7 +26,6 @@ pub(crate) fn of_job(args: &JobArgs, state_dir: Option<&Path>) -> Result<Request
     let mut request = Request::default();
     request.instance = instance;
     request.options = options(args, state_dir)?;
-    refuse_delta_of_a_new_file(&request)?;
     Ok(request)
 }
 
@@ -293,19 +291,6 @@ fn apply_cut_off(options: &mut Options, args: &CutOffArgs) {
     options.on_error = if args.preserve_on_error { OnError::Preserve } else { OnError::Discard };
     options.checkpoint = args.checkpoint;
     options.stall_timeout = args.stall_timeout;
-}
-
-/// A file that is replaced whole is made anew: there is nothing to compare with.
-fn refuse_delta_of_a_new_file(request: &Request) -> Result<(), Failure> {
-    let options = &request.options;
-    let path = &request.instance.system_disk.path;
-    let is_device = || fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
-    if options.mode != Mode::Delta || options.placement == Placement::InPlace || is_device() {
-        return Ok(());
-    }
-    Err(Failure::usage(format!("{path:?} would be replaced whole: there is nothing to compare with"))
-        .hinting("write into the file with --in-place, or leave --mode delta out")
-        .at(path))
 }
 
 /// The plan that a run is bound to.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use reimage::{
     ByteRange, CredentialKind, DataDiskReport, GptPlan, ImageInfo, InstanceState, InstanceStatus,
-    OldCredentials, Os, Pattern, Phase, PlanSummary, PruneReport, RepairReport, Report, RunStatus, Sandbox,
-    SeedReport, Sight, StorageIdentity, TargetKind, TargetState, Verdict, VerifyReport,
+    OldCredentials, Os, Pattern, Phase, PlanSummary, PruneReport, RepairReport, Report, RunMode, RunStatus,
+    Sandbox, SeedReport, Sight, StorageIdentity, TargetKind, TargetState, Verdict, VerifyReport,
 };
 
 use crate::picture;
@@ -39,6 +39,7 @@ pub(crate) fn plan(plan: &PlanSummary) -> String {
     lines.add("", content(plan));
     lines.add("target", format!("{} ({})", clean_path(&plan.target), kind(plan)));
     lines.add("", sizes(plan));
+    lines.add("mode", mode(plan));
     let after = (&plan.after, plan.size_after);
     lines.block(&picture::before_and_after(plan.before.as_ref(), after, plan.target_bytes));
     lines.add("GPT", gpt(&plan.gpt));
@@ -75,8 +76,12 @@ pub(crate) fn report(report: &Report) -> String {
     if let Some(whole) = &report.whole_digest {
         lines.add("BLAKE3", format!("{whole} (of the image's whole disk)"));
     }
+    lines.add("mode", how(report.mode));
     lines.add("written", exact(report.bytes_written));
     lines.add("zeroed", exact(report.bytes_zeroed));
+    if report.bytes_kept > 0 {
+        lines.add("kept", format!("{}, found right and not written", exact(report.bytes_kept)));
+    }
     lines.add("read back", read_back(report.bytes_read_back, report.bytes_proved_holes));
     lines.add("repairs", if report.repairs.is_empty() { "none" } else { "" });
     report.repairs.iter().for_each(|repaired| lines.add("", repair(repaired)));
@@ -286,6 +291,28 @@ fn sizes(plan: &PlanSummary) -> String {
         TargetKind::NewFile => format!("its size will be {}", exact(then)),
         _ if now == then => format!("everything on it will be lost; its size stays {}", exact(then)),
         _ => format!("everything on it will be lost; its size goes from {} to {}", exact(now), exact(then)),
+    }
+}
+
+/// How a run will go about the disk; why it does not go on with an earlier one, a warning says.
+fn mode(plan: &PlanSummary) -> String {
+    match plan.unfinished.as_ref().filter(|run| run.goes_on) {
+        Some(run) => {
+            format!(
+                "resumed: {} that an earlier run wrote are compared, the rest is written",
+                bytes(run.bytes_noted)
+            )
+        }
+        None => how(plan.mode).to_owned(),
+    }
+}
+
+fn how(mode: RunMode) -> &'static str {
+    match mode {
+        RunMode::Full => "full: all of the disk is written",
+        RunMode::Delta => "delta: all of the disk is compared, and written where it differs",
+        RunMode::Resumed => "resumed: what an earlier run wrote is compared, the rest is written",
+        _ => "unknown",
     }
 }
 
