@@ -8,7 +8,9 @@ use crate::image::{Decoder, Extent, Image};
 use crate::range::{ByteRange, RangeSet};
 use crate::sys::aligned::AlignedBuffer;
 use crate::target::{Disk, Target};
-use crate::verify::{CHUNK, CHUNK_LEN, DigestTable, Expected, Pattern, VerifiedChunk, classify, holds};
+use crate::verify::{
+    CHUNK, CHUNK_LEN, Digest, DigestTable, Expected, Pattern, VerifiedChunk, classify, holds,
+};
 
 /// Pieces of a run of zeroes that wait to be read at once.
 const MOST_QUEUED: u64 = 256;
@@ -150,12 +152,12 @@ pub(crate) fn repair(
     image: &dyn Image,
     target: &dyn Target,
     mismatch: &Mismatch,
-    digests: &DigestTable,
+    (digests, old): (&DigestTable, Option<Digest>),
 ) -> Result<Option<(u64, Pattern)>, CopyError> {
     let mut found = AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory)?;
     target.read(mismatch.range, &mut found)?;
     let compare = |right: &[u8]| {
-        let differing = classify(right, &found[..right.len()], None);
+        let differing = classify(right, &found[..right.len()], old);
         differing.map(|(at, pattern)| (mismatch.range.start() + at, pattern))
     };
     let Expected::Digest(digest) = mismatch.expected else {

@@ -92,13 +92,22 @@ pub(crate) struct Transferred {
     /// What was read from the disk and found right, so that it needs no reading back.
     pub(crate) kept: RangeSet,
     pub(crate) bytes_kept: u64,
-    /// What chunks held that were found to differ.
-    pub(crate) old: Vec<(u64, Digest)>,
+    /// What chunks held that were found to differ, by their index.
+    old: Vec<(u64, Digest)>,
     /// What was written again after a failed sync: it is read back whatever else is.
     pub(crate) doubtful: Vec<Mismatch>,
     /// Whether anything was written, or the disk said before that it is unfinished.
     pub(crate) has_written: bool,
     pub(crate) whole: Option<Digest>,
+}
+
+impl Transferred {
+    /// The digest of what a chunk held before it was written, where it was read.
+    pub(crate) fn old(&self, range: ByteRange) -> Option<Digest> {
+        let index = range.start() / CHUNK;
+        let place = self.old.binary_search_by_key(&index, |(index, _)| *index).ok()?;
+        Some(self.old[place].1)
+    }
 }
 
 /// Carries the image's chunks to the sink, and zeroes to what lies behind them.
@@ -293,6 +302,7 @@ impl<'a> Pass<'a> {
     fn finish(self) -> Transferred {
         let mut result = self.result;
         result.digests.sort();
+        result.old.sort_unstable_by_key(|(index, _)| *index);
         result.kept.merge();
         result.has_written |= self.pieces.may_write.load(Ordering::SeqCst);
         result.whole = self.whole.map(WholeDigester::finish);

@@ -112,14 +112,22 @@ impl Run<'_> {
     /// Writes the mismatches again, syncs, reads them back; returns those that are still wrong.
     fn write_again(&mut self, wrong: &[Mismatch], rewrites: u32) -> Result<Vec<Mismatch>, Error> {
         for mismatch in wrong {
+            self.stop_if_cancelled()?;
             self.observer.event(&Event::Rewriting { range: mismatch.range });
-            let target = self.target.as_ref();
-            let repaired = copy::repair(self.image.as_ref(), target, mismatch, self.digests());
+            let (target, copied) =
+                (self.target.as_ref(), self.copied.as_ref().expect("the copy came before"));
+            let known = (&copied.digests, copied.old(mismatch.range));
+            let repaired = copy::repair(self.image.as_ref(), target, mismatch, known);
             let differing = repaired.map_err(|fault| self.error(fault))?;
             report::note_repair(&mut self.repairs, mismatch.range, differing, rewrites);
         }
         let target = self.target.as_ref();
-        target.sync().map_err(|fault| self.error(fault.into()))?;
+        match target.sync() {
+            Ok(()) => {}
+            Err(fault) if rewrites == MOST_REWRITES => return Err(self.error(fault.into())),
+            // Nothing that was written before it is believed.
+            Err(_) => return Ok(wrong.to_vec()),
+        }
         let buffer = AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory);
         let mut buffer = buffer.map_err(|fault| self.error(fault))?;
         let mut still_wrong = Vec::new();

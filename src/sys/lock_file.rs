@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -16,6 +18,8 @@ use super::locks;
 /// The byte that is locked. A lock of an open file description, unlike flock(2), can be asked about without
 /// being taken, so that who only asks keeps nobody out.
 const BYTE: i64 = 0;
+/// How long one try waits for the next.
+const INSTANT: Duration = Duration::from_millis(5);
 /// Each further try means that another holder removed the file in between.
 const MOST_TRIES: u32 = 100;
 
@@ -38,12 +42,23 @@ pub(crate) fn acquire(folder: &Path, name: &str) -> io::Result<LockFile> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = File::from(rustix::fs::openat(&folder, name, flags, Mode::RUSR | Mode::WUSR)?);
         refuse_other_kinds(&file)?;
-        locks::lock_exclusive(file.as_fd(), BYTE)?;
+        lock_soon(&file)?;
         if bears_name(&folder, name, &file)? {
             return Ok(LockFile { file, folder, name: name.to_owned() });
         }
     }
     Err(io::ErrorKind::WouldBlock.into())
+}
+
+/// Who only removes what a dead run left holds a lock for an instant.
+fn lock_soon(file: &File) -> io::Result<()> {
+    for _ in 0..4 {
+        match locks::lock_exclusive(file.as_fd(), BYTE) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(INSTANT),
+            result => return result,
+        }
+    }
+    locks::lock_exclusive(file.as_fd(), BYTE)
 }
 
 /// Whether somebody holds the lock `name`; nothing is made, and nobody is kept out meanwhile.
@@ -87,7 +102,6 @@ fn bears_name(folder: &OwnedFd, name: &str, file: &File) -> io::Result<bool> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::thread;
 
     use super::*;
 
