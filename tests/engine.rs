@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use reimage::{
-    ByteRange, CancelToken, Credential, DataDisk, Digest, Disk, Error, ErrorKind, Event, Options, Pattern,
-    Promise, Report, Request, Sandbox, Target, TargetError, TargetState, Verdict, VerifiedChunk,
-    VerifyPolicy,
+    ByteRange, CancelToken, Credential, DataDisk, Digest, Disk, EarlierRun, Error, ErrorKind, Event, Mode,
+    Options, Pattern, Promise, Report, Request, RunMode, Sandbox, Target, TargetError, TargetState, Verdict,
+    VerifiedChunk, VerifyPolicy,
 };
 
 /// What the disk does wrong, and what it did.
@@ -87,6 +87,10 @@ impl Disk for Spoilt {
 }
 
 impl Target for Spoilt {
+    fn identity(&self) -> Option<String> {
+        Some("the one disk of this test".to_owned())
+    }
+
     fn is_new(&self) -> bool {
         false
     }
@@ -311,6 +315,7 @@ fn whatever_operation_fails_the_disk_is_old_or_says_that_it_is_unfinished() {
     let target = Spoilt::dirty(5 * CHUNK);
     let mut request = lab.request();
     request.options.threads = std::num::NonZeroUsize::new(1);
+    (request.options.mode, request.options.earlier_run) = (Mode::Full, EarlierRun::StartOver);
     lab.rebuild(&request, &target).unwrap();
     let count = target.0.lock().unwrap().operations;
     assert!(count > 15, "{count} operations are worth failing");
@@ -339,7 +344,7 @@ fn without_read_back_nothing_is_read_and_the_state_says_so() {
     let lab = Lab::new(4 * CHUNK);
     let target = Spoilt::dirty(5 * CHUNK);
     let mut request = lab.request();
-    request.options.verify = VerifyPolicy::Off;
+    (request.options.verify, request.options.mode) = (VerifyPolicy::Off, Mode::Full);
     let report = lab.rebuild(&request, &target).unwrap();
     assert_eq!(report.target_state, TargetState::Written);
     assert!(target.0.lock().unwrap().log.iter().all(|(what, _)| *what != "read"));
@@ -374,4 +379,119 @@ fn a_cancelled_run_leaves_a_disk_that_says_so() {
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     assert!(error.target_state() > TargetState::Invalidated);
     assert!(target.0.lock().unwrap().bytes.starts_with(MARKER));
+}
+
+/// A run that is cancelled by its first chunk after some were noted.
+fn cut_off(lab: &Lab, request: &Request, target: &Spoilt) {
+    let own: (Box<dyn Target>, _) = (Box::new(target.clone()), Promise::NobodyElseUsesIt);
+    let mut request = request.clone();
+    request.options.checkpoint = std::time::Duration::ZERO;
+    request.options.threads = std::num::NonZeroUsize::new(1);
+    let plan = reimage::plan_onto(&request, &Credential::keep_image(), own, &()).unwrap();
+    let cancel = CancelToken::new();
+    let most = lab.disk.len() as u64 * 3 / 4;
+    let stop = |event: &Event| {
+        if matches!(event, Event::Progress { bytes_done, .. } if *bytes_done > most) {
+            cancel.cancel();
+        }
+    };
+    let error = reimage::rebuild(plan, &stop, &cancel).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+}
+
+fn changes(target: &Spoilt) -> Vec<(&'static str, ByteRange)> {
+    let memory = target.0.lock().unwrap();
+    memory.log.iter().filter(|(what, range)| *what != "read" && !range.is_empty()).copied().collect()
+}
+
+#[test]
+fn a_run_goes_on_where_the_one_before_it_was_cut_off() {
+    let lab = Lab::new(12 * CHUNK + 700);
+    let target = Spoilt::dirty(14 * CHUNK);
+    cut_off(&lab, &lab.request(), &target);
+    let chunks = |range: ByteRange| (CHUNK as u64..13 * CHUNK as u64).contains(&range.start());
+    let before: Vec<_> = changes(&target).into_iter().filter(|(_, range)| chunks(*range)).collect();
+    target.0.lock().unwrap().log.clear();
+    let report = lab.rebuild(&lab.request(), &target).unwrap();
+    lab.check(&target);
+    assert_eq!(report.mode, RunMode::Resumed);
+    assert!(report.bytes_kept >= 3 * CHUNK as u64, "{} bytes kept", report.bytes_kept);
+    let again = changes(&target).into_iter().filter(|write| before.contains(write)).count();
+    assert!(again + 3 <= before.len(), "{again} of {} pieces were written again", before.len());
+    assert_eq!(report.bytes_read_back, target.size());
+}
+
+#[test]
+fn what_an_earlier_run_noted_is_compared_and_not_trusted() {
+    let lab = Lab::new(12 * CHUNK);
+    let target = Spoilt::dirty(14 * CHUNK);
+    cut_off(&lab, &lab.request(), &target);
+    target.0.lock().unwrap().bytes[CHUNK + 77] ^= 1;
+    target.0.lock().unwrap().bytes[4 * CHUNK + 77] ^= 1;
+    let report = lab.rebuild(&lab.request(), &target).unwrap();
+    lab.check(&target);
+    assert_eq!(report.mode, RunMode::Resumed);
+}
+
+#[test]
+fn another_image_and_a_wish_to_start_over_keep_nothing() {
+    let mut lab = Lab::new(12 * CHUNK);
+    let target = Spoilt::dirty(14 * CHUNK);
+    cut_off(&lab, &lab.request(), &target);
+    let mut request = lab.request();
+    request.options.earlier_run = EarlierRun::StartOver;
+    let report = lab.rebuild(&request, &target).unwrap();
+    assert_eq!((report.mode, report.bytes_kept), (RunMode::Full, 0));
+    cut_off(&lab, &request, &target);
+    lab.disk.iter_mut().for_each(|byte| *byte ^= 0x55);
+    std::fs::write(lab.folder.path().join("image.raw"), &lab.disk).unwrap();
+    let report = lab.rebuild(&lab.request(), &target).unwrap();
+    lab.check(&target);
+    assert_eq!((report.mode, report.bytes_kept), (RunMode::Full, 0));
+    assert!(!report.plan.unfinished.unwrap().goes_on);
+}
+
+#[test]
+fn in_delta_mode_the_disk_is_touched_only_where_it_differs() {
+    let lab = Lab::new(12 * CHUNK + 512);
+    let target = Spoilt::dirty(14 * CHUNK);
+    let mut request = lab.request();
+    request.options.mode = Mode::Delta;
+    lab.rebuild(&request, &target).unwrap();
+    lab.check(&target);
+    target.0.lock().unwrap().log.clear();
+    let report = lab.rebuild(&lab.request(), &target).unwrap();
+    assert_eq!(report.mode, RunMode::Delta, "the state folder knows what the disk holds");
+    assert!(changes(&target).is_empty(), "nothing differs");
+    assert_eq!((report.target_state, report.bytes_written), (TargetState::Verified, 0));
+    assert_eq!((report.bytes_kept, report.bytes_read_back), (target.size(), target.size()));
+    // In the head, the middle, the hole, the last chunk and behind the image.
+    for offset in [5, 7 * CHUNK + 9, 4 * CHUNK + 1, 12 * CHUNK + 100, 12 * CHUNK + 513, 13 * CHUNK + 5] {
+        check_delta(&lab, &target, offset);
+    }
+}
+
+#[test]
+fn in_delta_mode_the_rest_of_the_images_last_sector_becomes_zero() {
+    let lab = Lab::new(12 * CHUNK + 700);
+    let target = Spoilt::dirty(14 * CHUNK);
+    lab.rebuild(&lab.request(), &target).unwrap();
+    for offset in [12 * CHUNK + 699, 12 * CHUNK + 700, 12 * CHUNK + 1023, 12 * CHUNK + 1024] {
+        check_delta(&lab, &target, offset);
+    }
+}
+
+/// A byte differs: the disk says first that it is unfinished, then the piece and both ends are written.
+#[track_caller]
+fn check_delta(lab: &Lab, target: &Spoilt, offset: usize) {
+    target.0.lock().unwrap().bytes[offset] ^= 1;
+    target.0.lock().unwrap().log.clear();
+    let report = lab.rebuild(&lab.request(), target).unwrap();
+    lab.check(target);
+    assert_eq!(report.mode, RunMode::Delta);
+    let changes = changes(target);
+    assert_eq!(changes[0], ("write", ByteRange::new(0, 512)), "{offset}");
+    let of_middle = |range: ByteRange| (CHUNK as u64..13 * CHUNK as u64).contains(&range.start());
+    let middle = changes.iter().filter(|(_, range)| of_middle(*range)).count();
+    assert!(middle <= 2, "{offset}: {changes:?}");
 }

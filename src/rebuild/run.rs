@@ -103,7 +103,9 @@ impl<'a> Run<'a> {
             RunMode::Full | RunMode::Resumed if goes_on && !target.is_new() => RunMode::Resumed,
             RunMode::Full | RunMode::Resumed => RunMode::Full,
         };
-        let may_write = mode != RunMode::Delta || summary.unfinished.is_some();
+        // A disk that is to grow first has nothing that could be compared behind its end.
+        let grows = summary.size_after != summary.target_bytes;
+        let may_write = mode != RunMode::Delta || summary.unfinished.is_some() || grows;
         let durations = Durations { prepare_ms: report::ms(started), ..Durations::default() };
         Ok(Self {
             observer,
