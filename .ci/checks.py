@@ -16,8 +16,10 @@ import check_data_disks
 import check_faults
 import check_files
 import check_guard
+import check_kills
 import check_layout
 import check_limits
+import check_real_faults
 import check_refusals
 import check_tricks
 from host import Broken, Program, Scratch, Tally
@@ -61,6 +63,8 @@ SECTIONS = {
     "race": check_claim.race,
     "faults": check_faults.io_errors,
     "signals": check_faults.signals,
+    "real faults": check_real_faults.real_faults,
+    "kills": check_kills.kills,
     "replaced": check_files.replaced,
     "unfinished": check_layout.unfinished,
     "limits": check_limits.limits,
