@@ -10,8 +10,8 @@ const MOST_LINES: usize = 500;
 /// Which rooms a room may know; `range` and `error` are free to all, and a room knows itself.
 fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
     let policy: &[&str] = &[
-        "copy", "guard", "image", "journal", "layout", "observe", "plan", "rebuild", "request", "seed",
-        "sys", "target", "verify",
+        "copy", "guard", "image", "journal", "layout", "observe", "plan", "prune", "rebuild", "request",
+        "seed", "sys", "target", "verify",
     ];
     // It looks at the disks that dead runs left, and removes only what lies in the state folder or beside a disk.
     let prune: &[&str] = &["guard", "inspect", "journal", "layout", "sys"];

@@ -26,7 +26,7 @@ impl DiskLock {
     /// Takes the lock, before the disk is opened; `Look` only asks whether it could.
     pub(super) fn take(storage: &Storage, state_dir: &Path, access: Access) -> Result<Self, Refusal> {
         let folder = lock_folder(state_dir);
-        let name = lock_name(storage);
+        let name = lock_name(storage.bytes.base, storage.bytes.range.start());
         let path = folder.join(&name);
         let failed = |source| Refusal::StateFolder { folder: folder.clone(), source };
         if access == Access::Look {
@@ -59,11 +59,21 @@ pub(crate) fn lock_folder(state_dir: &Path) -> PathBuf {
 }
 
 /// Never the path, which another disk may get: where the bytes really lie.
-fn lock_name(storage: &Storage) -> String {
-    let start = storage.bytes.range.start();
-    match storage.bytes.base {
+fn lock_name(base: StorageIdentity, start: u64) -> String {
+    match base {
         StorageIdentity::Device { major, minor } => format!("device-{major}-{minor}-{start}.lock"),
         StorageIdentity::File { device, inode } => format!("file-{device}-{inode}-{start}.lock"),
+    }
+}
+
+/// The lock of a disk as a journal names it: the storage in which its bytes lie, and where in it they begin.
+pub(crate) fn lock_name_of(bytes: &serde_json::Value) -> Option<String> {
+    let (base, start) = (&bytes[0], bytes[1].as_u64()?);
+    let number = |name: &str| base[name].as_u64();
+    match base["kind"].as_str()? {
+        "file" => Some(format!("file-{}-{}-{start}.lock", number("device")?, number("inode")?)),
+        "device" => Some(format!("device-{}-{}-{start}.lock", number("major")?, number("minor")?)),
+        _ => None,
     }
 }
 
@@ -220,4 +230,19 @@ fn is_among(files: &[File], file: &File) -> bool {
     let inode = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
     let this = inode(file);
     files.iter().any(|other| this.is_some() && inode(other) == this)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_names_the_lock_that_its_disk_has() {
+        let bases =
+            [StorageIdentity::Device { major: 8, minor: 16 }, StorageIdentity::File { device: 7, inode: 9 }];
+        for base in bases {
+            assert_eq!(lock_name_of(&serde_json::json!((base, 4096))), Some(lock_name(base, 4096)));
+        }
+        assert_eq!(lock_name_of(&serde_json::json!(null)), None);
+    }
 }

@@ -29,7 +29,7 @@ pub(crate) use bytes::OpenBytes;
 pub(crate) use claim::{Access, Claim, Held, Subject, claim_host_disk};
 pub(crate) use data_disks::{DataDisk, SecondLook, writes_to};
 pub use data_disks::{DataDiskEvidence, FileTimes};
-pub(crate) use hold::{Hold, lock_folder};
+pub(crate) use hold::{Hold, lock_folder, lock_name_of};
 pub(crate) use identity::device_identity;
 pub use identity::{DiskFacts, StorageIdentity};
 pub use processes::OpenFor;

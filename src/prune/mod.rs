@@ -71,6 +71,30 @@ pub fn prune(state_dir: &Path) -> Result<PruneReport, Error> {
     Ok(report)
 }
 
+/// Removes what runs left that were killed while a new file took the place of the file `path`, which a later run has
+/// completed: their journals name a file that is gone, so that no run comes back to them.
+///
+/// # Errors
+///
+/// When the state folder cannot be read. What cannot be removed stays for `prune`.
+pub(crate) fn after_exchange(state_dir: &Path, path: &Path) -> io::Result<()> {
+    let mut report = PruneReport::default();
+    for stem in stale::stems(state_dir)? {
+        let Ok(found) = stale::look(state_dir, &stem) else { continue };
+        let Content::Says(summary) = &found.content else { continue };
+        let begun = summary.last();
+        if Path::new(&begun.path) != path || summary.staged.is_none() || summary.invalidated {
+            continue;
+        }
+        let removed = prune_journal(&found, &Topology::of_this_host(Vec::new()), &mut report);
+        let lock = guard::lock_name_of(&begun.target["bytes"]).filter(|_| removed.is_ok());
+        if let Some(name) = lock {
+            prune_lock(&guard::lock_folder(state_dir), &name, &mut report);
+        }
+    }
+    Ok(())
+}
+
 impl PruneReport {
     fn removed(&mut self, path: &Path, reason: impl Into<String>) {
         self.removed.push(PruneEntry { path: path.to_owned(), reason: reason.into() });
@@ -171,20 +195,24 @@ fn prune_locks(folder: &Path, report: &mut PruneReport) -> io::Result<()> {
     let mut names: Vec<_> = names.filter(|name| name.ends_with(".lock")).take(MOST_LOCKS).collect();
     names.sort_unstable();
     for name in names {
-        let path = folder.join(&name);
-        // Who only asks keeps nobody out.
-        let removed = match lock_file::is_held(folder, &name) {
-            Ok(true) => Err(io::ErrorKind::WouldBlock.into()),
-            Ok(false) => lock_file::acquire(folder, &name).and_then(lock_file::LockFile::remove),
-            Err(error) => Err(error),
-        };
-        match removed {
-            Ok(()) => report.removed(&path, "no run holds it"),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => report.kept(&path, HELD),
-            Err(error) => report.kept(&path, format!("it cannot be removed: {error}")),
-        }
+        prune_lock(folder, &name, report);
     }
     Ok(())
+}
+
+fn prune_lock(folder: &Path, name: &str, report: &mut PruneReport) {
+    let path = folder.join(name);
+    // Who only asks keeps nobody out.
+    let removed = match lock_file::is_held(folder, name) {
+        Ok(true) => Err(io::ErrorKind::WouldBlock.into()),
+        Ok(false) => lock_file::acquire(folder, name).and_then(lock_file::LockFile::remove),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Ok(()) => report.removed(&path, "no run holds it"),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => report.kept(&path, HELD),
+        Err(error) => report.kept(&path, format!("it cannot be removed: {error}")),
+    }
 }
 
 #[cfg(test)]

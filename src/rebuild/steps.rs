@@ -12,6 +12,7 @@ use crate::guard::{DataDisk, Hold, Refusal};
 use crate::journal::{self, Record};
 use crate::observe::{Event, Phase};
 use crate::plan::{RunMode, TargetKind};
+use crate::prune;
 use crate::request::{PowerState, VerifyPolicy, WholeDigest};
 use crate::seed::{self, Replace};
 use crate::sys::aligned::AlignedBuffer;
@@ -209,6 +210,12 @@ impl Run<'_> {
         let compare = |disk| report::compare(disk, host.as_ref().expect("there is a data disk"));
         let data_disks: Vec<_> = self.data_disks.iter().map(compare).collect();
         self.journal.finish().map_err(|fault| journal_error(fault).leaving(self.state))?;
+        if matches!(self.summary.target_kind, TargetKind::ReplacedFile | TargetKind::NewFile)
+            && let Ok(path) = std::path::absolute(&self.summary.target)
+        {
+            // What stays by a failure is found by `prune`.
+            let _ = prune::after_exchange(&self.options.state_dir, &path);
+        }
         let by = |verdict: Verdict| data_disks.iter().filter(move |disk| disk.verdict == verdict);
         for disk in by(Verdict::ChangedElsewhere) {
             let message =
