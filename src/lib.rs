@@ -80,4 +80,6 @@ pub use reseed::{scrub_seed, write_seed};
 pub use seed::{Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey};
 pub use status::{DiskContent, FailureStatus, InstanceState, InstanceStatus, RunStatus, Subject, status};
 pub use target::{Disk, Exchange, Target, TargetError};
+#[cfg(feature = "sim")]
+pub use target::{SimAction, SimDisk, SimFault, SimHistory, SimLie, SimMoment, SimOperation, SimWhen};
 pub use verify::{Digest, Pattern, VerifiedChunk};

@@ -2,15 +2,20 @@
 //! `VerifiedChunk`s.
 //!
 //! `disk` reads what is stored, `file` and `device` write, `staged` puts a new file into an old one's place.
+//! `sim` is a disk in memory that crashes, fails and lies, for tests.
 
 mod device;
 mod disk;
 mod error;
 mod file;
+#[cfg(feature = "sim")]
+mod sim;
 mod staged;
 
 pub(crate) use disk::HostDisk;
 pub use error::TargetError;
+#[cfg(feature = "sim")]
+pub use sim::{SimAction, SimDisk, SimFault, SimHistory, SimLie, SimMoment, SimOperation, SimWhen};
 
 use std::path::PathBuf;
 
