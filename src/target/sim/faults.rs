@@ -102,7 +102,7 @@ pub enum SimWhen {
 /// let disk = SimDisk::device(vec![1; 4096], 512);
 /// disk.fail(1, SimFault::Enospc);
 /// assert!(disk.write_zeroes(ByteRange::new(0, 512)).is_err());
-/// assert_eq!(disk.contents(), vec![1; 4096]);
+/// assert_eq!(*disk.contents(), vec![1; 4096]);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -145,7 +145,7 @@ impl SimFault {
 /// let disk = SimDisk::device(vec![1; 4096], 512);
 /// disk.lie(1, SimLie::Dropped);
 /// disk.write_zeroes(ByteRange::new(0, 512)).unwrap();
-/// assert_eq!(disk.contents(), vec![1; 4096]);
+/// assert_eq!(*disk.contents(), vec![1; 4096]);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -143,18 +143,18 @@ pub(super) enum Happening {
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
     /// The disk, or the new file that is to replace it.
-    pub(super) durable: Vec<u8>,
+    pub(super) durable: Arc<Vec<u8>>,
     pub(super) pending: Vec<Change>,
     /// The disk that is to be replaced.
-    pub(super) old: Vec<u8>,
+    pub(super) old: Arc<Vec<u8>>,
     pub(super) place: Place,
 }
 
 impl Stored {
-    pub(super) fn new(model: &Model, contents: Vec<u8>) -> Self {
+    pub(super) fn new(model: &Model, contents: Arc<Vec<u8>>) -> Self {
         let (durable, old) = match model.medium {
-            Medium::FileReplaced => (vec![0; to_index(model.size)], contents),
-            Medium::Device | Medium::FileInPlace => (contents, Vec::new()),
+            Medium::FileReplaced => (Arc::new(vec![0; to_index(model.size)]), contents),
+            Medium::Device | Medium::FileInPlace => (contents, Arc::default()),
         };
         Self { durable, pending: Vec::new(), old, place: Place::Waiting }
     }
@@ -164,7 +164,7 @@ impl Stored {
             Happening::Changed(change) => self.pending.push(change.clone()),
             Happening::Synced => {
                 for change in self.pending.drain(..) {
-                    change.apply(&mut self.durable);
+                    change.apply(Arc::make_mut(&mut self.durable));
                 }
             }
             Happening::SyncFailed { kept } => {
@@ -172,7 +172,7 @@ impl Stored {
                 self.pending.retain(|_| *kept.next().expect("one word for every change"));
             }
             Happening::Begun => {
-                let fresh = vec![0; self.durable.len()];
+                let fresh = Arc::new(vec![0; self.durable.len()]);
                 let last = std::mem::replace(&mut self.durable, fresh);
                 self.pending.clear();
                 if self.place != Place::Waiting {
@@ -186,7 +186,7 @@ impl Stored {
     }
 
     /// What bears the disk's name after a power cut.
-    fn after_a_crash(mut self, model: &Model, rng_seed: u64) -> Vec<u8> {
+    pub(super) fn after_a_crash(mut self, model: &Model, rng_seed: u64) -> Arc<Vec<u8>> {
         let mut random = Random::new(rng_seed);
         let is_exchanged = match (model.medium, self.place, rng_seed) {
             (Medium::Device | Medium::FileInPlace, ..) | (_, Place::Settled, _) => true,
@@ -203,14 +203,11 @@ impl Stored {
         }
         let sector = LEAST_TEAR.max(u64::from(model.sector_size));
         for change in pending {
-            match rng_seed {
+            let fate = if rng_seed > 1 { random.below(4) } else { to_index(rng_seed) };
+            match fate {
                 0 => {}
-                1 => change.apply(&mut self.durable),
-                _ => match random.below(4) {
-                    0 => {}
-                    1 => change.apply(&mut self.durable),
-                    _ => change.tear(&mut self.durable, sector, &mut random),
-                },
+                1 => change.apply(Arc::make_mut(&mut self.durable)),
+                _ => change.tear(Arc::make_mut(&mut self.durable), sector, &mut random),
             }
         }
         self.durable
@@ -228,13 +225,13 @@ impl Stored {
 /// disk.sync().unwrap();
 /// let history = disk.history();
 /// let none_of_it = history.after(1).crash(0);
-/// assert_eq!(none_of_it.contents(), vec![1; 4096], "it was not synced yet");
-/// assert_eq!(history.after(2).crash(0).contents(), vec![0; 4096]);
+/// assert_eq!(*none_of_it.contents(), vec![1; 4096], "it was not synced yet");
+/// assert_eq!(*history.after(2).crash(0).contents(), vec![0; 4096]);
 /// ```
 #[derive(Clone, Debug)]
 pub struct SimHistory {
     pub(super) model: Model,
-    pub(super) first: Arc<[u8]>,
+    pub(super) first: Arc<Vec<u8>>,
     /// What happened, and in which operation.
     pub(super) happenings: Vec<(usize, Happening)>,
     pub(super) log: Vec<SimOperation>,
@@ -250,7 +247,7 @@ impl SimHistory {
     /// The moment after the first `operations` operations and before the next.
     #[must_use]
     pub fn after(&self, operations: usize) -> SimMoment {
-        let mut stored = Stored::new(&self.model, self.first.to_vec());
+        let mut stored = Stored::new(&self.model, Arc::clone(&self.first));
         for (_, happening) in self.happenings.iter().take_while(|(number, _)| *number <= operations) {
             stored.happen(happening);
         }
@@ -286,6 +283,14 @@ impl SimMoment {
             Place::Waiting if self.model.medium == Medium::FileReplaced => 0,
             Place::Waiting => self.stored.pending.len(),
         }
+    }
+
+    /// What the disk, or the new file that is to replace it, holds when everything has arrived.
+    #[must_use]
+    pub fn written(&self) -> Arc<Vec<u8>> {
+        let mut stored = self.stored.clone();
+        stored.happen(&Happening::Synced);
+        stored.durable
     }
 
     /// The disk that a power cut leaves; `rng_seed` chooses what of the unsynced changes is on it.

@@ -69,7 +69,8 @@ impl SimDisk {
     ///
     /// If there is half a sector.
     #[must_use]
-    pub fn device(contents: Vec<u8>, sector_size: u32) -> Self {
+    pub fn device(contents: impl Into<Arc<Vec<u8>>>, sector_size: u32) -> Self {
+        let contents = contents.into();
         let size = contents.len() as u64;
         assert!(size.is_multiple_of(u64::from(sector_size)), "a device consists of whole sectors");
         Self::of(Model { medium: Medium::Device, size, sector_size, name: None }, contents)
@@ -77,15 +78,16 @@ impl SimDisk {
 
     /// A file that is written in place; blocks of zeroes in `contents` are holes.
     #[must_use]
-    pub fn file_in_place(contents: Vec<u8>) -> Self {
+    pub fn file_in_place(contents: impl Into<Arc<Vec<u8>>>) -> Self {
+        let contents = contents.into();
         let size = contents.len() as u64;
         Self::of(Model { medium: Medium::FileInPlace, size, sector_size: 1, name: None }, contents)
     }
 
     /// A file that holds `old` and is replaced by a new one of `size` bytes.
     #[must_use]
-    pub fn file_replaced(old: Vec<u8>, size: u64) -> Self {
-        Self::of(Model { medium: Medium::FileReplaced, size, sector_size: 1, name: None }, old)
+    pub fn file_replaced(old: impl Into<Arc<Vec<u8>>>, size: u64) -> Self {
+        Self::of(Model { medium: Medium::FileReplaced, size, sector_size: 1, name: None }, old.into())
     }
 
     /// The same, to be grown to `size` bytes by `take_size`.
@@ -93,7 +95,7 @@ impl SimDisk {
     pub fn grown_to(self, size: u64) -> Self {
         let state = self.state();
         let model = Model { size: size.max(state.model.size), ..state.model.clone() };
-        Self::of(model, state.contents().to_vec())
+        Self::of(model, Arc::clone(state.contents()))
     }
 
     /// The same, with an identity by which a later run knows the disk again; a crash leaves it.
@@ -103,7 +105,7 @@ impl SimDisk {
         self
     }
 
-    fn of(model: Model, contents: Vec<u8>) -> Self {
+    fn of(model: Model, contents: Arc<Vec<u8>>) -> Self {
         let state = Mutex::new(State::new(model, contents));
         Self { shared: Arc::new(Shared { turn: Mutex::new(()), state, hook: Mutex::new(None) }) }
     }
@@ -150,13 +152,13 @@ impl SimDisk {
 
     /// What bears the disk's name, as it reads now.
     #[must_use]
-    pub fn contents(&self) -> Vec<u8> {
-        self.state().contents().to_vec()
+    pub fn contents(&self) -> Arc<Vec<u8>> {
+        Arc::clone(self.state().contents())
     }
 
     /// What bears the disk's name and is durable: what a power cut leaves when nothing that is on its way arrives.
     #[must_use]
-    pub fn durable(&self) -> Vec<u8> {
+    pub fn durable(&self) -> Arc<Vec<u8>> {
         self.crash(0).contents()
     }
 
@@ -169,8 +171,9 @@ impl SimDisk {
     /// The disk that a power cut leaves now; see [`SimMoment::crash`].
     #[must_use]
     pub fn crash(&self, rng_seed: u64) -> Self {
-        let history = self.history();
-        history.after(history.log().len()).crash(rng_seed)
+        let state = self.state();
+        let left = state.stored.clone().after_a_crash(&state.model, rng_seed);
+        Self::of(state.model.clone(), left)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -251,10 +254,15 @@ impl Target for SimDisk {
     }
 
     fn write(&self, chunk: &VerifiedChunk) -> Result<(), TargetError> {
-        let (range, mut bytes) = (chunk.range(), chunk.bytes().to_vec());
-        let padded = range.end().next_multiple_of(u64::from(self.sector_size()));
-        bytes.resize(history::to_index(padded - range.start()), 0);
-        let stored = (ByteRange::between(range.start(), padded), Bytes::Data(bytes.into()));
+        let (range, bytes) = (chunk.range(), chunk.bytes());
+        let padded =
+            ByteRange::between(range.start(), range.end().next_multiple_of(u64::from(self.sector_size())));
+        let padding = std::iter::repeat_n(0, history::to_index(padded.end() - range.end()));
+        let bytes = match padded == range {
+            true => Bytes::Data(bytes.into()),
+            false => Bytes::Data(bytes.iter().copied().chain(padding).collect()),
+        };
+        let stored = (padded, bytes);
         self.operate((SimAction::Write, Some(range)), |state, orders| state.store(stored, orders))
     }
 

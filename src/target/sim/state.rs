@@ -24,12 +24,10 @@ pub(super) struct State {
     pub(super) model: Model,
     pub(super) stored: Stored,
     /// What a read gives: the durable bytes and all that was written since.
-    live: Vec<u8>,
-    /// What lay there before the last write, for a stale read.
-    previous: Vec<u8>,
+    live: Arc<Vec<u8>>,
     /// The blocks that are no holes; none are kept of a device.
     allocated: Vec<bool>,
-    first: Arc<[u8]>,
+    first: Arc<Vec<u8>>,
     happenings: Vec<(usize, Happening)>,
     pub(super) log: Vec<SimOperation>,
     orders: HashMap<usize, Orders>,
@@ -37,15 +35,12 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(model: Model, contents: Vec<u8>) -> Self {
-        let first = contents.as_slice().into();
-        let stored = Stored::new(&model, contents);
-        let live = stored.durable.clone();
+    pub(super) fn new(model: Model, first: Arc<Vec<u8>>) -> Self {
+        let stored = Stored::new(&model, Arc::clone(&first));
         let mut state = Self {
             model,
+            live: Arc::clone(&stored.durable),
             stored,
-            previous: live.clone(),
-            live,
             allocated: Vec::new(),
             first,
             happenings: Vec::new(),
@@ -59,9 +54,9 @@ impl State {
 
     fn find_holes(&mut self) {
         if self.model.medium != Medium::Device {
-            let block = to_index(BLOCK);
-            self.allocated =
-                self.live.chunks(block).map(|block| block.iter().any(|byte| *byte != 0)).collect();
+            let zeroes = vec![0; to_index(BLOCK)];
+            let blocks = self.live.chunks(zeroes.len());
+            self.allocated = blocks.map(|block| block != &zeroes[..block.len()]).collect();
         }
     }
 
@@ -85,7 +80,7 @@ impl State {
         }
     }
 
-    pub(super) fn contents(&self) -> &[u8] {
+    pub(super) fn contents(&self) -> &Arc<Vec<u8>> {
         match (self.model.medium, self.stored.place) {
             (Medium::FileReplaced, Place::Waiting) => &self.stored.old,
             _ => &self.live,
@@ -101,8 +96,7 @@ impl State {
             self.happen(Happening::Synced);
         }
         self.happen(Happening::Begun);
-        self.live.clone_from(&self.stored.durable);
-        self.previous.clone_from(&self.live);
+        self.live = Arc::clone(&self.stored.durable);
         self.find_holes();
     }
 
@@ -116,7 +110,10 @@ impl State {
     }
 
     pub(super) fn read(&self, range: ByteRange, buffer: &mut [u8], orders: Orders) -> io::Result<()> {
-        let from = if orders.lie == Some(SimLie::Stale) { &self.previous } else { &self.live };
+        let from = match orders.lie {
+            Some(SimLie::Stale) => self.before_the_last_write(range),
+            _ => Arc::clone(&self.live),
+        };
         let bytes = from.get(place(range)).ok_or(io::ErrorKind::UnexpectedEof)?;
         let bytes = match orders.fault {
             None => bytes,
@@ -125,6 +122,21 @@ impl State {
         };
         buffer[..bytes.len()].copy_from_slice(bytes);
         orders.fault.map_or(Ok(()), |fault| Err(fault.error(SimAction::Read)))
+    }
+
+    /// What the disk held before the last change of any byte of `range`.
+    fn before_the_last_write(&self, range: ByteRange) -> Arc<Vec<u8>> {
+        let changes = |happening: &Happening| matches!(happening, Happening::Changed(Change::Stored(changed, _)) if changed.intersection(range).is_some());
+        let Some(last) = self.happenings.iter().rposition(|(_, happening)| changes(happening)) else {
+            return Arc::clone(&self.live);
+        };
+        let mut stored = Stored::new(&self.model, Arc::clone(&self.first));
+        for (_, happening) in &self.happenings[..last] {
+            stored.happen(happening);
+        }
+        stored.happen(&Happening::Synced);
+        Arc::make_mut(&mut stored.durable).resize(self.live.len(), 0);
+        stored.durable
     }
 
     pub(super) fn store(&mut self, (range, bytes): (ByteRange, Bytes), orders: Orders) -> io::Result<()> {
@@ -152,10 +164,6 @@ impl State {
     }
 
     fn change(&mut self, range: ByteRange, bytes: Bytes) {
-        let here = place(range);
-        self.live.resize(self.live.len().max(here.end), 0);
-        self.previous.resize(self.live.len(), 0);
-        self.previous[here.clone()].copy_from_slice(&self.live[here]);
         let is_data = matches!(bytes, Bytes::Data(_));
         if self.model.medium != Medium::Device {
             let last = to_index(range.end().div_ceil(BLOCK));
@@ -170,7 +178,7 @@ impl State {
             }
         }
         let change = Change::Stored(range, bytes);
-        change.apply(&mut self.live);
+        change.apply(Arc::make_mut(&mut self.live));
         self.happen(Happening::Changed(change));
     }
 
@@ -199,9 +207,9 @@ impl State {
         self.happen(Happening::SyncFailed { kept });
         // A disk with a cache of its own goes on giving what it has lost.
         if random.coin() {
-            self.live.clone_from(&self.stored.durable);
+            self.live = Arc::clone(&self.stored.durable);
             for change in &self.stored.pending {
-                change.apply(&mut self.live);
+                change.apply(Arc::make_mut(&mut self.live));
             }
             self.allocated.fill(true);
         }
@@ -213,8 +221,7 @@ impl State {
             return Err(fault.error(SimAction::Resize));
         }
         let change = Change::Grown(self.model.size);
-        change.apply(&mut self.live);
-        change.apply(&mut self.previous);
+        change.apply(Arc::make_mut(&mut self.live));
         self.happen(Happening::Changed(change));
         Ok(())
     }

@@ -1,0 +1,394 @@
+//! Scenarios, runs, and what a state folder looked like when an operation began and ended.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use reimage::{
+    CancelToken, Credential, Error, Mode, PasswordHash, Promise, Report, Request, SeedSpec, SimDisk,
+    SimHistory, SimWhen, Target,
+};
+
+use super::disks::{self, Old};
+
+/// A run that is not over by then hangs.
+const LONGEST_RUN: Duration = Duration::from_secs(120);
+const HASH: &str =
+    "$6$saltsaltsalt$aGG2fEUe3rpHavE2WyvcJbwCx4IsWPyqj7WbbuzGp8bP40d3GekpoqY3KRusnF2yFZXr3nz7dqHvCdi2xtTq21";
+
+/// What kind of disk is rebuilt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Device,
+    LargerDevice,
+    FileInPlace,
+    FileReplaced,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    Raw,
+    Compressed,
+}
+
+/// One rebuild.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) kind: Kind,
+    pub(crate) packing: Packing,
+    pub(crate) mode: Mode,
+    pub(crate) old: Old,
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {:?} {:?} {:?}", self.kind, self.packing, self.mode, self.old)
+    }
+}
+
+impl Scenario {
+    fn size(self, image: &[u8]) -> usize {
+        match self.kind {
+            Kind::Device | Kind::FileInPlace => image.len(),
+            Kind::LargerDevice | Kind::FileReplaced => image.len() + disks::MIB,
+        }
+    }
+
+    /// A disk of this kind that holds `contents`.
+    pub(crate) fn disk(self, contents: Arc<Vec<u8>>, size: usize) -> SimDisk {
+        let disk = match self.kind {
+            Kind::Device | Kind::LargerDevice => SimDisk::device(contents, 512),
+            Kind::FileInPlace => SimDisk::file_in_place(contents),
+            Kind::FileReplaced => SimDisk::file_replaced(contents, size as u64),
+        };
+        disk.named("disk-1")
+    }
+}
+
+/// Whether everything is to be tried, and not only a sample.
+pub(crate) fn tries_all() -> bool {
+    std::env::var_os("REIMAGE_CRASH_POINTS").is_some_and(|points| points == "all")
+}
+
+/// The scenarios of faults, lies and cancels: every kind and mode; a sample has them with one packing each.
+pub(crate) fn few_scenarios() -> Vec<Scenario> {
+    let olds = [(Mode::Full, Old::Gpt), (Mode::Full, Old::Zeroes), (Mode::Delta, Old::Nearly)];
+    let all = scenarios(&olds);
+    let step = if tries_all() { 1 } else { 2 };
+    all.into_iter().step_by(step).collect()
+}
+
+/// The scenarios of crashes: also every label on the old disk, and a disk that needs but little.
+pub(crate) fn all_scenarios() -> Vec<Scenario> {
+    use Old::{
+        Btrfs, Ext4, Gpt, Luks, Lvm, Mbr, Md10, Md12, Md090, Nearly, NearlyEnds, NearlyFirst, Same, Swap,
+        Zeroes, Zfs,
+    };
+    let full = [Gpt, Zeroes, Mbr, Md090, Md10, Md12, Zfs, Btrfs, Lvm, Ext4, Luks, Swap, Nearly];
+    let delta = [Gpt, Zeroes, Md090, Zfs, Btrfs, Ext4, Nearly, NearlyEnds, NearlyFirst, Same];
+    let full = full.map(|old| (Mode::Full, old));
+    let delta = delta.map(|old| (Mode::Delta, old));
+    scenarios(&[&full[..], &delta[..]].concat())
+}
+
+/// Every kind of disk with each of `olds`, raw and compressed alternately nearest to each other.
+fn scenarios(olds: &[(Mode, Old)]) -> Vec<Scenario> {
+    let mut all = Vec::new();
+    for kind in [Kind::Device, Kind::LargerDevice, Kind::FileInPlace, Kind::FileReplaced] {
+        for (at, (mode, old)) in olds.iter().enumerate() {
+            let packings = match at % 2 {
+                0 => [Packing::Raw, Packing::Compressed],
+                _ => [Packing::Compressed, Packing::Raw],
+            };
+            all.extend(packings.map(|packing| Scenario { kind, packing, mode: *mode, old: *old }));
+        }
+    }
+    all
+}
+
+/// Everything in a folder: a path inside it, and the bytes.
+pub(crate) type Snapshot = Arc<BTreeMap<PathBuf, Vec<u8>>>;
+
+fn snapshot(folder: &Path) -> Snapshot {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(inside) = folders.pop() {
+        for entry in fs::read_dir(inside).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if let Ok(bytes) = fs::read(&path) {
+                found.insert(path.strip_prefix(folder).unwrap().to_owned(), bytes);
+            }
+        }
+    }
+    Arc::new(found)
+}
+
+/// What a run works with besides the disk and the image: state folder and seed.
+pub(crate) struct Home(tempfile::TempDir);
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir_in(fast_folder()).unwrap())
+    }
+
+    /// The same as it was when the snapshot was made.
+    pub(crate) fn of(snapshot: &Snapshot) -> Self {
+        let home = Self::new();
+        for (path, bytes) in snapshot.iter() {
+            let path = home.0.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        home
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        snapshot(self.0.path())
+    }
+}
+
+/// Whether the seed is in its place.
+pub(crate) fn is_seeded(home: &Snapshot) -> bool {
+    home.get(Path::new("seed.iso")).is_some_and(|seed| seed.get(32_769..32_774) == Some(b"CD001"))
+}
+
+pub(crate) fn journals(home: &Snapshot) -> impl Iterator<Item = (&PathBuf, &Vec<u8>)> {
+    home.iter().filter(|(path, _)| path.extension().is_some_and(|name| name == "journal"))
+}
+
+fn fast_folder() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if tempfile::tempfile_in(&memory).is_ok() { memory } else { std::env::temp_dir() }
+}
+
+/// How a run ended.
+pub(crate) enum Outcome {
+    Done(Box<Report>),
+    Failed(Error),
+    Panicked(String),
+    Hangs,
+}
+
+impl Outcome {
+    #[track_caller]
+    pub(crate) fn done(self) -> Result<Report, String> {
+        match self {
+            Self::Done(report) => Ok(*report),
+            Self::Failed(error) => Err(format!("it fails: {}", chain(&error))),
+            Self::Panicked(message) => Err(format!("it panics: {message}")),
+            Self::Hangs => Err("it hangs".to_owned()),
+        }
+    }
+}
+
+/// An error and its causes.
+pub(crate) fn chain(error: &Error) -> String {
+    let mut text = format!("{error} ({:?}, {})", error.kind(), error.target_state());
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// What the operations of one run and the state folder were.
+pub(crate) struct Recording {
+    pub(crate) history: SimHistory,
+    /// Before the first operation, after it, before the second, and so on; at last, when the run has returned.
+    pub(crate) snapshots: Vec<(usize, SimWhen, Snapshot)>,
+    pub(crate) outcome: Outcome,
+}
+
+/// A scenario with its image and its disks.
+pub(crate) struct Bench {
+    pub(crate) scenario: Scenario,
+    pub(crate) old: Arc<Vec<u8>>,
+    /// What an undisturbed rebuild makes of it.
+    pub(crate) finished: Arc<Vec<u8>>,
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    pub(crate) fn new(scenario: Scenario) -> Self {
+        let folder = tempfile::tempdir_in(fast_folder()).unwrap();
+        let image = disks::image();
+        let size = scenario.size(image);
+        let file = match scenario.packing {
+            Packing::Raw => image,
+            Packing::Compressed => disks::compressed_image(),
+        };
+        let mut bench = Self { scenario, old: vec![0; size].into(), finished: Arc::default(), folder };
+        fs::write(bench.image_path(), file).unwrap();
+        let (disk, home) = (bench.disk(), Home::new());
+        bench.run(&disk, &home, &CancelToken::new()).done().expect("an undisturbed rebuild");
+        bench.finished = disk.durable();
+        check_finished(&bench.finished, image);
+        bench.old = scenario.old.disk(size, &bench.finished).into();
+        bench
+    }
+
+    fn image_path(&self) -> PathBuf {
+        self.folder.path().join(match self.scenario.packing {
+            Packing::Raw => "image.raw",
+            Packing::Compressed => "image.qcow2",
+        })
+    }
+
+    /// The disk before the rebuild.
+    pub(crate) fn disk(&self) -> SimDisk {
+        self.scenario.disk(Arc::clone(&self.old), self.old.len())
+    }
+
+    /// A rebuild, on a thread of its own.
+    pub(crate) fn run(&self, disk: &SimDisk, home: &Home, cancel: &CancelToken) -> Outcome {
+        let mut request = Request::new(self.image_path(), "");
+        request.options.state_dir = home.0.path().join("state");
+        request.options.mode = self.scenario.mode;
+        request.options.threads = NonZeroUsize::new(1);
+        request.instance.seed = Some(SeedSpec::at(home.0.path().join("seed.iso")));
+        let (own, cancel) = (Box::new(disk.clone()), cancel.clone());
+        let (tell, told) = channel();
+        std::thread::spawn(move || {
+            let credential = Credential::password_hash(PasswordHash::new(HASH.to_owned()).unwrap());
+            let rebuild = || {
+                let own: Box<dyn Target> = own;
+                let plan = reimage::plan_onto(&request, &credential, (own, Promise::NobodyElseUsesIt), &())?;
+                reimage::rebuild(plan, &(), &cancel)
+            };
+            let outcome = match catch_unwind(AssertUnwindSafe(rebuild)) {
+                Ok(Ok(report)) => Outcome::Done(Box::new(report)),
+                Ok(Err(error)) => Outcome::Failed(error),
+                Err(panic) => Outcome::Panicked(panic.downcast_ref::<String>().cloned().unwrap_or_default()),
+            };
+            let _ = tell.send(outcome);
+        });
+        match told.recv_timeout(LONGEST_RUN) {
+            Ok(outcome) => outcome,
+            Err(RecvTimeoutError::Timeout) => Outcome::Hangs,
+            Err(RecvTimeoutError::Disconnected) => Outcome::Panicked(String::new()),
+        }
+    }
+
+    /// A rebuild of which every moment is kept.
+    pub(crate) fn record(&self) -> Recording {
+        let (disk, home) = (self.disk(), Home::new());
+        let (noted, asked) = (Arc::new(Mutex::new(Vec::new())), Mutex::new(ask(&home)));
+        let notes = Arc::clone(&noted);
+        disk.on_operation(move |operation, when| {
+            let snapshot = asked.lock().unwrap()();
+            notes.lock().unwrap().push((operation.number, when, snapshot));
+        });
+        let outcome = self.run(&disk, &home, &CancelToken::new());
+        let mut snapshots = std::mem::take(&mut *noted.lock().unwrap());
+        snapshots.push((disk.operations(), SimWhen::After, home.snapshot()));
+        Recording { history: disk.history(), snapshots, outcome }
+    }
+
+    /// Whether the disk is complete, durably, and the seed in its place.
+    pub(crate) fn check_done(&self, disk: &SimDisk, home: &Snapshot) -> Result<(), String> {
+        if let Some(at) = differing(&disk.contents(), &self.finished) {
+            return Err(format!("says done, and byte {at} is wrong"));
+        }
+        if let Some(at) = differing(&disk.durable(), &self.finished) {
+            return Err(format!("says done, and byte {at} is not durable"));
+        }
+        if !is_seeded(home) {
+            return Err("says done, and no seed is there".to_owned());
+        }
+        let left: Vec<_> = journals(home).map(|(path, _)| path).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("leaves {left:?}")) }
+    }
+}
+
+/// A way to get snapshots from any thread: those of a rebuild cannot open files.
+fn ask(home: &Home) -> impl Fn() -> Snapshot + Send + use<> {
+    let folder = home.0.path().to_owned();
+    let (ask, asked) = sync_channel::<()>(0);
+    let (answer, answers) = channel();
+    std::thread::spawn(move || {
+        for () in asked {
+            if answer.send(snapshot(&folder)).is_err() {
+                break;
+            }
+        }
+    });
+    move || {
+        ask.send(()).unwrap();
+        answers.recv().unwrap()
+    }
+}
+
+/// The first byte that differs.
+pub(crate) fn differing(left: &[u8], right: &[u8]) -> Option<usize> {
+    if left == right {
+        return None;
+    }
+    let at = left.iter().zip(right).position(|(left, right)| left != right);
+    Some(at.unwrap_or(left.len().min(right.len())))
+}
+
+/// Everything is as the image has it, and zero behind it, but for what belongs to a GPT that moved.
+fn check_finished(finished: &[u8], image: &[u8]) {
+    const TABLE: usize = 34 * 512;
+    let end = image.len() - TABLE;
+    assert!(finished[..440] == image[..440], "boot code");
+    assert_eq!(differing(&finished[TABLE..end], &image[TABLE..end]), None, "the image");
+    let moved = finished.len() > image.len();
+    let behind = if moved { &finished[image.len()..finished.len() - TABLE] } else { &[][..] };
+    assert!(behind.iter().all(|byte| *byte == 0), "zeroes behind the image");
+    if !moved {
+        assert_eq!(differing(finished, image), None, "the whole image");
+    }
+    for at in [512, finished.len() - 512] {
+        let mut header = std::io::Cursor::new(&finished[at..at + 512]);
+        let header = gptman::GPTHeader::read_from(&mut header).expect("a whole GPT");
+        assert_eq!(header.primary_lba * 512, at as u64);
+        assert_eq!(header.disk_guid, [0xd1; 16]);
+    }
+}
+
+/// Does `work` for every item on as many threads as there are processors; the complaints, in no order.
+pub(crate) fn in_parallel<T: Sync>(items: &[T], work: impl Fn(&T) -> Vec<String> + Sync) -> Vec<String> {
+    let (next, complaints) = (std::sync::atomic::AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let count = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+    std::thread::scope(|scope| {
+        for _ in 0..count {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                    let found = work(item);
+                    complaints.lock().unwrap().extend(found);
+                }
+            });
+        }
+    });
+    complaints.into_inner().unwrap()
+}
+
+/// Fails with the complaints: how many there are of each, and the first of them.
+#[track_caller]
+pub(crate) fn none_of(complaints: Vec<String>) {
+    let mut kinds: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    let count = complaints.len();
+    for complaint in complaints {
+        // What differs from one to the next are names of scenarios before the last colons, numbers and digests.
+        let fault = complaint.split_once(": ").map_or("", |(_, fault)| fault);
+        let fault = fault.split_once(": ").map_or(fault, |(_, fault)| fault);
+        let kind: String = fault.chars().filter(|letter| !letter.is_ascii_hexdigit()).collect();
+        let (count, first) = kinds.entry(kind).or_insert((0, complaint.clone()));
+        *count += 1;
+        if complaint < *first {
+            *first = complaint;
+        }
+    }
+    let shown: Vec<_> = kinds.values().take(60).map(|(count, first)| format!("{count} x {first}")).collect();
+    assert!(count == 0, "{count} complaints:\n{}", shown.join("\n"));
+}
