@@ -10,12 +10,13 @@ use super::states::{check_resume, classify};
 /// How many (point, order) pairs a plain `cargo test` tries at least.
 const SAMPLE: usize = 2000;
 /// Orders of the unsynced writes at each point, when every point is tried.
-const ORDERS: u64 = 12;
+const ORDERS: u64 = 8;
 
 #[derive(Default)]
 struct Tried {
     points: AtomicUsize,
     pairs: AtomicUsize,
+    possible: AtomicUsize,
 }
 
 /// A crash point of a scenario: how many operations are done, which snapshot goes with it, and the order.
@@ -33,6 +34,7 @@ fn points(bench: &Bench, tried: &Tried, per_scenario: Option<usize>) -> Vec<Stri
         tried.points.fetch_add(1, Ordering::Relaxed);
         all.extend((0..orders).map(|rng_seed| (*number, *when, done, snapshot, rng_seed)));
     }
+    tried.possible.fetch_add(all.len(), Ordering::Relaxed);
     let step = per_scenario.map_or(1, |count| (all.len() / count).max(1));
     let first = bench.scenario.to_string().bytes().map(usize::from).sum::<usize>() % step;
     let mut moment = (0, recording.history.after(0));
@@ -63,8 +65,9 @@ fn a_crash_anywhere_leaves_the_old_disk_an_unfinished_one_or_the_finished_one_an
     let (tried, started) = (Tried::default(), std::time::Instant::now());
     let complaints = in_parallel(&scenarios, |scenario| points(&Bench::new(*scenario), &tried, per_scenario));
     let (points, pairs) = (tried.points.into_inner(), tried.pairs.into_inner());
+    let possible = tried.possible.into_inner();
     eprintln!(
-        "{pairs} crashes at {points} points of {} rebuilds in {:?}",
+        "{pairs} of {possible} crashes at {points} points of {} rebuilds in {:?}",
         scenarios.len(),
         started.elapsed()
     );

@@ -2,6 +2,8 @@
 //!
 //! Written from the formats' own descriptions, and deliberately without a line of the engine.
 
+/// What a disk writes wholly or not at all.
+pub(crate) const FIRST_SECTOR: usize = 512;
 /// The part of the head in which the marker lies.
 pub(crate) const FIRST_BLOCK: usize = 4096;
 

@@ -4,7 +4,7 @@ use reimage::{CancelToken, SimDisk};
 
 use super::disks::MIB;
 use super::lab::{Bench, Home, Snapshot, is_seeded, journals};
-use super::probe::{self, FIRST_BLOCK};
+use super::probe::{self, FIRST_BLOCK, FIRST_SECTOR};
 
 /// What a disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +34,24 @@ pub(crate) fn classify(bench: &Bench, disk: &[u8], home: &Snapshot) -> Result<St
     if !tables.is_empty() {
         return Err(format!("half-written with {tables:?}; {}", difference(bench, disk)));
     }
-    let labels = probe::labels(disk);
-    let tolerated = is_beginning(bench, disk) || is_ending(bench, disk);
-    match labels.iter().find(|(_, at)| !tolerated || *at < FIRST_BLOCK) {
+    // A disk writes sector by sector: while the first block is on its way, and nothing else is, what lies in its other
+    // sectors or behind it is still (or already) that of a whole disk.
+    let tolerated_from = if is_marking(bench, disk) || is_ending(bench, disk) {
+        FIRST_SECTOR
+    } else if is_beginning(bench, disk) {
+        FIRST_BLOCK
+    } else {
+        usize::MAX
+    };
+    match probe::labels(disk).iter().find(|(_, at)| *at < tolerated_from) {
         Some(label) => Err(format!("half-written with {label:?}; {}", difference(bench, disk))),
         None => Ok(State::Unfinished),
     }
+}
+
+/// The first instant: nothing but the first block differs from the old disk.
+fn is_marking(bench: &Bench, disk: &[u8]) -> bool {
+    disk.len() == bench.old.len() && disk[FIRST_BLOCK..] == bench.old[FIRST_BLOCK..]
 }
 
 /// The instant of invalidating: nothing but the first block and the ends differ from the old disk.
