@@ -125,7 +125,7 @@ impl Old {
     pub(crate) fn disk(self, size: usize, finished: &[u8]) -> Vec<u8> {
         let mut disk = match self {
             Self::Zeroes => return vec![0; size],
-            Self::Nearly | Self::NearlyEnds | Self::NearlyFirst | Self::Same => finished.to_vec(),
+            Self::Nearly | Self::NearlyEnds | Self::NearlyFirst | Self::Same => finished[..size].to_vec(),
             _ => old_noise()[..size].to_vec(),
         };
         let end = disk.len();
@@ -161,7 +161,7 @@ impl Old {
             Self::Swap => put(4086, b"SWAPSPACE2"),
             Self::Nearly => {
                 put(MIB + 7, b"\0other\0");
-                put(3 * MIB, &noise(3, 4096));
+                put(2 * MIB, &noise(3, 4096));
             }
             Self::NearlyEnds => {
                 put(70_000, b"\0other\0");
@@ -202,13 +202,13 @@ fn compressed_qcow2(disk: &[u8]) -> Vec<u8> {
         let len = compressor.deflate_compress(&padded, &mut packed).unwrap();
         if len >= CLUSTER {
             file.resize(file.len().next_multiple_of(CLUSTER), 0);
-            entries.push(file.len() as u64 | 1 << 63);
+            entries.push(file.len() as u64 | (1 << 63));
             file.extend_from_slice(&padded);
             continue;
         }
         let start = file.len() as u64;
         let sectors = (start + len as u64 - 1) / 512 - start / 512;
-        entries.push(1 << 62 | sectors << 54 | start);
+        entries.push((1 << 62) | (sectors << 54) | start);
         file.extend_from_slice(&packed[..len]);
     }
     file.resize(file.len().next_multiple_of(CLUSTER), 0);
@@ -224,7 +224,7 @@ fn compressed_qcow2(disk: &[u8]) -> Vec<u8> {
     put(96, &4_u32.to_be_bytes());
     put(100, &104_u32.to_be_bytes());
     put(CLUSTER, &be(2 * CLUSTER));
-    put(3 * CLUSTER, &(4 * CLUSTER as u64 | 1 << 63).to_be_bytes());
+    put(3 * CLUSTER, &((4 * CLUSTER as u64) | (1 << 63)).to_be_bytes());
     for (at, entry) in entries.iter().enumerate() {
         put(4 * CLUSTER + 8 * at, &entry.to_be_bytes());
     }

@@ -28,6 +28,8 @@ pub(crate) enum Kind {
     Device,
     LargerDevice,
     FileInPlace,
+    /// Written in place, and larger afterwards.
+    FileGrown,
     FileReplaced,
 }
 
@@ -68,9 +70,14 @@ impl fmt::Display for Scenario {
 impl Scenario {
     fn size(self, image: &[u8]) -> usize {
         match self.kind {
-            Kind::Device | Kind::FileInPlace => image.len(),
+            Kind::Device | Kind::FileInPlace | Kind::FileGrown => image.len(),
             Kind::LargerDevice | Kind::FileReplaced => image.len() + disks::MIB,
         }
+    }
+
+    /// The size that the disk has before.
+    fn old_size(self, size: usize) -> usize {
+        if self.kind == Kind::FileGrown { size - disks::MIB } else { size }
     }
 
     /// A disk of this kind that holds `contents`.
@@ -78,6 +85,7 @@ impl Scenario {
         let disk = match self.kind {
             Kind::Device | Kind::LargerDevice => SimDisk::device(contents, 512),
             Kind::FileInPlace => SimDisk::file_in_place(contents),
+            Kind::FileGrown => SimDisk::file_in_place(contents).grown_to(size as u64),
             Kind::FileReplaced => SimDisk::file_replaced(contents, size as u64),
         };
         disk.named("disk-1")
@@ -108,7 +116,7 @@ pub(crate) fn all_scenarios() -> Vec<Scenario> {
     let full = full.map(|old| (Mode::Full, old));
     let delta = delta.map(|old| (Mode::Delta, old));
     let mut all = scenarios(&[&full[..], &delta[..]].concat());
-    for kind in KINDS {
+    for kind in [Kind::Device, Kind::LargerDevice, Kind::FileInPlace, Kind::FileReplaced] {
         for (mode, old) in [(Mode::Full, Gpt), (Mode::Delta, Nearly)] {
             all.push(Scenario { kind, packing: Packing::Bare, mode, old });
         }
@@ -116,7 +124,8 @@ pub(crate) fn all_scenarios() -> Vec<Scenario> {
     all
 }
 
-const KINDS: [Kind; 4] = [Kind::Device, Kind::LargerDevice, Kind::FileInPlace, Kind::FileReplaced];
+const KINDS: [Kind; 5] =
+    [Kind::Device, Kind::LargerDevice, Kind::FileInPlace, Kind::FileGrown, Kind::FileReplaced];
 
 /// Every kind of disk with each of `olds`, raw and compressed alternately nearest to each other.
 fn scenarios(olds: &[(Mode, Old)]) -> Vec<Scenario> {
@@ -229,10 +238,14 @@ pub(crate) struct Recording {
     pub(crate) outcome: Outcome,
 }
 
+/// What a disk of a size becomes, and whether by the image that has no table.
+type Known = BTreeMap<(usize, bool), Arc<Vec<u8>>>;
+
 /// A scenario with its image and its disks.
 pub(crate) struct Bench {
     pub(crate) scenario: Scenario,
     pub(crate) old: Arc<Vec<u8>>,
+    size: usize,
     /// What an undisturbed rebuild makes of it.
     pub(crate) finished: Arc<Vec<u8>>,
     folder: tempfile::TempDir,
@@ -243,18 +256,24 @@ impl Bench {
         let folder = tempfile::tempdir_in(fast_folder()).unwrap();
         let image = scenario.packing.disk();
         let size = scenario.size(image);
-        let mut bench = Self { scenario, old: vec![0; size].into(), finished: Arc::default(), folder };
+        let mut bench = Self {
+            scenario,
+            old: vec![0; scenario.old_size(size)].into(),
+            size,
+            finished: Arc::default(),
+            folder,
+        };
         fs::write(bench.image_path(), scenario.packing.file()).unwrap();
         bench.finished = bench.undisturbed(image);
-        bench.old = scenario.old.disk(size, &bench.finished).into();
+        bench.old = scenario.old.disk(scenario.old_size(size), &bench.finished).into();
         bench
     }
 
     /// What a rebuild makes of a disk of that size when nothing goes wrong; the first that asks carries it out.
     fn undisturbed(&self, image: &[u8]) -> Arc<Vec<u8>> {
-        static KNOWN: Mutex<BTreeMap<(usize, bool), Arc<Vec<u8>>>> = Mutex::new(BTreeMap::new());
+        static KNOWN: Mutex<Known> = Mutex::new(BTreeMap::new());
         let mut known = KNOWN.lock().unwrap();
-        let key = (self.old.len(), self.scenario.packing == Packing::Bare);
+        let key = (self.size, self.scenario.packing == Packing::Bare);
         let finished = known.entry(key).or_insert_with(|| {
             let (disk, home) = (self.disk(), Home::new());
             self.run(&disk, &home, &CancelToken::new()).done().expect("an undisturbed rebuild");
@@ -274,7 +293,7 @@ impl Bench {
 
     /// The disk before the rebuild.
     pub(crate) fn disk(&self) -> SimDisk {
-        self.scenario.disk(Arc::clone(&self.old), self.old.len())
+        self.scenario.disk(Arc::clone(&self.old), self.size)
     }
 
     /// A rebuild, on a thread of its own.

@@ -50,7 +50,8 @@ pub(crate) fn labels(disk: &[u8]) -> Vec<(&'static str, usize)> {
     for label in [0, 262_144, last - 524_288, last - 262_144] {
         places.extend((0..128).map(|at| ("zfs", label + 131_072 + at * 1024, &uberblock[..])));
     }
-    let found = |(_, at, magic): &(&str, usize, &[u8])| disk[*at..].starts_with(magic);
+    let found =
+        |(_, at, magic): &(&str, usize, &[u8])| disk.get(*at..).is_some_and(|rest| rest.starts_with(magic));
     places.into_iter().filter(found).map(|(name, at, _)| (name, at)).collect()
 }
 

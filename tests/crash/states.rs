@@ -56,8 +56,8 @@ fn is_marking(bench: &Bench, disk: &[u8]) -> bool {
 
 /// The instant of invalidating: nothing but the first block and the ends differ from the old disk.
 fn is_beginning(bench: &Bench, disk: &[u8]) -> bool {
-    let middle = MIB..(disk.len() - MIB) / MIB * MIB;
-    disk.len() == bench.old.len() && disk[middle.clone()] == bench.old[middle]
+    let middle = MIB..(bench.old.len() - MIB) / MIB * MIB;
+    disk.len() >= bench.old.len() && disk[middle.clone()] == bench.old[middle]
 }
 
 /// The instant of finishing: everything but the first block is there.
