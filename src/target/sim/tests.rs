@@ -84,9 +84,9 @@ fn writes_that_overlap_arrive_in_any_order() {
     found.sort_unstable();
     found.dedup();
     assert_eq!(found, [1, 2, 3]);
-    // And the first of them is the last to arrive in some that have both.
-    let orders = (2..64).filter(|rng_seed| moment.crash(*rng_seed).contents()[0] == 2).count();
-    assert!(orders > 12, "{orders} of 62");
+    // A half has each of them, a quarter the first alone; with the other order it is also left where both arrive.
+    let first = (2..1002).filter(|rng_seed| moment.crash(*rng_seed).contents()[0] == 2).count();
+    assert!((320..430).contains(&first), "{first} of 1000");
 }
 
 #[test]
