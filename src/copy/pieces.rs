@@ -63,6 +63,13 @@ pub(super) enum Fate {
     Withheld(VerifiedChunk),
 }
 
+/// What lies where a chunk belongs.
+enum InPlace {
+    Right,
+    /// Something else: its digest, or nothing at all.
+    Other(Option<Digest>),
+}
+
 /// What the threads share.
 pub(super) struct Pieces<'a> {
     pub(super) image: &'a dyn Image,
@@ -112,11 +119,11 @@ impl Pieces<'_> {
             Sink::Target(onto) => {
                 let old = match onto.compare {
                     Compare::Everything => match self.found(worker, onto, &chunk)? {
-                        None => {
+                        InPlace::Right => {
                             worker.give_back(chunk.into_buffer());
                             return Ok(Outcome::Chunk { range, digest, whole, fate: Fate::Kept });
                         }
-                        old => old,
+                        InPlace::Other(old) => old,
                     },
                     Compare::Nothing | Compare::Noted(_) => None,
                 };
@@ -147,19 +154,24 @@ impl Pieces<'_> {
         Ok(right.then_some(kept))
     }
 
-    /// The digest of what the disk holds in the chunk's place, unless that is the chunk.
+    /// What the disk holds in the chunk's place.
     fn found(
         &self,
         worker: &mut Worker,
         onto: &Onto<'_>,
         chunk: &VerifiedChunk,
-    ) -> Result<Option<Digest>, CopyError> {
+    ) -> Result<InPlace, CopyError> {
         let mut found = worker.take_second()?;
-        onto.target.read(chunk.range(), &mut found)?;
-        let bytes = &found[..chunk.bytes().len()];
-        let old = (bytes != chunk.bytes()).then(|| Digest::of(bytes));
+        let in_place = match onto.target.read(chunk.range(), &mut found) {
+            Ok(()) => match &found[..chunk.bytes().len()] {
+                bytes if bytes == chunk.bytes() => InPlace::Right,
+                bytes => InPlace::Other(Some(Digest::of(bytes))),
+            },
+            Err(fault) if fault.is_behind_the_end() => InPlace::Other(None),
+            Err(fault) => return Err(fault.into()),
+        };
         worker.give_back_second(found);
-        Ok(old)
+        Ok(in_place)
     }
 
     fn whole(&self, range: ByteRange, bytes: &[u8]) -> Option<[u8; 32]> {
@@ -222,8 +234,11 @@ impl Pieces<'_> {
                     return Err(CopyError::Cancelled);
                 }
                 let mut buffer = worker.take_buffer()?;
-                onto.target.read(piece, &mut buffer)?;
-                let right = is_zero(&buffer[..to_index(piece.len())]);
+                let right = match onto.target.read(piece, &mut buffer) {
+                    Ok(()) => is_zero(&buffer[..to_index(piece.len())]),
+                    Err(fault) if fault.is_behind_the_end() => false,
+                    Err(fault) => return Err(fault.into()),
+                };
                 worker.give_back(buffer);
                 if right {
                     outcomes.push(Outcome::Zeroes { range: piece, fate: Fate::Kept });

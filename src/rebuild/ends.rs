@@ -1,5 +1,6 @@
 //! The two ends of the disk: poisoned first, written last, the first 4 KiB in one write at the very end.
 
+use super::labels;
 use crate::copy::CopyError;
 use crate::layout::{self, Patch, marker};
 use crate::plan::Ends;
@@ -55,7 +56,7 @@ pub(super) fn mark_again(target: &dyn Target, ends: Ends, journal: &str) -> Resu
     mark(target, ends, (Check::Trust, journal)).map(drop)
 }
 
-fn first_block(ends: Ends) -> ByteRange {
+pub(super) fn first_block(ends: Ends) -> ByteRange {
     ByteRange::new(0, FIRST_BLOCK.min(ends.head.len()))
 }
 
@@ -105,27 +106,52 @@ pub(super) enum Check {
     Trust,
 }
 
-/// Writes the tail and the head without its first block, then that block, its first sector at the very end: each synced
-/// and read back.
-///
-/// Without its first sector a partition table is none. If the block cannot be made sure of, the marker takes its place
-/// again, as far as the disk still obeys.
-pub(super) fn complete(
+/// Writes the tail and the head without its first block, synced and read back: first all but the sectors by which
+/// anybody would know what the disk holds, then these.
+pub(super) fn write_rest(
     target: &dyn Target,
     ends: Ends,
     (head, tail): (&[u8], &[u8]),
+    check: Check,
+) -> Result<Vec<Rewritten>, EndFault> {
+    let rest = ByteRange::between(first_block(ends).end(), ends.head.end());
+    let sector = u64::from(target.sector_size()).max(LEAST_SECTOR);
+    let labels = labels::sectors(ends, (head, tail), sector);
+    let (mut bare_head, mut bare_tail) = (head.to_vec(), tail.to_vec());
+    let mut last = Vec::new();
+    for (end, bytes, bare) in [(ends.head, head, &mut bare_head), (ends.tail, tail, &mut bare_tail)] {
+        for range in labels.iter().filter_map(|label| label.intersection(end)) {
+            let place = to_index(range.start() - end.start())..to_index(range.end() - end.start());
+            bare[place.clone()].fill(0);
+            last.push(Part { range, content: Content::Bytes(&bytes[place]) });
+        }
+    }
+    let parts = [
+        Part { range: ends.tail, content: Content::Bytes(&bare_tail) },
+        Part { range: rest, content: Content::Bytes(&bare_head[to_index(rest.start())..]) },
+    ];
+    let mut rewritten = write_parts(target, &parts, check)?;
+    if !last.is_empty() {
+        rewritten.extend(write_parts(target, &last, check)?);
+    }
+    Ok(rewritten)
+}
+
+/// Writes the first block, its first sector at the very end: each synced and read back.
+///
+/// Without its first sector a partition table is none. If the block cannot be made sure of, the marker takes its place
+/// again, as far as the disk still obeys.
+pub(super) fn write_first(
+    target: &dyn Target,
+    ends: Ends,
+    head: &[u8],
     (check, journal): (Check, &str),
 ) -> Result<Vec<Rewritten>, EndFault> {
-    let of_head = |range: ByteRange| Part {
-        range,
-        content: Content::Bytes(&head[to_index(range.start())..to_index(range.end())]),
-    };
-    let rest = ByteRange::between(first_block(ends).end(), ends.head.end());
-    let last = Part { range: ends.tail, content: Content::Bytes(tail) };
-    let mut rewritten = write_parts(target, &[last, of_head(rest)], check)?;
     let [first_sector, behind] = sectors_of_first_block(target, ends);
+    let mut rewritten = Vec::new();
     for range in [behind, first_sector] {
-        match write_parts(target, &[of_head(range)], check) {
+        let content = Content::Bytes(&head[to_index(range.start())..to_index(range.end())]);
+        match write_parts(target, &[Part { range, content }], check) {
             Ok(more) => rewritten.extend(more),
             Err(fault) => {
                 // The fault is what is told; a disk that does not take the marker either says so itself.
@@ -145,9 +171,10 @@ pub(super) fn are_complete(
 ) -> Result<bool, CopyError> {
     for (range, bytes) in [(ends.head, head), (ends.tail, tail)] {
         let mut buffer = room_for(range)?;
-        target.read(range, &mut buffer)?;
-        if buffer[..bytes.len()] != *bytes {
-            return Ok(false);
+        match target.read(range, &mut buffer) {
+            Ok(()) if buffer[..bytes.len()] == *bytes => {}
+            Err(fault) if !fault.is_behind_the_end() => return Err(fault.into()),
+            Ok(()) | Err(_) => return Ok(false),
         }
     }
     Ok(true)

@@ -4,6 +4,8 @@
 
 mod books;
 mod ends;
+mod labels;
+mod mend;
 mod noted;
 mod report;
 mod run;

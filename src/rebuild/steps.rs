@@ -3,20 +3,20 @@
 use std::time::Instant;
 
 use super::books::Books;
-use super::ends::{self, Check, MOST_REWRITES, Rewritten};
+use super::ends::{self, Check, EndFault, MOST_REWRITES, Rewritten};
 use super::report::{self, DataDiskReport, Report, Verdict};
 use super::run::{Run, end_error, journal_error, mismatch};
-use crate::copy::{self, Compare, CopyError, Exceptions, Mismatch, Onto, Scope, Sink, Transfer, Transferred};
+use crate::copy::{self, Compare, CopyError, Onto, Sink, Transfer, Transferred};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::{DataDisk, Hold, Refusal};
 use crate::journal::{self, Record};
 use crate::observe::{Event, Phase};
-use crate::plan::{RunMode, TargetKind};
+use crate::plan::{Ends, RunMode, TargetKind};
 use crate::prune;
 use crate::request::{PowerState, VerifyPolicy, WholeDigest};
 use crate::seed::{self, Replace};
-use crate::sys::aligned::AlignedBuffer;
-use crate::verify::{CHUNK, CHUNK_LEN, WholeDigester, holds};
+use crate::target::Target;
+use crate::verify::{CHUNK, WholeDigester};
 
 impl Run<'_> {
     /// Makes a disk that is written into say that it is unfinished; a new file is nobody's disk yet, and in delta mode
@@ -73,74 +73,6 @@ impl Run<'_> {
         copy::transfer(&self.pool, transfer, (&watch, books)).map_err(|fault| self.error(fault))
     }
 
-    /// What the disk holds between its ends, compared with what was copied; what differs is written again.
-    pub(super) fn read_back(&mut self) -> Result<(), Error> {
-        let started = Instant::now();
-        let copied = self.copied.as_ref().expect("the copy came before");
-        let scope = match self.options.verify {
-            VerifyPolicy::Full => Scope::Everything,
-            VerifyPolicy::Written => Scope::Data,
-            VerifyPolicy::Off if copied.doubtful.is_empty() => return Ok(()),
-            VerifyPolicy::Off => Scope::Listed,
-        };
-        let exceptions = Exceptions { kept: &copied.kept, doubtful: &copied.doubtful };
-        let middle = self.fit.ends().middle();
-        let noting = self.noting();
-        let watch = self.watch(&noting, Phase::ReadBack, middle.len());
-        let part = (&copied.digests, middle);
-        let read = copy::check(&self.pool, self.target.as_ref(), part, (scope, exceptions), &watch);
-        self.read = read.map_err(|fault| self.error(fault))?;
-        self.read.bytes_read += self.copied.as_ref().map_or(0, |copied| copied.bytes_kept);
-        let mut wrong = std::mem::take(&mut self.read.mismatches);
-        for rewrites in 1..=MOST_REWRITES {
-            if wrong.is_empty() {
-                break;
-            }
-            if !self.may_write && self.exchange.is_none() {
-                self.say_unfinished()?;
-            }
-            wrong = self.write_again(&wrong, rewrites)?;
-        }
-        if let Some(first) = wrong.first() {
-            return Err(mismatch((first.range, wrong.len()), &self.summary.target));
-        }
-        let root = self.digests().root();
-        self.record(&Record::Verified { root })?;
-        self.durations.read_back_ms = report::ms(started);
-        Ok(())
-    }
-
-    /// Writes the mismatches again, syncs, reads them back; returns those that are still wrong.
-    fn write_again(&mut self, wrong: &[Mismatch], rewrites: u32) -> Result<Vec<Mismatch>, Error> {
-        for mismatch in wrong {
-            self.stop_if_cancelled()?;
-            self.observer.event(&Event::Rewriting { range: mismatch.range });
-            let (target, copied) =
-                (self.target.as_ref(), self.copied.as_ref().expect("the copy came before"));
-            let known = (&copied.digests, copied.old(mismatch.range));
-            let repaired = copy::repair(self.image.as_ref(), target, mismatch, known);
-            let differing = repaired.map_err(|fault| self.error(fault))?;
-            report::note_repair(&mut self.repairs, mismatch.range, differing, rewrites);
-        }
-        let target = self.target.as_ref();
-        match target.sync() {
-            Ok(()) => {}
-            Err(fault) if rewrites == MOST_REWRITES => return Err(self.error(fault.into())),
-            // Nothing that was written before it is believed.
-            Err(_) => return Ok(wrong.to_vec()),
-        }
-        let buffer = AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory);
-        let mut buffer = buffer.map_err(|fault| self.error(fault))?;
-        let mut still_wrong = Vec::new();
-        for mismatch in wrong {
-            let right = holds(target, mismatch.range, mismatch.expected, &mut buffer);
-            if !right.map_err(|fault| self.error(fault.into()))? {
-                still_wrong.push(*mismatch);
-            }
-        }
-        Ok(still_wrong)
-    }
-
     /// The seed into its place: before the disk can boot, so that no machine comes up with the old password.
     pub(super) fn seed(&mut self) -> Result<(), Error> {
         self.stop_if_cancelled()?;
@@ -158,15 +90,7 @@ impl Run<'_> {
         let bounds = self.fit.ends();
         let (head, tail) = self.assembled_ends();
         if self.may_write {
-            let (ends, check) = ((head.as_slice(), tail.as_slice()), (self.check(), self.journal.id()));
-            let target = self.target.as_ref();
-            let watch = self.watch(self.observer, Phase::Finish, 0);
-            let complete = || ends::complete(target, bounds, ends, check);
-            // A disk that took its time is complete nevertheless.
-            let (completed, _) = copy::patiently(complete, &watch).map_err(|fault| self.error(fault))?;
-            for part in completed.map_err(|fault| end_error(fault, &self.summary.target))? {
-                report::note_repair(&mut self.repairs, part.range, part.differing, part.rewrites);
-            }
+            self.write_ends(bounds, (&head, &tail))?;
             self.count_ends();
         }
         if self.may_write && self.check() == Check::ReadBack {
@@ -284,8 +208,43 @@ impl Run<'_> {
         }
     }
 
-    fn stop_if_cancelled(&self) -> Result<(), Error> {
+    pub(super) fn stop_if_cancelled(&self) -> Result<(), Error> {
         if self.cancel.is_cancelled() { Err(self.error(CopyError::Cancelled)) } else { Ok(()) }
+    }
+
+    /// Where a write of an end has landed elsewhere, what lies beside it is looked at again.
+    fn write_ends(&mut self, bounds: Ends, (head, tail): (&[u8], &[u8])) -> Result<(), Error> {
+        for _ in 0..=MOST_REWRITES {
+            let (check, bytes) = (self.check(), (head, tail));
+            let rest = self.patiently(|target| ends::write_rest(target, bounds, bytes, check))?;
+            let rewritten = !rest.is_empty();
+            self.note_rewritten(rest);
+            if rewritten {
+                self.mend_beside_ends()?;
+            }
+            let (target, journal) = (self.target.as_ref(), self.journal.id());
+            let first = self.patiently(|target| ends::write_first(target, bounds, head, (check, journal)))?;
+            let rewritten = rewritten || !first.is_empty();
+            if !rewritten || ends::are_complete(target, bounds, bytes).map_err(|fault| self.error(fault))? {
+                self.note_rewritten(first);
+                return Ok(());
+            }
+            // The fault is found again, or it is mended; meanwhile the disk does not look complete.
+            let marked = ends::mark_again(target, bounds, journal);
+            self.note_rewritten(first);
+            marked.map_err(|fault| end_error(fault, &self.summary.target))?;
+        }
+        Err(mismatch((bounds.head, 1), &self.summary.target))
+    }
+
+    /// A disk that took its time is complete nevertheless.
+    fn patiently(
+        &self,
+        act: impl FnOnce(&dyn Target) -> Result<Vec<Rewritten>, EndFault> + Send,
+    ) -> Result<Vec<Rewritten>, Error> {
+        let (target, watch) = (self.target.as_ref(), self.watch(self.observer, Phase::Finish, 0));
+        let (done, _) = copy::patiently(|| act(target), &watch).map_err(|fault| self.error(fault))?;
+        done.map_err(|fault| end_error(fault, &self.summary.target))
     }
 
     /// The ends that are written count as the rest of the disk does.
@@ -343,13 +302,17 @@ impl Run<'_> {
 
     fn close_books(&mut self, state: TargetState, rewritten: Vec<Rewritten>) {
         self.state = state;
+        self.note_rewritten(rewritten);
+    }
+
+    fn note_rewritten(&mut self, rewritten: Vec<Rewritten>) {
         for part in rewritten {
             report::note_repair(&mut self.repairs, part.range, part.differing, part.rewrites);
         }
     }
 
     /// The first change to the disk.
-    fn say_unfinished(&mut self) -> Result<(), Error> {
+    pub(super) fn say_unfinished(&mut self) -> Result<(), Error> {
         let mut books = self.books();
         let said = books.invalidate();
         let (state, rewritten) = (books.state, books.rewritten);

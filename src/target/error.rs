@@ -33,6 +33,11 @@ impl TargetError {
         self.range
     }
 
+    /// Whether there was nothing to read: a file that has not its size yet.
+    pub(crate) fn is_behind_the_end(&self) -> bool {
+        self.source.kind() == io::ErrorKind::UnexpectedEof
+    }
+
     /// For `map_err`: the same for every error of one call.
     pub(crate) fn when(doing: &'static str, range: ByteRange) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::new(doing, Some(range), source)

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use reimage::SimWhen;
+use reimage::{RunMode, SimWhen};
 
 use super::lab::{Bench, Home, Scenario, all_scenarios, in_parallel, none_of, tries_all};
 use super::states::{check_resume, classify};
@@ -17,6 +17,7 @@ struct Tried {
     points: AtomicUsize,
     pairs: AtomicUsize,
     possible: AtomicUsize,
+    resumed: AtomicUsize,
 }
 
 /// A crash point of a scenario: how many operations are done, which snapshot goes with it, and the order.
@@ -47,6 +48,9 @@ fn points(bench: &Bench, tried: &Tried, per_scenario: Option<usize>) -> Vec<Stri
         let state =
             classify(bench, &disk.contents(), snapshot).map_err(|fault| format!("the disk is {fault}"));
         let result = state.and_then(|_| check_resume(bench, &disk, &Home::of(snapshot)));
+        if matches!(result, Ok(RunMode::Resumed)) {
+            tried.resumed.fetch_add(1, Ordering::Relaxed);
+        }
         if let Err(fault) = result {
             let action = recording.history.log()[number - 1];
             let place = format!("{when:?} operation {number} ({:?} {:?})", action.action, action.range);
@@ -65,12 +69,13 @@ fn a_crash_anywhere_leaves_the_old_disk_an_unfinished_one_or_the_finished_one_an
     let (tried, started) = (Tried::default(), std::time::Instant::now());
     let complaints = in_parallel(&scenarios, |scenario| points(&Bench::new(*scenario), &tried, per_scenario));
     let (points, pairs) = (tried.points.into_inner(), tried.pairs.into_inner());
-    let possible = tried.possible.into_inner();
+    let (possible, resumed) = (tried.possible.into_inner(), tried.resumed.into_inner());
     eprintln!(
-        "{pairs} of {possible} crashes at {points} points of {} rebuilds in {:?}",
+        "{pairs} of {possible} crashes at {points} points of {} rebuilds in {:?}; {resumed} went on where they stopped",
         scenarios.len(),
         started.elapsed()
     );
     none_of(complaints);
+    assert!(resumed * 10 > pairs, "only {resumed} of {pairs} runs went on");
     assert!(pairs >= if all { 20_000 } else { SAMPLE }, "only {pairs} crashes were tried");
 }

@@ -1,6 +1,6 @@
 //! The three states in which a crash may leave a disk, and what a run makes of it afterwards.
 
-use reimage::{CancelToken, SimDisk};
+use reimage::{CancelToken, RunMode, SimDisk};
 
 use super::disks::MIB;
 use super::lab::{Bench, Home, Snapshot, is_seeded, journals};
@@ -60,9 +60,14 @@ fn is_beginning(bench: &Bench, disk: &[u8]) -> bool {
     disk.len() >= bench.old.len() && disk[middle.clone()] == bench.old[middle]
 }
 
-/// The instant of finishing: everything but the first block is there.
+/// The instant of finishing: everything but the first block and sectors that hold a label is there.
 fn is_ending(bench: &Bench, disk: &[u8]) -> bool {
-    disk.len() == bench.finished.len() && disk[FIRST_BLOCK..] == bench.finished[FIRST_BLOCK..]
+    let finished = &bench.finished;
+    let label_sectors: Vec<_> = probe::labels(finished).iter().map(|(_, at)| at / FIRST_SECTOR).collect();
+    let sectors = || disk.chunks(FIRST_SECTOR).zip(finished.chunks(FIRST_SECTOR)).enumerate();
+    let differing =
+        || sectors().skip(FIRST_BLOCK / FIRST_SECTOR).filter(|(_, (found, right))| found != right);
+    disk.len() == finished.len() && differing().all(|(sector, _)| label_sectors.contains(&sector))
 }
 
 /// Which of the first eight sectors and of the chunks are old (o), finished (f), both (=), zero (0), something else (?).
@@ -85,9 +90,12 @@ pub(crate) fn difference(bench: &Bench, disk: &[u8]) -> String {
 }
 
 /// The same rebuild once more on what was left, with the state folder of that moment: it must complete the disk.
-pub(crate) fn check_resume(bench: &Bench, disk: &SimDisk, home: &Home) -> Result<(), String> {
-    bench.run(disk, home, &CancelToken::new()).done().map_err(|fault| format!("run again, {fault}"))?;
-    bench.check_done(disk, &home.snapshot()).map_err(|fault| format!("run again, it {fault}"))
+/// Says how it went about it.
+pub(crate) fn check_resume(bench: &Bench, disk: &SimDisk, home: &Home) -> Result<RunMode, String> {
+    let run = bench.run(disk, home, &CancelToken::new());
+    let report = run.done().map_err(|fault| format!("run again, {fault}"))?;
+    bench.check_done(disk, &home.snapshot()).map_err(|fault| format!("run again, it {fault}"))?;
+    Ok(report.mode)
 }
 
 /// Whatever of the unsynced writes a power cut leaves now, the disk is one of the three.

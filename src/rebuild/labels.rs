@@ -1,0 +1,71 @@
+//! By which sectors of a disk's ends anybody would know what it holds: they are written behind all others.
+
+use std::io;
+
+use super::ends::first_block;
+use crate::layout::{self, ReadBytes};
+use crate::plan::Ends;
+use crate::range::ByteRange;
+
+/// More sectors than this are not looked for: two of ZFS's labels have 128 blocks each at the end, and two at the head.
+const MOST: usize = 1024;
+
+/// The disk as it is when all but its first block is written; between the ends nothing is a label.
+struct Unlabelled {
+    size: u64,
+    ends: Ends,
+    head: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+impl ReadBytes for Unlabelled {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, range: ByteRange, buffer: &mut [u8]) -> io::Result<()> {
+        buffer[..usize::try_from(range.len()).map_err(io::Error::other)?].fill(0);
+        for (end, bytes) in [(self.ends.head, &self.head), (self.ends.tail, &self.tail)] {
+            layout::overlay((end, bytes), range, buffer);
+        }
+        Ok(())
+    }
+}
+
+impl Unlabelled {
+    /// Takes one sector away, if it lies in an end.
+    fn clear(&mut self, sector: ByteRange) -> bool {
+        for (end, bytes) in [(self.ends.head, &mut self.head), (self.ends.tail, &mut self.tail)] {
+            if let Some(part) = end.intersection(sector) {
+                let index = |place: u64| usize::try_from(place - end.start()).expect("an end fits in memory");
+                bytes[index(part.start())..index(part.end())].fill(0);
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// The sectors without which nobody finds a label behind the first block, in no order; each within one end.
+pub(super) fn sectors(ends: Ends, (head, tail): (&[u8], &[u8]), sector: u64) -> Vec<ByteRange> {
+    let mut disk = Unlabelled { size: ends.tail.end(), ends, head: head.to_vec(), tail: tail.to_vec() };
+    disk.clear(first_block(ends));
+    let mut found = Vec::new();
+    while found.len() < MOST {
+        // What cannot be read is in memory.
+        let seen = layout::probe(&disk).unwrap_or_default();
+        let before = found.len();
+        for signature in seen {
+            let start = signature.offset / sector * sector;
+            let range = ByteRange::between(start, (start + sector).min(disk.size.max(start)));
+            let is_new = !range.is_empty() && !found.contains(&range);
+            if is_new && start >= first_block(ends).end() && disk.clear(range) {
+                found.push(range);
+            }
+        }
+        if found.len() == before {
+            break;
+        }
+    }
+    found
+}
