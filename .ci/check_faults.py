@@ -165,9 +165,15 @@ def replaced_fails(program, scratch, tally, image):
             outcome = program.rebuild(
                 image, disk, "--threads", "1", before=inject(call, f"error={error}:when={nth}")
             )
-            if outcome.code == 0:
-                break
             name = f"replaced file: {call} {nth} fails"
+            if outcome.code == 0 or outcome.state == "verified":
+                # What was written before a sync that fails is written again; behind the exchange the disk is complete.
+                why = host.holds(disk, host.read(image))
+                tally.expect(not why, f"{name}: it is the new disk", why)
+                if call != "fdatasync" or nth == MOST_SYNCS:
+                    break
+                nth += 1
+                continue
             # The first of some calls is about the state folder.
             tally.expect(outcome.code in (2, 12, 14, 30), f"{name}: exit", outcome)
             tally.expect(outcome.state == "untouched", f"{name}: says untouched", outcome)
@@ -177,12 +183,16 @@ def replaced_fails(program, scratch, tally, image):
         tally.expect(1 < nth < 40, f"replaced file: {call} is called, and an end of it", nth)
 
 
+MOST_SYNCS = 9
+"""A run that replaces a file makes fewer syncs of one kind on one thread."""
+
+
 def reads_back_wrong(program, scratch, tally, _image):
     """A write that the disk forgets is found, repaired and reported; one that it always forgets is 31."""
     image = scratch / "twelve-chunks.raw"
     host.write(host.make(image, 0), host.noise(32, 12 * CHUNK))
     disk = scratch.loop(host.make(scratch / "forgetful.raw", 16 * CHUNK))
-    words = (image, disk, "--threads", "1")
+    words = (image, disk, "--threads", "1", "--mode", "full", "--restart")
     lost = f"retval={CHUNK}"
     # The thread that copies writes whole chunks; the other one makes fewer calls than five on the disk.
     for nth in range(5, 11):
@@ -199,7 +209,8 @@ def reads_back_wrong(program, scratch, tally, _image):
         why = host.holds(disk, host.read(image))
         tally.expect(not why, f"{name}: the disk after the repair", why)
     host.write(disk, host.noise(35, 16 * CHUNK))
-    outcome = program.rebuild(*words, before=inject("pwrite64", f"{lost}:when=2+", disk))
+    # The marker is two short writes, which are left alone.
+    outcome = program.rebuild(*words, before=inject("pwrite64", f"{lost}:when=3+", disk))
     failed(tally, "every write is forgotten", outcome, 31, ("partial", "written"))
     tally.expect(isinstance(outcome.error.get("offset"), int), "every write is forgotten: the offset", outcome)
     says_unfinished(program, tally, "every write is forgotten", disk)

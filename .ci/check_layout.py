@@ -1,6 +1,9 @@
 """Partition tables move whole, and a disk whose rebuild was interrupted shows nothing to anybody."""
 
 import os
+import signal
+import subprocess
+import time
 
 import disks
 import host
@@ -97,6 +100,10 @@ def sectors(program, scratch, tally, image):
 DISK = 64 * MIB + 65536
 
 
+WHOLE = ("--threads", "1", "--mode", "full", "--restart")
+"""A run that makes all its calls, whatever the one before it left."""
+
+
 class Interrupted:
     """One disk with old labels, rebuilt again and again, and killed each time one system call later."""
 
@@ -165,7 +172,7 @@ class Interrupted:
         while nth < 400:
             host.restore(self.target, self.old_pieces)
             where = f"{call} {nth}"
-            outcome = self.program.killed_at(call, nth, self.image, self.target, "--threads", "1", *self.flags)
+            outcome = self.program.killed_at(call, nth, self.image, self.target, *WHOLE, *self.flags)
             if outcome.code == 0:
                 self.tally.expect(nth > 1, f"{self.name}: {call} is called", "never")
                 return
@@ -174,6 +181,25 @@ class Interrupted:
                 self.again(where)
             nth += 1
         self.tally.expect(False, f"{self.name}: an end of {call}", "no end after 400")
+
+    def in_the_end(self):
+        """Kills the program while it writes the ends: every sync takes a while, so that the moment can be met."""
+        for _ in range(10):
+            host.restore(self.target, self.old_pieces)
+            slow = ("strace", "-f", "-qq", "-o", "/dev/null", "-P", self.target, "-e",
+                    "inject=fdatasync:delay_enter=200000")
+            words = [*slow, *self.program.words("rebuild", self.image, self.target, *WHOLE, *self.flags)]
+            words += ["--keep-image-credentials", "--yes"]
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.DEVNULL, start_new_session=True)
+            late = time.monotonic() + 60
+            while process.poll() is None and self.state() != "finishing" and time.monotonic() < late:
+                time.sleep(0.01)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if self.examine("the end") == "finishing":
+                self.again("the end")
+                return
 
 
 def unfinished(program, scratch, tally):
@@ -184,6 +210,7 @@ def unfinished(program, scratch, tally):
         disk = Interrupted(program, scratch, tally, kind, place)
         for call in calls[place]:
             disk.at_every(call, 5)
+        disk.in_the_end()
         for state in ("between", "finishing"):
             tally.expect(disk.seen.get(state), f"{disk.name}: seen {state}", disk.seen)
         if place == "loop":

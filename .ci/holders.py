@@ -303,8 +303,8 @@ class Paused:
     """A rebuild that is stopped in the middle of its copy, until it is told to go on."""
 
     def __init__(self, program, image, target, *flags):
-        self.words = [program.binary, "rebuild", image, target, "--keep-image-credentials", "--yes", *flags, "--json",
-                      "--progress", "json", "--state-dir", program.state, "--threads", "1"]
+        self.words = [program.binary, "rebuild", image, target, "--keep-image-credentials", "--yes", "--mode", "full",
+                      "--restart", *flags, "--json", "--progress", "json", "--state-dir", program.state, "--threads", "1"]
         # On a busy host it may be over before it is stopped.
         for _ in range(5):
             said = self.start()
