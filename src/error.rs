@@ -218,6 +218,13 @@ impl Error {
         first
     }
 
+    /// The same error with further ones behind it.
+    #[must_use]
+    pub(crate) fn and(mut self, more: impl IntoIterator<Item = Error>) -> Self {
+        self.0.also.extend(more);
+        self
+    }
+
     /// The kind, to branch on.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -240,8 +240,8 @@ fn holes_that_end_within_a_sector_become_whole_sectors_of_zeroes() {
 
 #[test]
 fn zeroes_that_read_back_wrong_behind_an_odd_end_are_mended() {
-    let lab = Lab::new(2 * CHUNK + 700);
     for offset in [2 * CHUNK + 701, 2 * CHUNK + 1023, 4 * CHUNK + 5] {
+        let lab = Lab::new(2 * CHUNK + 700);
         let target = Spoilt::dirty(9 * CHUNK);
         target.0.lock().unwrap().spoils_zeroes_at = Some(offset);
         let report = lab.rebuild(&lab.request(), &target).unwrap();
@@ -304,6 +304,8 @@ fn a_byte_that_stays_wrong_is_a_mismatch_and_the_head_never_looks_complete() {
         assert_eq!(error.kind(), ErrorKind::Mismatch);
         assert_eq!(error.kind().exit_code(), 31);
         assert!(error.range().is_some_and(|range| range.contains(offset)), "{error}");
+        let told = std::error::Error::source(&error.also()[0]).unwrap().to_string();
+        assert!(told.starts_with(&format!("byte {offset} is the first that is wrong: bit 4")), "{told}");
         assert!(error.target_state() >= TargetState::Written);
         assert!(target.0.lock().unwrap().bytes.starts_with(MARKER));
     }

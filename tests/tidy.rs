@@ -15,7 +15,7 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
     ];
     // It looks at the disks that dead runs left, and removes only what lies in the state folder or beside a disk.
     let prune: &[&str] = &["guard", "inspect", "journal", "layout", "sys"];
-    let status: &[&str] = &["inspect", "journal", "layout", "observe", "plan", "request", "target"];
+    let status: &[&str] = &["inspect", "journal", "layout", "observe", "plan", "request", "target", "verify"];
     BTreeMap::from([
         ("range", &[][..]),
         ("error", &[][..]),

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, TrySendError};
 use std::sync::{Arc, Mutex};
 
@@ -20,6 +20,8 @@ const MOST_THREADS: usize = 12;
 pub(crate) struct Pool {
     threads: rayon::ThreadPool,
     sandbox: Sandbox,
+    /// Counts what the threads get done within their jobs.
+    beats: Arc<AtomicU64>,
 }
 
 /// What one thread keeps from job to job.
@@ -28,9 +30,15 @@ pub(crate) struct Worker {
     pub(crate) decoder: Decoder,
     buffer: Option<AlignedBuffer>,
     second: Option<AlignedBuffer>,
+    beats: Arc<AtomicU64>,
 }
 
 impl Worker {
+    /// Shows that a long job goes on.
+    pub(crate) fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A buffer of a chunk's size; content is whatever the last job left.
     pub(crate) fn take_buffer(&mut self) -> Result<AlignedBuffer, CopyError> {
         self.buffer.take().map_or_else(new_buffer, Ok)
@@ -80,7 +88,7 @@ impl Pool {
             return Err(io::Error::other("a thread could not be kept from opening files (Landlock)"));
         }
         let sandbox = if unconfined.load(Ordering::SeqCst) { Sandbox::None } else { Sandbox::Landlock };
-        Ok(Self { threads: pool, sandbox })
+        Ok(Self { threads: pool, sandbox, beats: Arc::default() })
     }
 
     /// What keeps the threads from opening files.
@@ -106,8 +114,8 @@ impl Pool {
         self.threads.in_place_scope(|scope| {
             for _ in 0..count {
                 let (queue, work, report, stopped) = (&queue, &work, report.clone(), &stopped);
+                let mut worker = Worker { beats: Arc::clone(&self.beats), ..Worker::default() };
                 scope.spawn(move |_| {
-                    let mut worker = Worker::default();
                     loop {
                         let job = queue.lock().expect("no thread panics with the queue").recv();
                         let Ok(job) = job else { break };
@@ -122,7 +130,7 @@ impl Pool {
             }
             drop(report);
             // The queue closes when `feed` returns, so that every thread comes to its end.
-            let fed = feed(jobs, &mut next, &mut done, Patience::new(&reports, watch));
+            let fed = feed(jobs, &mut next, &mut done, Patience::new(&reports, &self.beats, watch));
             stopped.store(fed.is_err(), Ordering::Relaxed);
             fed
         })

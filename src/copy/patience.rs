@@ -1,5 +1,6 @@
 //! Waiting for a disk: who wants the run to end meanwhile, and for how long nothing has happened.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ const SLOW_S: u64 = 5;
 /// What the threads of a pool report, as long as it is worth waiting for.
 pub(super) struct Patience<'a, R> {
     reports: &'a mpsc::Receiver<Result<R, CopyError>>,
+    /// What the threads get done within their jobs, and how much of it was seen.
+    beats: (&'a AtomicU64, u64),
     clock: Clock<'a>,
 }
 
@@ -26,8 +29,12 @@ pub(super) enum Waited<R> {
 }
 
 impl<'a, R> Patience<'a, R> {
-    pub(super) fn new(reports: &'a mpsc::Receiver<Result<R, CopyError>>, watch: &'a Watch<'a>) -> Self {
-        Self { reports, clock: Clock::new(watch) }
+    pub(super) fn new(
+        reports: &'a mpsc::Receiver<Result<R, CopyError>>,
+        beats: &'a AtomicU64,
+        watch: &'a Watch<'a>,
+    ) -> Self {
+        Self { reports, beats: (beats, beats.load(Ordering::Relaxed)), clock: Clock::new(watch) }
     }
 
     /// What has been reported already.
@@ -50,7 +57,14 @@ impl<'a, R> Patience<'a, R> {
             Err(RecvTimeoutError::Timeout) if self.clock.watch.cancel.is_cancelled() => {
                 Err(CopyError::Cancelled)
             }
-            Err(RecvTimeoutError::Timeout) => self.clock.look().map(|()| Waited::Nothing),
+            Err(RecvTimeoutError::Timeout) => {
+                let (beats, seen) = &mut self.beats;
+                let now = beats.load(Ordering::Relaxed);
+                if std::mem::replace(seen, now) != now {
+                    self.clock = Clock::new(self.clock.watch);
+                }
+                self.clock.look().map(|()| Waited::Nothing)
+            }
         }
     }
 }

@@ -89,10 +89,10 @@ impl Pieces<'_> {
             }
             (Job::HashZeroes(range), _) => self.hash_zeroes(worker, range),
             (Job::Zero(range), Sink::Target(onto)) => match onto.compare {
-                Compare::Nothing => self.zero(onto, range),
+                Compare::Nothing => self.zero(worker, onto, range),
                 Compare::Noted(_) | Compare::Everything => self.compare_zeroes(worker, onto, range),
             },
-            (Job::Anew(piece), Sink::Target(onto)) => self.write_anew(onto, piece),
+            (Job::Anew(piece), Sink::Target(onto)) => self.write_anew(worker, onto, piece),
             (Job::Sync, Sink::Target(onto)) => Ok(Outcome::Synced(onto.target.sync())),
             _ => unreachable!("without a target only chunks and zeroes are digested"),
         }
@@ -188,7 +188,7 @@ impl Pieces<'_> {
     }
 
     /// Zeroes, in requests that a cancel can wait for.
-    fn zero(&self, onto: &Onto<'_>, range: ByteRange) -> Result<Outcome, CopyError> {
+    fn zero(&self, worker: &Worker, onto: &Onto<'_>, range: ByteRange) -> Result<Outcome, CopyError> {
         let (mut at, mut step) = (range.start(), 16 * SHORTEST_ZERO_REQUEST);
         while at < range.end() {
             if self.cancel.is_cancelled() {
@@ -197,6 +197,7 @@ impl Pieces<'_> {
             let request = ByteRange::between(at, at.saturating_add(step).min(range.end()));
             let began = Instant::now();
             onto.target.write_zeroes(request)?;
+            worker.beat();
             step = match began.elapsed() {
                 took if took < ZERO_REQUEST_TIME / 2 => (step * 2).min(LONGEST_ZERO_REQUEST),
                 took if took > ZERO_REQUEST_TIME => (step / 2).max(SHORTEST_ZERO_REQUEST),
@@ -240,6 +241,7 @@ impl Pieces<'_> {
                     Err(fault) => return Err(fault.into()),
                 };
                 worker.give_back(buffer);
+                worker.beat();
                 if right {
                     outcomes.push(Outcome::Zeroes { range: piece, fate: Fate::Kept });
                 } else if self.may_write.load(Ordering::SeqCst) {
@@ -256,11 +258,11 @@ impl Pieces<'_> {
         Ok(Outcome::Several(outcomes))
     }
 
-    fn write_anew(&self, onto: &Onto<'_>, piece: Mismatch) -> Result<Outcome, CopyError> {
+    fn write_anew(&self, worker: &Worker, onto: &Onto<'_>, piece: Mismatch) -> Result<Outcome, CopyError> {
         match piece.expected {
             Expected::Zeroes => {
                 let end = piece.range.end().next_multiple_of(u64::from(onto.target.sector_size()));
-                self.zero(onto, ByteRange::between(piece.range.start(), end))?;
+                self.zero(worker, onto, ByteRange::between(piece.range.start(), end))?;
             }
             Expected::Digest(digest) => {
                 let chunk = read_chunk(self.image, piece.range)?;

@@ -96,8 +96,6 @@ pub(crate) struct Transferred {
     old: Vec<(u64, Digest)>,
     /// What was written again after a failed sync: it is read back whatever else is.
     pub(crate) doubtful: Vec<Mismatch>,
-    /// Whether anything was written, or the disk said before that it is unfinished.
-    pub(crate) has_written: bool,
     pub(crate) whole: Option<Digest>,
 }
 
@@ -184,7 +182,6 @@ impl<'a> Pass<'a> {
             bytes_kept: 0,
             old: Vec::new(),
             doubtful: Vec::new(),
-            has_written: pieces.may_write.load(Ordering::SeqCst),
             whole: None,
         };
         Self {
@@ -304,7 +301,6 @@ impl<'a> Pass<'a> {
         result.digests.sort();
         result.old.sort_unstable_by_key(|(index, _)| *index);
         result.kept.merge();
-        result.has_written |= self.pieces.may_write.load(Ordering::SeqCst);
         result.whole = self.whole.map(WholeDigester::finish);
         result
     }

@@ -24,6 +24,8 @@ const SUM_LEN: usize = 32;
 const ENTRY_LEN: usize = 8 + 32;
 /// Longer batches are written as several, so that what is read at once is bounded.
 const MOST_IN_BATCH: usize = 4096;
+/// The chunks of a disk of 8 EiB, which is more than there is.
+const MOST_CHUNKS: u64 = 1 << 43;
 /// How often a chunk may be noted on average: a rewritten one is noted again.
 const MOST_NOTES_OF_ONE: u64 = 4;
 
@@ -109,6 +111,21 @@ pub(super) fn look(path: &Path, bound: (Digest, u64)) -> io::Result<Found> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
         file => Ok(read(&file?, bound)?.0),
     }
+}
+
+/// How many chunks notes tell of, whatever they are bound to.
+pub(super) fn count(path: &Path) -> io::Result<u64> {
+    let file = match open(path, File::options().read(true)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        file => file?,
+    };
+    let mut head = [0; HEAD_LEN];
+    store::read_up_to(&file, &mut head, 0)?;
+    let binding = Digest::from_bytes(head[16..48].try_into().expect("32 bytes"));
+    let Found::Chunks(mut notes) = read(&file, (binding, MOST_CHUNKS))?.0 else { return Ok(0) };
+    notes.sort_unstable_by_key(|(index, _)| *index);
+    notes.dedup_by_key(|(index, _)| *index);
+    Ok(notes.len() as u64)
 }
 
 fn open(path: &Path, options: &mut fs::OpenOptions) -> io::Result<File> {
@@ -262,6 +279,7 @@ mod tests {
         assert_eq!(look(&path, (binding(), CHUNKS)).unwrap(), Found::Chunks(entries(0..10)));
         assert_eq!(look(&path, (Digest::of(b"else"), CHUNKS)).unwrap(), Found::OfAnother);
         assert_eq!(look(&path, (binding(), 9)).unwrap(), Found::Damaged, "there is no such chunk");
+        assert_eq!(count(&path).unwrap(), 10);
         remove(&path).unwrap();
         remove(&path).expect("nothing to remove is no error");
     }

@@ -52,7 +52,7 @@ pub(crate) enum Earlier {
         staged: Option<Staged>,
     },
     /// Something that this run has no use for.
-    StartsOver { journal: String, reason: Reason },
+    StartsOver { journal: String, reason: Reason, staged: Option<Staged> },
 }
 
 /// Why a run starts over.
@@ -88,10 +88,9 @@ pub(super) fn open(
         return Ok((ChunkNotes::create(&path, bound.binding)?, Earlier::Nothing));
     };
     if let Some(reason) = hindrance(left, go_on) {
-        return Ok((
-            ChunkNotes::create(&path, bound.binding)?,
-            Earlier::StartsOver { journal: name, reason },
-        ));
+        let staged = left.summary.staged.clone();
+        let earlier = Earlier::StartsOver { journal: name, reason, staged };
+        return Ok((ChunkNotes::create(&path, bound.binding)?, earlier));
     }
     match ChunkNotes::go_on(&path, (bound.binding, bound.chunks))? {
         (Some(notes), found) => Ok((notes, judge(left, name, found))),
@@ -109,7 +108,8 @@ pub(crate) fn look(
     let Some(left) = read::left_at(&path)? else { return Ok(Earlier::Nothing) };
     let Some(name) = unfinished(&left) else { return Ok(Earlier::Nothing) };
     if let Some(reason) = hindrance(&left, go_on) {
-        return Ok(Earlier::StartsOver { journal: name, reason });
+        let staged = left.summary.staged.clone();
+        return Ok(Earlier::StartsOver { journal: name, reason, staged });
     }
     let found = chunks::look(&chunks_beside(&path), (bound.binding, bound.chunks))?;
     Ok(judge(&left, name, found))
@@ -142,15 +142,14 @@ fn hindrance(left: &Left, go_on: GoOn) -> Option<Reason> {
 }
 
 fn judge(left: &Left, journal: String, found: Found) -> Earlier {
+    let staged = left.summary.staged.clone();
     let reason = match found {
-        Found::Chunks(chunks) if !chunks.is_empty() => {
-            return Earlier::GoesOn { journal, chunks, staged: left.summary.staged.clone() };
-        }
+        Found::Chunks(chunks) if !chunks.is_empty() => return Earlier::GoesOn { journal, chunks, staged },
         Found::Chunks(_) | Found::Nothing => Reason::NothingNoted,
         Found::OfAnother => Reason::Differs,
         Found::Damaged => Reason::Damaged,
     };
-    Earlier::StartsOver { journal, reason }
+    Earlier::StartsOver { journal, reason, staged }
 }
 
 #[cfg(test)]

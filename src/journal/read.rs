@@ -44,6 +44,8 @@ pub(crate) struct JournalSummary {
     is_marked: bool,
     /// Whether everything but both ends was read back.
     pub(crate) verified: bool,
+    /// Whether the new seed is in its place.
+    pub(crate) seeded: bool,
     /// Whether the new file may have taken the old one's place.
     pub(crate) exchanging: bool,
     /// Whether the disk is complete.
@@ -106,6 +108,7 @@ enum Known {
     Invalidated,
     Progress(Progress),
     Verified,
+    Seeded,
     Exchanging,
     Finished,
     Failed(Failed),
@@ -117,6 +120,13 @@ impl JournalSummary {
     /// How the last run began.
     pub(crate) fn last(&self) -> &Begun {
         self.runs.last().expect("a summary is made of at least one run")
+    }
+
+    /// How many chunks its run has noted as being on the disk for good.
+    pub(crate) fn chunks_noted(&self, state_dir: &Path) -> u64 {
+        let journal = folder(state_dir).join(format!("{}{SUFFIX}", self.stem));
+        // What cannot be read is nothing to go on with.
+        super::chunks::count(&super::chunks_beside(&journal)).unwrap_or(0)
     }
 
     /// Whether it tells of any run.
@@ -169,6 +179,7 @@ impl JournalSummary {
             Known::Invalidated => (self.invalidated, self.is_marked) = (true, false),
             Known::Progress(progress) => (self.progress, self.is_marked) = (Some(progress), true),
             Known::Verified => self.verified = true,
+            Known::Seeded => self.seeded = true,
             Known::Exchanging => self.exchanging = true,
             Known::Finished => self.finished = true,
             Known::Failed(failed) => self.failed = Some(failed),

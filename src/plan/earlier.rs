@@ -63,7 +63,7 @@ impl Known {
     ) -> Result<Self, Error> {
         refuse_delta_of_new_file(options, (claim, brought))?;
         let key = key_of(claim, brought);
-        let bound = bound((image, tables), &key, fit);
+        let bound = bound(options, (image, tables), &key, fit);
         let state_dir = options.state_dir.as_path();
         let mut warnings = volatile(state_dir);
         // What cannot be read now is an error when the run begins.
@@ -84,7 +84,7 @@ impl Known {
                 let bytes_noted = (chunks.len() as u64).saturating_mul(CHUNK).min(fit.size);
                 Some(UnfinishedRun { journal, goes_on: true, bytes_noted, reason: None })
             }
-            Earlier::StartsOver { journal, reason } => {
+            Earlier::StartsOver { journal, reason, .. } => {
                 let reason = Some(reason.in_words());
                 Some(UnfinishedRun { journal, goes_on: false, bytes_noted: 0, reason })
             }
@@ -201,7 +201,7 @@ fn key_of(claim: &Claim, brought: Option<&dyn Target>) -> Value {
 }
 
 /// Everything that must be the same for a run to go on where another stopped; never the seed, never a path.
-fn bound((image, tables): (&dyn Image, TableReport), key: &Value, fit: &Fit) -> Bound {
+fn bound(options: &Options, (image, tables): (&dyn Image, TableReport), key: &Value, fit: &Fit) -> Bound {
     let without_path = |file: FileIdentity| {
         let mut file = serde_json::to_value(file).expect("an identity is plain data");
         file.as_object_mut().and_then(|fields| fields.remove("path"));
@@ -214,6 +214,7 @@ fn bound((image, tables): (&dyn Image, TableReport), key: &Value, fit: &Fit) -> 
         "content": tables,
         "virtual_size": image.virtual_size(),
         "target": key,
+        "placement": options.placement,
         "target_bytes": fit.size,
         "chunk_bytes": CHUNK,
         "gpt": gpt,

@@ -90,7 +90,7 @@ pub(super) enum EndFault {
     /// It could not be written or read.
     Copy(CopyError),
     /// It reads back wrong however often it is written.
-    Mismatch(ByteRange),
+    Mismatch(ByteRange, Option<(u64, Pattern)>),
 }
 
 impl<E: Into<CopyError>> From<E> for EndFault {
@@ -245,7 +245,7 @@ fn read_back(target: &dyn Target, part: &Part<'_>) -> Result<Option<Rewritten>, 
             target.sync()?;
         }
     }
-    Err(EndFault::Mismatch(range))
+    Err(EndFault::Mismatch(range, differing))
 }
 
 /// Room for whole blocks at both ends.

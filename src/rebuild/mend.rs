@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::ends::MOST_REWRITES;
 use super::report;
-use super::run::{Run, mismatch};
+use super::run::{Run, mismatches};
 use crate::copy::{self, CopyError, Exceptions, Mismatch, Scope};
 use crate::error::Error;
 use crate::journal::Record;
@@ -61,10 +61,11 @@ impl Run<'_> {
             }
             wrong = self.write_again(&wrong, rewrites)?;
         }
-        if let Some(first) = wrong.first() {
-            return Err(mismatch((first.range, wrong.len()), &self.summary.target));
+        if wrong.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let ranges: Vec<_> = wrong.iter().map(|piece| piece.range).collect();
+        Err(mismatches(&ranges, &self.repairs, &self.summary.target))
     }
 
     /// Writes the mismatches again, syncs, reads them back; returns those that are still wrong.
@@ -77,7 +78,7 @@ impl Run<'_> {
             let known = (&copied.digests, copied.old(mismatch.range));
             let repaired = copy::repair(self.image.as_ref(), target, mismatch, known);
             let differing = repaired.map_err(|fault| self.error(fault))?;
-            report::note_repair(&mut self.repairs, mismatch.range, differing, rewrites);
+            report::note_repair(&mut self.repairs, mismatch.range, differing, 1);
         }
         let target = self.target.as_ref();
         match target.sync() {

@@ -7,6 +7,7 @@ mod ends;
 mod labels;
 mod mend;
 mod noted;
+mod prepare;
 mod report;
 mod run;
 mod steps;
@@ -43,8 +44,12 @@ pub fn rebuild(plan: Plan, observer: &dyn Observer, cancel: &CancelToken) -> Res
     match carry_out(&mut run) {
         Ok(()) => run.report(started),
         Err(error) => {
-            let state = run.abandon(&error);
-            Err(error.leaving(state))
+            let (state, hint) = run.abandon(&error);
+            let error = error.leaving(state);
+            Err(match hint {
+                Some(hint) => error.hint_that(hint),
+                None => error,
+            })
         }
     }
 }

@@ -144,7 +144,7 @@ pub(super) fn to_json(value: &impl Serialize) -> serde_json::Value {
     serde_json::to_value(value).expect("reports are plain data")
 }
 
-/// Notes one more rewrite of a piece.
+/// Notes that a piece was written again, so many times more.
 pub(super) fn note_repair(
     repairs: &mut Vec<RepairReport>,
     range: ByteRange,
@@ -153,7 +153,7 @@ pub(super) fn note_repair(
 ) {
     let (first_differing, pattern) = differing.unzip();
     match repairs.iter_mut().find(|repair| repair.range == range) {
-        Some(repair) => repair.rewrites = rewrites,
+        Some(repair) => repair.rewrites += rewrites,
         None => repairs.push(RepairReport { range, first_differing, pattern, rewrites }),
     }
 }

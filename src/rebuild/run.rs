@@ -5,19 +5,20 @@ use std::time::Instant;
 
 use super::ends::{self, EndFault, MOST_REWRITES};
 use super::noted::{self, Noting};
+use super::prepare::{self, Prepared};
 use super::report::{self, Durations, RepairReport};
 use crate::copy::{CopyError, Pool, ReadBack, Transferred, Watch};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::{DataDisk, Hold};
 use crate::image::Image;
-use crate::journal::{self, Earlier, Journal, JournalError, Record};
+use crate::journal::{Journal, JournalError, Record};
 use crate::observe::{CancelToken, Event, Observer, Phase};
-use crate::plan::{self, Fit, Known, Plan, PlanSummary, RunMode, SeenImage, image_error};
+use crate::plan::{Fit, Known, Plan, PlanSummary, RunMode, SeenImage, image_error};
 use crate::range::ByteRange;
 use crate::request::{OnError, Options};
 use crate::seed::{ComposedSeed, SeedReport, StagedSeed};
-use crate::target::{self, Exchange, Opened, Target, TargetError};
-use crate::verify::DigestTable;
+use crate::target::{Exchange, Target, TargetError};
+use crate::verify::{DigestTable, Pattern};
 
 /// A rebuild under way.
 pub(super) struct Run<'a> {
@@ -70,37 +71,13 @@ impl<'a> Run<'a> {
         };
         let pool = Pool::start(options.threads).map_err(no_threads)?;
         let seed = seed.map(ComposedSeed::stage).transpose()?;
-        let (hold, path) = (claim.take_hold(), claim.path().to_owned());
-        let ptuuid = noted::ptuuid(&claim, &options.state_dir);
-        let (journal, earlier) =
-            Journal::begin(&options.state_dir, &known.key, known.bound, plan::go_on(&options))
-                .map_err(journal_error)?;
-        let (chunks, beside) = match earlier {
-            Earlier::GoesOn { chunks, staged, .. } => (chunks, staged),
-            Earlier::Nothing | Earlier::StartsOver { .. } => (Vec::new(), None),
-        };
-        let goes_on = !chunks.is_empty();
-        let noted = DigestTable::of_notes(image.virtual_size(), chunks);
-        let begun = noted::begin(&journal, (&summary, &known.key), ptuuid.as_deref()).map_err(journal_error);
-        let opened = begun.and_then(|()| {
-            let opened = match brought {
-                Some(target) => Ok(target::bring(claim, target)),
-                None => target::open(claim, options.placement, (fit.size, beside.map(of_journal))),
-            };
-            let opened = opened.map_err(|fault| unusable(fault).at_path(&path))?;
-            noted::staged(&journal, opened.beside.as_ref()).map_err(journal_error)?;
-            Ok(opened)
-        });
-        let Opened { target, exchange, .. } = match opened {
-            Ok(opened) => opened,
-            Err(error) => {
-                journal.discard();
-                return Err(error);
-            }
-        };
+        let hold = claim.take_hold();
+        let to_open = (claim, brought, fit.size);
+        let Prepared { journal, target, exchange, noted } =
+            prepare::prepare(&options, (&summary, &known), image.virtual_size(), to_open)?;
         let mode = match summary.mode {
             RunMode::Delta => RunMode::Delta,
-            RunMode::Full | RunMode::Resumed if goes_on && !target.is_new() => RunMode::Resumed,
+            RunMode::Full | RunMode::Resumed if noted.is_some() && !target.is_new() => RunMode::Resumed,
             RunMode::Full | RunMode::Resumed => RunMode::Full,
         };
         // A disk that is to grow first has nothing that could be compared behind its end.
@@ -122,7 +99,7 @@ impl<'a> Run<'a> {
             journal,
             known,
             mode,
-            noted,
+            noted: noted.unwrap_or_else(|| DigestTable::new(0)),
             may_write,
             hold,
             data_disks,
@@ -136,17 +113,29 @@ impl<'a> Run<'a> {
     }
 
     /// Ends a run that failed and says what the system disk holds; one that was not touched needs no journal.
-    pub(super) fn abandon(mut self, error: &Error) -> TargetState {
+    pub(super) fn abandon(mut self, error: &Error) -> (TargetState, Option<&'static str>) {
         if self.options.on_error == OnError::Preserve {
             self.preserve();
         }
         let waits = self.exchange.as_ref().is_some_and(|exchange| !exchange.has_its_place());
         let state = if waits { TargetState::Untouched } else { self.state };
-        match state {
-            TargetState::Untouched => self.journal.discard(),
-            state => noted::fail(&self.journal, error, state),
+        // The old disk beside the new seed is something to tell, too.
+        let hint = (state == TargetState::Untouched && self.seeded.is_some()).then_some(
+            "the disk is the old one, and the new seed is in its place already: run the rebuild again before the \
+             machine is started",
+        );
+        let hint = hint.or(match (state, error.kind()) {
+            (TargetState::Untouched, ErrorKind::Cancelled) => {
+                Some("the disk is the old one; the next run begins anew")
+            }
+            _ => None,
+        });
+        if state == TargetState::Untouched && self.seeded.is_none() {
+            self.journal.discard();
+        } else {
+            noted::fail(&self.journal, error, state);
         }
-        state
+        (state, hint)
     }
 
     /// Lets a new file stay that could not be completed, without what could make it boot.
@@ -244,15 +233,29 @@ pub(super) fn journal_error(fault: JournalError) -> Error {
 pub(super) fn end_error(fault: EndFault, target: &Path) -> Error {
     match fault {
         EndFault::Copy(fault) => copy_error(fault, target),
-        EndFault::Mismatch(range) => mismatch((range, 1), target),
+        EndFault::Mismatch(range, differing) => {
+            let looks = differing.map(|differing| looks_wrong(range, differing, target));
+            mismatch((range, 1), target).and(looks)
+        }
     }
 }
 
 /// The disk does not hold what was written, or not what the image holds.
 #[derive(Debug, thiserror::Error)]
-#[error("{count} pieces of the disk do not read back as written, in spite of {MOST_REWRITES} rewrites")]
+#[error(
+    "{} not read back as written, in spite of {MOST_REWRITES} rewrites",
+    if *.count == 1 { "a piece of the disk does".to_owned() } else { format!("{} pieces of the disk do", .count) }
+)]
 struct ReadsBackWrong {
     count: usize,
+}
+
+/// What one piece looked like.
+#[derive(Debug, thiserror::Error)]
+#[error("byte {first_differing} is the first that is wrong: {}", .pattern.in_words())]
+struct LooksWrong {
+    first_differing: u64,
+    pattern: Pattern,
 }
 
 pub(super) fn mismatch((first, count): (ByteRange, usize), target: &Path) -> Error {
@@ -262,11 +265,19 @@ pub(super) fn mismatch((first, count): (ByteRange, usize), target: &Path) -> Err
         .hint_that("the disk does not keep what is written to it: replace it")
 }
 
-fn of_journal(staged: journal::Staged) -> (u64, u64) {
-    (staged.device, staged.inode)
+fn looks_wrong(range: ByteRange, (first_differing, pattern): (u64, Pattern), target: &Path) -> Error {
+    let fault = LooksWrong { first_differing, pattern };
+    Error::new(ErrorKind::Mismatch, fault).at_path(target).at_range(range)
 }
 
-fn unusable(fault: TargetError) -> Error {
-    Error::new(ErrorKind::TargetUnusable, fault)
-        .hint_that("check the folder's rights and room, or --in-place to write into the old file")
+/// The same, and what each of the pieces looked like that were written again.
+pub(super) fn mismatches(wrong: &[ByteRange], repairs: &[RepairReport], target: &Path) -> Error {
+    /// More pieces are counted and not told.
+    const MOST_TOLD: usize = 64;
+    let first = mismatch((*wrong.first().expect("a piece is wrong"), wrong.len()), target);
+    let looks = |range: &ByteRange| {
+        let repair = repairs.iter().find(|repair| repair.range == *range)?;
+        Some(looks_wrong(*range, (repair.first_differing?, repair.pattern?), target))
+    };
+    first.and(wrong.iter().filter_map(looks).take(MOST_TOLD))
 }

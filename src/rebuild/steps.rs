@@ -34,6 +34,9 @@ impl Run<'_> {
         let started = Instant::now();
         if self.may_write {
             self.state = TargetState::Partial;
+        } else {
+            // What is found right is to be there after a power cut, too, whoever wrote it.
+            self.patiently(|target| Ok(target.sync().map(|()| Vec::new())?))?;
         }
         let mut books = self.books();
         let copied = self.transfer(&mut books);
@@ -62,6 +65,10 @@ impl Run<'_> {
         };
         let compare = match self.mode {
             RunMode::Full => Compare::Nothing,
+            // Nothing tells whether a device that is the image has been written between the two runs.
+            RunMode::Resumed if self.image.identities().iter().any(|file| file.block_device.is_some()) => {
+                Compare::Everything
+            }
             RunMode::Resumed => Compare::Noted(&self.noted),
             RunMode::Delta => Compare::Everything,
         };

@@ -19,6 +19,7 @@ use crate::observe::Phase;
 use crate::plan::DiskBytes;
 use crate::request::InstanceSpec;
 use crate::target::Disk;
+use crate::verify::CHUNK;
 use verdict::judge;
 
 /// Whose status is asked for.
@@ -87,6 +88,8 @@ pub struct RunStatus {
     pub bytes_total: u64,
     /// The same in percent, rounded down.
     pub percent: u64,
+    /// Bytes that it has noted as being on the disk for good: what a run that goes on need not write again.
+    pub bytes_noted: u64,
 }
 
 /// How a run failed.
@@ -175,7 +178,10 @@ pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, 
     };
     let verdict = judge(journal.as_ref(), seen.as_ref());
     notices.extend(verdict.notice);
-    let run = journal.as_ref().map(run_of).filter(|_| verdict.state != InstanceState::Stopped);
+    let tells = journal.as_ref().filter(|journal| {
+        verdict.state != InstanceState::Stopped || (journal.staged.is_some() && !journal.finished)
+    });
+    let run = tells.map(|journal| run_of(journal, state_dir));
     let of_marker = seen.as_ref().and_then(|seen| Some(seen.marker.as_ref()?.journal.clone()));
     Ok(InstanceStatus {
         state: verdict.state,
@@ -186,13 +192,7 @@ pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, 
         failure: verdict.failure,
         disk: seen.map(|seen| seen.content),
         notices,
-        advice: match verdict.state {
-            InstanceState::Stopped => "nothing: no rebuild is unfinished",
-            InstanceState::Rebuilding => "wait for the rebuild to end",
-            InstanceState::Failed => {
-                "run the rebuild again: it goes on where it stopped, or starts over; until it is complete the disk cannot boot"
-            }
-        },
+        advice: verdict.advice,
     })
 }
 
@@ -260,7 +260,7 @@ fn can_do_without(error: &Error, subject: Subject<'_>, journal: Option<&JournalS
     }
 }
 
-fn run_of(journal: &JournalSummary) -> RunStatus {
+fn run_of(journal: &JournalSummary, state_dir: &Path) -> RunStatus {
     let begun = journal.last();
     let progress = journal.progress.as_ref();
     let (bytes_done, bytes_total) =
@@ -274,6 +274,7 @@ fn run_of(journal: &JournalSummary) -> RunStatus {
         bytes_done,
         bytes_total,
         percent: u64::try_from(percent.min(100)).expect("a hundred is small"),
+        bytes_noted: journal.chunks_noted(state_dir).saturating_mul(CHUNK),
     }
 }
 

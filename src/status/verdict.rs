@@ -9,15 +9,29 @@ pub(super) struct Verdict {
     pub(super) state: InstanceState,
     pub(super) failure: Option<FailureStatus>,
     pub(super) notice: Option<String>,
+    /// What to do.
+    pub(super) advice: &'static str,
 }
 
 impl Verdict {
     fn stopped(notice: Option<String>) -> Self {
-        Self { state: InstanceState::Stopped, failure: None, notice }
+        let advice = "nothing: no rebuild is unfinished";
+        Self { state: InstanceState::Stopped, failure: None, notice, advice }
     }
 
     fn rebuilding(notice: Option<String>) -> Self {
-        Self { state: InstanceState::Rebuilding, failure: None, notice }
+        let advice = "wait for the rebuild to end";
+        Self { state: InstanceState::Rebuilding, failure: None, notice, advice }
+    }
+
+    /// The disk is the old one, whole, and the new seed is there.
+    fn old_with_new_seed(journal: &JournalSummary) -> Self {
+        let text = "the disk is the old one, and the new seed is in its place already: a machine that is started now \
+                    comes up with the old system and the new credentials";
+        let failed = Self::failed(Some(journal), Some(text.to_owned()));
+        let failure =
+            failed.failure.map(|failure| FailureStatus { target_state: TargetState::Untouched, ..failure });
+        Self { failure, advice: "run the rebuild again before the machine is started", ..failed }
     }
 
     fn failed(journal: Option<&JournalSummary>, notice: Option<String>) -> Self {
@@ -33,7 +47,9 @@ impl Verdict {
             kind: told.map(|failed| failed.kind),
             message: told.map_or_else(|| untold.to_owned(), |failed| failed.message.clone()),
         };
-        Self { state: InstanceState::Failed, failure: Some(failure), notice }
+        let advice = "run the rebuild again: it goes on where this one stopped, where image and disk are the same, and \
+                      until it is complete the disk cannot boot";
+        Self { state: InstanceState::Failed, failure: Some(failure), notice, advice }
     }
 }
 
@@ -81,13 +97,23 @@ fn without_marker(journal: &JournalSummary) -> Verdict {
                         journal from the state folder";
             Verdict::failed(Some(journal), Some(text.to_owned()))
         }
+        Some(failed) if journal.seeded && failed.target_state == TargetState::Untouched => {
+            Verdict::old_with_new_seed(journal)
+        }
+        None if journal.seeded && !journal.invalidated && !journal.exchanging => {
+            Verdict::old_with_new_seed(journal)
+        }
         _ if journal.exchanging => stopped(format!(
             "the run {name} was interrupted while it put the new file into the old one's place: the disk is one of \
              the two, whole (reimage verify tells which)"
         )),
         _ if journal.invalidated => stopped(format!(
-            "the run {name} was interrupted, but the disk does not say that it is unfinished: it was completed at the \
-             last moment, or has been written or replaced since (reimage verify compares it with the image)"
+            "the run {name} {}, but the disk does not say that it is unfinished: it was completed at the last moment, or \
+             has been written or replaced since (reimage verify compares it with the image)",
+            match &journal.failed {
+                Some(failed) => format!("failed ({})", failed.message),
+                None => "was interrupted".to_owned(),
+            }
         )),
         _ => {
             let beside = match journal.staged {
@@ -96,7 +122,15 @@ fn without_marker(journal: &JournalSummary) -> Verdict {
                 }
                 None => "",
             };
-            stopped(format!("the run {name} was interrupted before it had changed anything{beside}"))
+            let text = format!("the run {name} was interrupted before it had changed anything{beside}");
+            let advice = match journal.staged {
+                Some(_) => {
+                    "nothing must be done, the disk is the old one: run the rebuild again, or reimage status --prune to \
+                     give it up"
+                }
+                None => "nothing: no rebuild is unfinished",
+            };
+            Verdict { advice, ..stopped(text) }
         }
     }
 }
@@ -183,7 +217,8 @@ mod tests {
             let found = ask(subject);
             assert_eq!(found.state, state, "{subject:?}: {records:?} {lies:?} {found:?}");
             let changed = found.failure.map(|failure| failure.target_state > TargetState::Untouched);
-            assert_eq!(changed, (state == InstanceState::Failed).then_some(true));
+            let is_seeded = records.iter().any(|record| matches!(record, Record::Seeded));
+            assert_eq!(changed, (state == InstanceState::Failed).then_some(!is_seeded));
             let notices = found.notices.concat();
             assert!(notices.contains(notice) && notices.is_empty() == notice.is_empty(), "{notices:?}");
         }
@@ -195,6 +230,13 @@ mod tests {
         check(&[], Lies::Whole, (Stopped, "before it had changed anything"));
         check(&[], Lies::Ours, (Failed, ""));
         check(&[], Lies::Anothers, (Failed, "another host"));
+        check(&[Record::Seeded], Lies::Whole, (Failed, "the new seed is in its place already"));
+        check(
+            &[Record::Seeded, Record::Exchanging, failed(TargetState::Untouched)],
+            Lies::Whole,
+            (Failed, "the new seed is in its place already"),
+        );
+        check(&[Record::Seeded, Record::Exchanging], Lies::Whole, (Stopped, "one of the two, whole"));
         check(&[Record::Invalidated], Lies::Ours, (Failed, ""));
         check(&[Record::Invalidated], Lies::Anothers, (Failed, "another host"));
         check(&[Record::Invalidated], Lies::Whole, (Stopped, "written or replaced since"));

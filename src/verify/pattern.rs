@@ -39,6 +39,20 @@ pub enum Pattern {
     Other,
 }
 
+impl Pattern {
+    /// The pattern as a clause.
+    pub(crate) fn in_words(self) -> String {
+        match self {
+            Self::OldContents => "the piece is as it was before this run".to_owned(),
+            Self::SingleBit { bit } => format!("bit {bit} of it, and nothing else, is wrong"),
+            Self::Zeroes => "what is wrong reads as zero".to_owned(),
+            Self::Shifted { by } => format!("the right bytes are there, shifted by {by}"),
+            Self::WholeSectors => "whole sectors hold something else".to_owned(),
+            Self::Other => "it looks like nothing that is known".to_owned(),
+        }
+    }
+}
+
 /// Where the first wrong byte is, and what the wrong ones look like; `None` when all are right.
 ///
 /// `old` is the digest of the whole piece before it was written, where that is known. Takes time and memory in

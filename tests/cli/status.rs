@@ -158,6 +158,20 @@ fn a_disk_that_was_replaced_by_hand_is_no_longer_failed() {
 }
 
 #[test]
+fn the_new_file_of_a_killed_rebuild_is_removed_by_one_that_writes_in_place() {
+    let room = Room::new();
+    empty_disk(&room);
+    killed(&room, &[]);
+    let temporary = ".disk.raw.reimage-unfinished".to_owned();
+    assert!(room.names().contains(&temporary), "{:?}", room.names());
+    let image = room.image("zlib-64k");
+    let report = room.rebuild(&["--instance", "instance.toml", text(&image), "--in-place"]).document();
+    assert_eq!(report["mode"], "full", "what was noted of another file is of no use");
+    assert!(!room.names().contains(&temporary), "{:?}", room.names());
+    assert_eq!(journals(&room), 0);
+}
+
+#[test]
 fn a_killed_rebuild_that_would_have_replaced_the_file_left_no_change() {
     let room = Room::new();
     empty_disk(&room);
@@ -168,11 +182,12 @@ fn a_killed_rebuild_that_would_have_replaced_the_file_left_no_change() {
     for subject in ["i-1", "instance.toml", "disk.raw"] {
         let status = status(&room, subject);
         assert_eq!(
-            (&status["state"], &status["run"]),
-            (&"stopped".into(), &Value::Null),
-            "{subject}: {status}"
+            (&status["state"], &status["run"]["phase"]),
+            (&"stopped".into(), &"copy".into()),
+            "{subject}"
         );
         assert!(notices(&status).contains("before it had changed anything"), "{status}");
+        assert!(status["advice"].as_str().unwrap().contains("the disk is the old one"), "{status}");
     }
     let temporary = ".disk.raw.reimage-unfinished".to_owned();
     assert!(room.names().contains(&temporary), "{:?}", room.names());

@@ -164,6 +164,10 @@ pub(crate) fn status(status: &InstanceStatus) -> String {
     if let Some(run) = &status.run {
         lines.add("run", format!("process {}, begun {}", run.pid, utc(run.started_s)));
         lines.add("came to", came_to(run));
+        if run.bytes_noted > 0 {
+            let noted = bytes(run.bytes_noted);
+            lines.add("noted", format!("{noted} are written for good, and need not be written again"));
+        }
     }
     if let Some(failure) = &status.failure {
         lines.add("failure", clean_name(&failure.message));

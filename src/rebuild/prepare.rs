@@ -1,0 +1,75 @@
+//! The journal is begun and the target opened: what can fail of it leaves the disk as it was.
+
+use super::noted;
+use super::run::journal_error;
+use crate::error::{Error, ErrorKind};
+use crate::guard::Claim;
+use crate::journal::{Earlier, Journal, Staged};
+use crate::plan::{self, Known, PlanSummary};
+use crate::request::Options;
+use crate::sys::beside;
+use crate::target::{self, Exchange, Opened, Target, TargetError};
+use crate::verify::DigestTable;
+
+/// What a run writes to, and where it takes note of it.
+pub(super) struct Prepared {
+    pub(super) journal: Journal,
+    pub(super) target: Box<dyn Target>,
+    pub(super) exchange: Option<Box<dyn Exchange>>,
+    /// The chunks that an earlier run wrote, where this one goes on with it.
+    pub(super) noted: Option<DigestTable>,
+}
+
+/// Begins the journal, and opens the target; what an earlier run left is taken up, or removed.
+pub(super) fn prepare(
+    options: &Options,
+    (summary, known): (&PlanSummary, &Known),
+    virtual_size: u64,
+    (claim, brought, size): (Claim, Option<Box<dyn Target>>, u64),
+) -> Result<Prepared, Error> {
+    let path = claim.path().to_owned();
+    let ptuuid = noted::ptuuid(&claim, &options.state_dir);
+    let begun = Journal::begin(&options.state_dir, &known.key, known.bound, plan::go_on(options));
+    let (journal, earlier) = begun.map_err(journal_error)?;
+    let (chunks, left) = match earlier {
+        Earlier::GoesOn { chunks, staged, .. } => (Some(chunks), staged),
+        Earlier::StartsOver { staged, .. } => (None, staged),
+        Earlier::Nothing => (None, None),
+    };
+    let opened = noted::begin(&journal, (summary, &known.key), ptuuid.as_deref())
+        .map_err(journal_error)
+        .and_then(|()| {
+            let numbers = left.as_ref().filter(|_| chunks.is_some()).map(numbers_of);
+            let opened = match brought {
+                Some(target) => Ok(target::bring(claim, target)),
+                None => target::open(claim, options.placement, (size, numbers)),
+            };
+            let opened = opened.map_err(|fault| unusable(fault).at_path(&path))?;
+            noted::staged(&journal, opened.beside.as_ref()).map_err(journal_error)?;
+            Ok(opened)
+        });
+    match opened {
+        Ok(Opened { target, exchange, beside }) => {
+            let taken_up = beside.map(|beside| (beside.device, beside.inode));
+            if let Some(left) = left.filter(|left| Some(numbers_of(left)) != taken_up) {
+                // What stays is found by `prune`.
+                let _ = beside::remove_leftover(&left.temporary, numbers_of(&left));
+            }
+            let noted = chunks.map(|chunks| DigestTable::of_notes(virtual_size, chunks));
+            Ok(Prepared { journal, target, exchange, noted })
+        }
+        Err(error) => {
+            journal.discard();
+            Err(error)
+        }
+    }
+}
+
+fn numbers_of(staged: &Staged) -> (u64, u64) {
+    (staged.device, staged.inode)
+}
+
+fn unusable(fault: TargetError) -> Error {
+    Error::new(ErrorKind::TargetUnusable, fault)
+        .hint_that("check the folder's rights and room, or --in-place to write into the old file")
+}
