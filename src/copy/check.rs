@@ -12,7 +12,7 @@ use crate::verify::{
     CHUNK, CHUNK_LEN, Digest, DigestTable, Expected, Pattern, VerifiedChunk, classify, holds,
 };
 
-/// Pieces of a run of zeroes that wait to be read at once.
+/// Walk of a run of zeroes that wait to be read at once.
 const MOST_QUEUED: u64 = 256;
 
 /// What of the disk is read back.
@@ -32,12 +32,12 @@ pub(crate) struct Exceptions<'a> {
     /// It was read and found right already.
     pub(crate) kept: &'a RangeSet,
     /// It was written again after a failed sync.
-    pub(crate) doubtful: &'a [Mismatch],
+    pub(crate) doubtful: &'a [Piece],
 }
 
-/// A chunk (or a piece of a run of zeroes) that is not as it should be.
+/// A chunk, or a piece of a run of zeroes, and what it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Mismatch {
+pub(crate) struct Piece {
     pub(crate) range: ByteRange,
     pub(crate) expected: Expected,
 }
@@ -50,7 +50,7 @@ pub(crate) struct ReadBack {
     /// Bytes that the file system proves to be holes.
     pub(crate) bytes_proved: u64,
     /// What differs, in order of the disk.
-    pub(crate) mismatches: Vec<Mismatch>,
+    pub(crate) mismatches: Vec<Piece>,
 }
 
 /// Reads `part` of the disk and compares it with the table; behind the table's end it should be zero.
@@ -63,10 +63,10 @@ pub(crate) fn check(
 ) -> Result<ReadBack, CopyError> {
     let mut result = ReadBack::default();
     let (kept, waiting) = (exceptions.kept, VecDeque::new());
-    let mut pieces = Pieces { disk, scope, kept, at: part.start(), waiting, proved: 0 };
-    let in_parts = |piece: &Mismatch| {
+    let mut pieces = Walk { disk, scope, kept, at: part.start(), waiting, proved: 0 };
+    let in_parts = |piece: &Piece| {
         let expected = piece.expected;
-        piece.range.cut(CHUNK).map(move |range| Mismatch { range, expected })
+        piece.range.cut(CHUNK).map(move |range| Piece { range, expected })
     };
     let mut doubtful = exceptions.doubtful.iter().flat_map(in_parts);
     let of_part = |range: ByteRange| scope != Scope::Listed && part.intersection(range) == Some(range);
@@ -89,15 +89,15 @@ pub(crate) fn check(
         if kept.holds(range) {
             continue;
         }
-        return Ok(Some(Mismatch { range, expected: Expected::Digest(digest) }));
+        return Ok(Some(Piece { range, expected: Expected::Digest(digest) }));
     };
-    let work = |worker: &mut Worker, piece: Mismatch| {
+    let work = |worker: &mut Worker, piece: Piece| {
         let mut buffer = worker.take_buffer()?;
         let right = holds(disk, piece.range, piece.expected, &mut buffer)?;
         worker.give_back(buffer);
         Ok((piece, right))
     };
-    let done = |(piece, right): (Mismatch, bool)| {
+    let done = |(piece, right): (Piece, bool)| {
         result.bytes_read += piece.range.len();
         if !right {
             result.mismatches.push(piece);
@@ -114,16 +114,16 @@ pub(crate) fn check(
 }
 
 /// Where the walk over the disk stands.
-struct Pieces<'a> {
+struct Walk<'a> {
     disk: &'a dyn Disk,
     scope: Scope,
     kept: &'a RangeSet,
     at: u64,
-    waiting: VecDeque<Mismatch>,
+    waiting: VecDeque<Piece>,
     proved: u64,
 }
 
-impl Pieces<'_> {
+impl Walk<'_> {
     /// Goes on through the zeroes that end at `end`, and queues what is not proved to be a hole.
     ///
     /// It stops where enough is queued; the caller comes back for the rest.
@@ -140,7 +140,7 @@ impl Pieces<'_> {
         self.proved += start - self.at;
         let pieces = ByteRange::between(start, stop).cut(CHUNK);
         let unread = pieces.filter(|range| !self.kept.holds(*range));
-        self.waiting.extend(unread.map(|range| Mismatch { range, expected: Expected::Zeroes }));
+        self.waiting.extend(unread.map(|range| Piece { range, expected: Expected::Zeroes }));
         self.at = stop;
         Ok(())
     }
@@ -151,7 +151,7 @@ impl Pieces<'_> {
 pub(crate) fn repair(
     image: &dyn Image,
     target: &dyn Target,
-    mismatch: &Mismatch,
+    mismatch: &Piece,
     (digests, old): (&DigestTable, Option<Digest>),
 ) -> Result<Option<(u64, Pattern)>, CopyError> {
     let mut found = AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory)?;

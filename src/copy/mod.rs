@@ -12,7 +12,7 @@ mod transfer;
 mod units;
 
 pub use crate::sys::landlock::Sandbox;
-pub(crate) use check::{Exceptions, Mismatch, ReadBack, Scope, check, repair};
+pub(crate) use check::{Exceptions, Piece, ReadBack, Scope, check, repair};
 pub(crate) use error::CopyError;
 pub(crate) use farm::Pool;
 pub(crate) use patience::patiently;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::check::read_chunk;
 use super::farm::Worker;
 use super::transfer::{Compare, Onto, Sink};
-use super::{CopyError, Mismatch};
+use super::{CopyError, Piece};
 use crate::image::{Extent, Image};
 use crate::observe::CancelToken;
 use crate::range::ByteRange;
@@ -24,7 +24,7 @@ pub(super) enum Job {
     Zero(ByteRange),
     HashZeroes(ByteRange),
     /// What was written before a sync failed, once more.
-    Anew(Mismatch),
+    Anew(Piece),
     Sync,
 }
 
@@ -41,7 +41,7 @@ pub(super) enum Outcome {
         fate: Fate,
     },
     Hashed(ByteRange, [u8; 32]),
-    Anew(Mismatch),
+    Anew(Piece),
     /// The disk does not hold what it should, and nothing may be written yet.
     Differs(Job),
     Synced(Result<(), TargetError>),
@@ -71,7 +71,7 @@ enum InPlace {
 }
 
 /// What the threads share.
-pub(super) struct Pieces<'a> {
+pub(super) struct Shared<'a> {
     pub(super) image: &'a dyn Image,
     pub(super) sink: &'a Sink<'a>,
     pub(super) hashes_all: bool,
@@ -80,7 +80,7 @@ pub(super) struct Pieces<'a> {
     pub(super) cancel: &'a CancelToken,
 }
 
-impl Pieces<'_> {
+impl Shared<'_> {
     pub(super) fn work(&self, worker: &mut Worker, job: Job) -> Result<Outcome, CopyError> {
         match (job, self.sink) {
             (Job::Copy(chunks), _) => {
@@ -258,7 +258,7 @@ impl Pieces<'_> {
         Ok(Outcome::Several(outcomes))
     }
 
-    fn write_anew(&self, worker: &Worker, onto: &Onto<'_>, piece: Mismatch) -> Result<Outcome, CopyError> {
+    fn write_anew(&self, worker: &Worker, onto: &Onto<'_>, piece: Piece) -> Result<Outcome, CopyError> {
         match piece.expected {
             Expected::Zeroes => {
                 let end = piece.range.end().next_multiple_of(u64::from(onto.target.sector_size()));

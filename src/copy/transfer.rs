@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::farm::Pool;
-use super::pieces::{Fate, Job, Outcome, Pieces};
+use super::pieces::{Fate, Job, Outcome, Shared};
 use super::units::{Unit, Units};
-use super::{CopyError, Mismatch, Watch};
+use super::{CopyError, Piece, Watch};
 use crate::image::Image;
 use crate::observe::Event;
 use crate::range::{ByteRange, RangeSet};
@@ -95,7 +95,7 @@ pub(crate) struct Transferred {
     /// What chunks held that were found to differ, by their index.
     old: Vec<(u64, Digest)>,
     /// What was written again after a failed sync: it is read back whatever else is.
-    pub(crate) doubtful: Vec<Mismatch>,
+    pub(crate) doubtful: Vec<Piece>,
     pub(crate) whole: Option<Digest>,
 }
 
@@ -115,7 +115,7 @@ pub(crate) fn transfer(
     (watch, ledger): (&Watch<'_>, &mut dyn Ledger),
 ) -> Result<Transferred, CopyError> {
     let Transfer { image, sink, whole } = transfer;
-    let pieces = Pieces {
+    let pieces = Shared {
         image,
         sink: &sink,
         hashes_all: whole.is_some(),
@@ -152,15 +152,15 @@ pub(crate) fn transfer(
 
 /// A pass under way, as the calling thread sees it.
 struct Pass<'a> {
-    pieces: &'a Pieces<'a>,
+    pieces: &'a Shared<'a>,
     ledger: &'a mut dyn Ledger,
     units: Units<'a>,
     is_at_end: bool,
     pending: VecDeque<Job>,
     /// What was written since the last sync began.
-    written: Vec<Mismatch>,
+    written: Vec<Piece>,
     /// What the sync under way is about.
-    in_sync: Option<Vec<Mismatch>>,
+    in_sync: Option<Vec<Piece>>,
     last_sync: Instant,
     sync_fault: Option<TargetError>,
     /// How many syncs have failed since the last good one.
@@ -172,7 +172,7 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(pieces: &'a Pieces<'a>, whole: Option<WholeDigester>, ledger: &'a mut dyn Ledger) -> Self {
+    fn new(pieces: &'a Shared<'a>, whole: Option<WholeDigester>, ledger: &'a mut dyn Ledger) -> Self {
         let result = Transferred {
             digests: DigestTable::new(pieces.image.virtual_size()),
             withheld: Vec::new(),
@@ -325,7 +325,7 @@ impl<'a> Pass<'a> {
                     Fate::Kept => self.keep(range),
                     Fate::Written { .. } => {
                         self.result.bytes_zeroed += range.len();
-                        self.written.push(Mismatch { range, expected: Expected::Zeroes });
+                        self.written.push(Piece { range, expected: Expected::Zeroes });
                     }
                     Fate::Proved | Fate::Digested | Fate::Withheld(_) => {}
                 }
@@ -363,7 +363,7 @@ impl<'a> Pass<'a> {
                     None => self.result.bytes_zeroed += range.len(),
                 }
                 let expected = digest.map_or(Expected::Zeroes, Expected::Digest);
-                self.written.push(Mismatch { range, expected });
+                self.written.push(Piece { range, expected });
             }
             Fate::Withheld(chunk) => self.result.withheld.push(chunk),
             Fate::Proved | Fate::Digested => {}
@@ -380,7 +380,7 @@ impl<'a> Pass<'a> {
         match result {
             Ok(()) => {
                 self.failed_syncs = 0;
-                let noted = |piece: Mismatch| match piece.expected {
+                let noted = |piece: Piece| match piece.expected {
                     Expected::Digest(digest) => Some((piece.range.start() / CHUNK, digest)),
                     Expected::Zeroes => None,
                 };

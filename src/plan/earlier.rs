@@ -17,6 +17,10 @@ use crate::target::Target;
 use crate::verify::CHUNK;
 
 /// How a run goes about a disk.
+///
+/// ```
+/// assert_eq!(serde_json::to_string(&reimage::RunMode::Resumed).unwrap(), r#""resumed""#);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -30,6 +34,17 @@ pub enum RunMode {
 }
 
 /// A run that left the disk unfinished, or a new file beside it.
+///
+/// ```no_run
+/// # fn main() -> Result<(), reimage::Error> {
+/// # let request = reimage::Request::new("debian-13.qcow2", "/dev/vg0/i-0a1b");
+/// let plan = reimage::preview(&request, &reimage::Credential::keep_image(), &())?;
+/// if let Some(run) = plan.unfinished.filter(|run| run.goes_on) {
+///     println!("{} bytes need not be written again", run.bytes_noted);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct UnfinishedRun {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::ends::MOST_REWRITES;
 use super::report;
 use super::run::{Run, mismatches};
-use crate::copy::{self, CopyError, Exceptions, Mismatch, Scope};
+use crate::copy::{self, CopyError, Exceptions, Piece, Scope};
 use crate::error::Error;
 use crate::journal::Record;
 use crate::observe::{Event, Phase};
@@ -51,7 +51,7 @@ impl Run<'_> {
     }
 
     /// Writes what differs again, a bounded number of times.
-    fn mend(&mut self, mut wrong: Vec<Mismatch>) -> Result<(), Error> {
+    fn mend(&mut self, mut wrong: Vec<Piece>) -> Result<(), Error> {
         for rewrites in 1..=MOST_REWRITES {
             if wrong.is_empty() {
                 break;
@@ -69,7 +69,7 @@ impl Run<'_> {
     }
 
     /// Writes the mismatches again, syncs, reads them back; returns those that are still wrong.
-    fn write_again(&mut self, wrong: &[Mismatch], rewrites: u32) -> Result<Vec<Mismatch>, Error> {
+    fn write_again(&mut self, wrong: &[Piece], rewrites: u32) -> Result<Vec<Piece>, Error> {
         for mismatch in wrong {
             self.stop_if_cancelled()?;
             self.observer.event(&Event::Rewriting { range: mismatch.range });
@@ -98,7 +98,7 @@ impl Run<'_> {
         self.those_that_are_wrong(&pieces)
     }
 
-    fn those_that_are_wrong(&self, pieces: &[Mismatch]) -> Result<Vec<Mismatch>, Error> {
+    fn those_that_are_wrong(&self, pieces: &[Piece]) -> Result<Vec<Piece>, Error> {
         let buffer = AlignedBuffer::zeroed(CHUNK_LEN).map_err(CopyError::Memory);
         let mut buffer = buffer.map_err(|fault| self.error(fault))?;
         let mut wrong = Vec::new();
@@ -112,15 +112,15 @@ impl Run<'_> {
     }
 
     /// The chunks of the middle that a boundary between two lies beside, and what they should hold.
-    fn beside(&self, boundary: u64) -> Vec<Mismatch> {
+    fn beside(&self, boundary: u64) -> Vec<Piece> {
         let (middle, digests) = (self.fit.ends().middle(), self.digests());
         let places = [boundary.checked_sub(1), Some(boundary)];
         let piece = |place: u64| {
             let index = place / CHUNK;
             let whole = ByteRange::between(index * CHUNK, (index + 1) * CHUNK).intersection(middle)?;
             Some(match digests.get(place) {
-                Some(digest) => Mismatch { range: digests.range(index), expected: Expected::Digest(digest) },
-                None => Mismatch { range: whole, expected: Expected::Zeroes },
+                Some(digest) => Piece { range: digests.range(index), expected: Expected::Digest(digest) },
+                None => Piece { range: whole, expected: Expected::Zeroes },
             })
         };
         places.into_iter().flatten().filter(|place| middle.contains(*place)).filter_map(piece).collect()
