@@ -37,6 +37,8 @@ pub(crate) fn sync_with_parents(folder: &Path) -> io::Result<()> {
         // A folder that may be passed and not read has been there before.
         match sync_folder(folder) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => break,
+            // Not every file system syncs folders; those that do not have their own way to keep names.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {}
             result => result?,
         }
     }
