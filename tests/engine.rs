@@ -397,8 +397,7 @@ fn cut_off(lab: &Lab, request: &Request, target: &Spoilt) {
             cancel.cancel();
         }
     };
-    let error = reimage::rebuild(plan, &stop, &cancel).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert_eq!(reimage::rebuild(plan, &stop, &cancel).unwrap_err().kind(), ErrorKind::Cancelled);
 }
 
 fn changes(target: &Spoilt) -> Vec<(&'static str, ByteRange)> {
@@ -469,7 +468,7 @@ fn in_delta_mode_the_disk_is_touched_only_where_it_differs() {
     assert_eq!((report.bytes_kept, report.bytes_read_back), (target.size(), target.size()));
     // In the head, the middle, the hole, the last chunk and behind the image.
     for offset in [5, 7 * CHUNK + 9, 4 * CHUNK + 1, 12 * CHUNK + 100, 12 * CHUNK + 513, 13 * CHUNK + 5] {
-        check_delta(&lab, &target, offset);
+        check_delta(&lab, &lab.request(), &target, offset);
     }
 }
 
@@ -477,20 +476,24 @@ fn in_delta_mode_the_disk_is_touched_only_where_it_differs() {
 fn in_delta_mode_the_rest_of_the_images_last_sector_becomes_zero() {
     let lab = Lab::new(12 * CHUNK + 700);
     let target = Spoilt::dirty(14 * CHUNK);
-    lab.rebuild(&lab.request(), &target).unwrap();
-    for offset in [12 * CHUNK + 699, 12 * CHUNK + 700, 12 * CHUNK + 1023, 12 * CHUNK + 1024] {
-        check_delta(&lab, &target, offset);
+    let mut request = lab.request();
+    lab.rebuild(&request, &target).unwrap();
+    for verify in [VerifyPolicy::Full, VerifyPolicy::Written, VerifyPolicy::Off] {
+        request.options.verify = verify;
+        for offset in [12 * CHUNK + 699, 12 * CHUNK + 700, 12 * CHUNK + 1023, 12 * CHUNK + 1024] {
+            check_delta(&lab, &request, &target, offset);
+        }
     }
 }
 
 /// A byte differs: the disk says first that it is unfinished, then the piece and both ends are written.
 #[track_caller]
-fn check_delta(lab: &Lab, target: &Spoilt, offset: usize) {
+fn check_delta(lab: &Lab, request: &Request, target: &Spoilt, offset: usize) {
     target.0.lock().unwrap().bytes[offset] ^= 1;
     target.0.lock().unwrap().log.clear();
-    let report = lab.rebuild(&lab.request(), target).unwrap();
+    let report = lab.rebuild(request, target).unwrap();
     lab.check(target);
-    assert_eq!(report.mode, RunMode::Delta);
+    assert_eq!((report.mode, report.repairs.len()), (RunMode::Delta, 0), "{offset}");
     let changes = changes(target);
     assert_eq!(changes[0], ("write", ByteRange::new(0, 512)), "{offset}");
     let of_middle = |range: ByteRange| (CHUNK as u64..13 * CHUNK as u64).contains(&range.start());

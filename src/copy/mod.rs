@@ -15,7 +15,7 @@ pub use crate::sys::landlock::Sandbox;
 pub(crate) use check::{Exceptions, Piece, ReadBack, Scope, check, repair};
 pub(crate) use error::CopyError;
 pub(crate) use farm::Pool;
-pub(crate) use patience::patiently;
+pub(crate) use patience::{MayOpen, patiently};
 pub(crate) use transfer::{Compare, Ledger, Onto, Sink, Transfer, Transferred, transfer};
 
 use std::time::Duration;

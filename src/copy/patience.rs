@@ -69,9 +69,18 @@ impl<'a, R> Patience<'a, R> {
     }
 }
 
+/// What the thread that acts may open, make and rename.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MayOpen {
+    /// It handles bytes of the image.
+    Nothing,
+    Anything,
+}
+
 /// Does something that must not be cancelled, and tells when it takes long; besides what came of it, says whether that
 /// was longer than the caller wants to wait.
 pub(crate) fn patiently<T: Send>(
+    may_open: MayOpen,
     act: impl FnOnce() -> T + Send,
     watch: &Watch<'_>,
 ) -> Result<(T, Option<CopyError>), CopyError> {
@@ -79,8 +88,10 @@ pub(crate) fn patiently<T: Send>(
     thread::scope(|scope| {
         let acting = thread::Builder::new().name("reimage-disk".into());
         let acting = acting.spawn_scoped(scope, move || {
-            // As the pool's threads, whose start has shown what this kernel can do.
-            let _ = landlock::forbid_opening();
+            if may_open == MayOpen::Nothing {
+                // As the pool's threads, whose start has shown what this kernel can do.
+                let _ = landlock::forbid_opening();
+            }
             // Nobody waits for it any more only when the run has panicked.
             let _ = report.send(act());
         });
@@ -149,7 +160,7 @@ mod tests {
             thread::sleep(Duration::from_millis(takes_ms));
             7
         };
-        let (done, stalled) = patiently(act, &watch).unwrap();
+        let (done, stalled) = patiently(MayOpen::Nothing, act, &watch).unwrap();
         assert_eq!(done, 7, "it is done, however long it takes");
         (stalled, told.into_inner().unwrap())
     }

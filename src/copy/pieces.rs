@@ -10,8 +10,8 @@ use super::{CopyError, Piece};
 use crate::image::{Extent, Image};
 use crate::observe::CancelToken;
 use crate::range::ByteRange;
-use crate::target::TargetError;
-use crate::verify::{CHUNK, Digest, Expected, VerifiedChunk, WholeDigester, holds, is_zero};
+use crate::target::{Disk, TargetError};
+use crate::verify::{CHUNK, Digest, Expected, VerifiedChunk, WholeDigester, is_zero};
 
 /// The longest request for zeroes, and the shortest: how long they take is the device's secret.
 const LONGEST_ZERO_REQUEST: u64 = 256 << 20;
@@ -90,7 +90,8 @@ impl Shared<'_> {
             (Job::HashZeroes(range), _) => self.hash_zeroes(worker, range),
             (Job::Zero(range), Sink::Target(onto)) => match onto.compare {
                 Compare::Nothing => self.zero(worker, onto, range),
-                Compare::Noted(_) | Compare::Everything => self.compare_zeroes(worker, onto, range),
+                Compare::Noted(_) => self.zero_what_is_stored(worker, onto, range),
+                Compare::Everything => self.compare_zeroes(worker, onto, range),
             },
             (Job::Anew(piece), Sink::Target(onto)) => self.write_anew(worker, onto, piece),
             (Job::Sync, Sink::Target(onto)) => Ok(Outcome::Synced(onto.target.sync())),
@@ -147,8 +148,11 @@ impl Shared<'_> {
         let is_between = middle.intersection(range) == Some(range);
         let Some(digest) = noted.get(range.start()).filter(|_| is_between) else { return Ok(None) };
         let mut buffer = worker.take_buffer()?;
-        let right = holds(*target, range, Expected::Digest(digest), &mut buffer)?;
-        let whole = self.whole(range, &buffer[..to_index(range.len())]);
+        let padded = padded(*target, range);
+        target.read(padded, &mut buffer)?;
+        let (bytes, padding) = buffer[..to_index(padded.len())].split_at(to_index(range.len()));
+        let right = Digest::of(bytes) == digest && is_zero(padding);
+        let whole = self.whole(range, bytes);
         worker.give_back(buffer);
         let kept = Outcome::Chunk { range, digest: Some(digest), whole, fate: Fate::Kept };
         Ok(right.then_some(kept))
@@ -162,10 +166,11 @@ impl Shared<'_> {
         chunk: &VerifiedChunk,
     ) -> Result<InPlace, CopyError> {
         let mut found = worker.take_second()?;
-        let in_place = match onto.target.read(chunk.range(), &mut found) {
-            Ok(()) => match &found[..chunk.bytes().len()] {
-                bytes if bytes == chunk.bytes() => InPlace::Right,
-                bytes => InPlace::Other(Some(Digest::of(bytes))),
+        let padded = padded(onto.target, chunk.range());
+        let in_place = match onto.target.read(padded, &mut found) {
+            Ok(()) => match found[..to_index(padded.len())].split_at(chunk.bytes().len()) {
+                (bytes, padding) if bytes == chunk.bytes() && is_zero(padding) => InPlace::Right,
+                (bytes, _) => InPlace::Other(Some(Digest::of(bytes))),
             },
             Err(fault) if fault.is_behind_the_end() => InPlace::Other(None),
             Err(fault) => return Err(fault.into()),
@@ -208,6 +213,28 @@ impl Shared<'_> {
         Ok(Outcome::Zeroes { range, fate: Fate::Written { old: None } })
     }
 
+    /// Zeroes all but holes: on a device to read costs more than to zero.
+    fn zero_what_is_stored(
+        &self,
+        worker: &Worker,
+        onto: &Onto<'_>,
+        range: ByteRange,
+    ) -> Result<Outcome, CopyError> {
+        let (mut outcomes, mut at) = (Vec::new(), range.start());
+        while at < range.end() {
+            let stored = stored(onto.target, ByteRange::between(at, range.end()))?;
+            if stored.start() > at {
+                let range = ByteRange::between(at, stored.start());
+                outcomes.push(Outcome::Zeroes { range, fate: Fate::Proved });
+            }
+            if !stored.is_empty() {
+                outcomes.push(self.zero(worker, onto, stored)?);
+            }
+            at = stored.end();
+        }
+        Ok(Outcome::Several(outcomes))
+    }
+
     /// Reads what should be zero, where it is no hole, and zeroes what is not.
     fn compare_zeroes(
         &self,
@@ -221,16 +248,13 @@ impl Shared<'_> {
             if self.cancel.is_cancelled() {
                 return Err(CopyError::Cancelled);
             }
-            let (stored, sector) = (onto.target.next_data(at)?, u64::from(onto.target.sector_size()));
-            // What is written are whole sectors.
-            let start = stored.map_or(range.end(), |stored| stored.start() / sector * sector);
-            let start = start.clamp(at, range.end());
-            if start > at {
-                outcomes.push(Outcome::Zeroes { range: ByteRange::between(at, start), fate: Fate::Proved });
+            let stored = stored(onto.target, ByteRange::between(at, range.end()))?;
+            if stored.start() > at {
+                let range = ByteRange::between(at, stored.start());
+                outcomes.push(Outcome::Zeroes { range, fate: Fate::Proved });
             }
-            let end = stored.map_or(range.end(), |stored| stored.end().next_multiple_of(sector));
-            let end = end.clamp(start, range.end());
-            for piece in ByteRange::between(start, end).cut(CHUNK) {
+            let end = stored.end();
+            for piece in stored.cut(CHUNK) {
                 if self.cancel.is_cancelled() {
                     return Err(CopyError::Cancelled);
                 }
@@ -274,6 +298,21 @@ impl Shared<'_> {
         }
         Ok(Outcome::Anew(piece))
     }
+}
+
+/// The first run of `range` that is not proved to be a hole, in whole sectors; empty, and at its end, where all is.
+fn stored(disk: &dyn Disk, range: ByteRange) -> Result<ByteRange, CopyError> {
+    let (stored, sector) = (disk.next_data(range.start())?, u64::from(disk.sector_size()));
+    let Some(stored) = stored else { return Ok(ByteRange::between(range.end(), range.end())) };
+    let start = (stored.start() / sector * sector).clamp(range.start(), range.end());
+    let end = stored.end().next_multiple_of(sector).clamp(start, range.end());
+    Ok(ByteRange::between(start, end))
+}
+
+/// The range up to the end of its last sector, which is written whole; what lies behind an image's end is zero.
+fn padded(disk: &dyn Disk, range: ByteRange) -> ByteRange {
+    let end = range.end().next_multiple_of(u64::from(disk.sector_size())).min(disk.size());
+    ByteRange::between(range.start(), end.max(range.end()))
 }
 
 fn to_index(bytes: u64) -> usize {

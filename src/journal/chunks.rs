@@ -55,8 +55,8 @@ pub(super) struct ChunkNotes {
 impl ChunkNotes {
     /// Begins anew: what is there is of no use.
     pub(super) fn create(path: &Path, binding: Digest) -> io::Result<Self> {
-        let file = open(path, File::options().read(true).write(true).create(true))?;
-        file.set_len(0)?;
+        remove(path)?;
+        let file = open(path, File::options().read(true).write(true).create_new(true))?;
         let head = head(binding);
         file.write_all_at(&head, 0)?;
         file.sync_all()?;
@@ -67,6 +67,7 @@ impl ChunkNotes {
     pub(super) fn go_on(path: &Path, (binding, chunks): (Digest, u64)) -> io::Result<(Option<Self>, Found)> {
         let file = match open(path, File::options().read(true).write(true)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, Found::Nothing)),
+            Err(error) if is_no_file(&error) => return Ok((None, Found::Damaged)),
             file => file?,
         };
         let (found, end, sum) = read(&file, (binding, chunks))?;
@@ -109,6 +110,7 @@ pub(super) fn remove(path: &Path) -> io::Result<()> {
 pub(super) fn look(path: &Path, bound: (Digest, u64)) -> io::Result<Found> {
     match open(path, File::options().read(true)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Found::Nothing),
+        Err(error) if is_no_file(&error) => Ok(Found::Damaged),
         file => Ok(read(&file?, bound)?.0),
     }
 }
@@ -132,6 +134,12 @@ fn open(path: &Path, options: &mut fs::OpenOptions) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
     let file = options.mode(0o600).custom_flags(flags).open(path)?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+/// Whether something else than a file lies there: a link, a folder, a FIFO.
+fn is_no_file(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::InvalidInput
+        || matches!(error.raw_os_error(), Some(libc::ELOOP | libc::EISDIR | libc::ENXIO))
 }
 
 fn head(binding: Digest) -> Vec<u8> {
@@ -335,6 +343,25 @@ mod tests {
                 Found::Chunks(chunks) if in_last => assert_eq!(chunks, entries(0..4), "byte {at}"),
                 found => panic!("byte {at}: {found:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_damaged_and_a_new_one_takes_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.chunks");
+        let make_fifo = || {
+            let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+            rustix::fs::mkfifoat(rustix::fs::CWD, &path, mode).unwrap();
+        };
+        let make_link = || std::os::unix::fs::symlink(folder.path().join("else"), &path).unwrap();
+        for make in [&make_fifo as &dyn Fn(), &make_link] {
+            make();
+            assert_eq!(look(&path, (binding(), CHUNKS)).unwrap(), Found::Damaged);
+            assert_eq!(ChunkNotes::go_on(&path, (binding(), CHUNKS)).unwrap().1, Found::Damaged);
+            ChunkNotes::create(&path, binding()).unwrap();
+            assert!(path.symlink_metadata().unwrap().is_file() && !folder.path().join("else").exists());
+            remove(&path).unwrap();
         }
     }
 

@@ -245,7 +245,7 @@ pub(super) fn left_at(path: &Path) -> io::Result<Option<Left>> {
     let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
     match File::options().read(true).custom_flags(flags).open(path) {
         Ok(file) if file.metadata()?.is_file() => left(&file).map(Some),
-        Ok(_) => Ok(None),
+        Ok(_) => Err(io::ErrorKind::InvalidInput.into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }

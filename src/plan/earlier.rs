@@ -12,7 +12,7 @@ use crate::guard::{Claim, Held, StorageIdentity};
 use crate::image::{FileIdentity, Image, TableReport};
 use crate::journal::{self, Bound, Earlier, GoOn};
 use crate::request::{EarlierRun, Mode, Options, Placement};
-use crate::sys::durable;
+use crate::sys::{beside, durable};
 use crate::target::Target;
 use crate::verify::CHUNK;
 
@@ -81,8 +81,11 @@ impl Known {
         let bound = bound(options, (image, tables), &key, fit);
         let state_dir = options.state_dir.as_path();
         let mut warnings = volatile(state_dir);
-        // What cannot be read now is an error when the run begins.
-        let earlier = journal::look(state_dir, &key, (bound, go_on(options))).unwrap_or(Earlier::Nothing);
+        let earlier = journal::look(state_dir, &key, (bound, go_on(options))).map_err(|error| {
+            Error::new(ErrorKind::Usage, error).at_path(state_dir).hint_that(
+                "the disk's journal cannot be read: see to it, or name another folder with --state-dir",
+            )
+        })?;
         let path = std::path::absolute(claim.path()).unwrap_or_else(|_| claim.path().to_owned());
         let has_name = !claim.path().as_os_str().is_empty();
         let namesakes = journal::of_namesakes(state_dir, &key, &path).ok().filter(|_| has_name);
@@ -94,6 +97,12 @@ impl Known {
                     bytes_noted: 0,
                     reason: Some("because its journal is not in this state folder, or is not of this disk"),
                 })
+            }
+            Earlier::GoesOn { journal, staged: Some(staged), .. }
+                if !beside::is_left(&staged.temporary, (staged.device, staged.inode)) =>
+            {
+                let reason = Some("because the new file that it was writing is gone, or is another one now");
+                Some(UnfinishedRun { journal, goes_on: false, bytes_noted: 0, reason })
             }
             Earlier::GoesOn { journal, chunks, .. } => {
                 let bytes_noted = (chunks.len() as u64).saturating_mul(CHUNK).min(fit.size);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::ends::{self, Check, Rewritten};
 use super::run::{end_error, journal_error};
-use crate::copy::{self, CopyError, Ledger, Watch};
+use crate::copy::{self, CopyError, Ledger, MayOpen, Watch};
 use crate::error::{Error, TargetState};
 use crate::journal::{self, Journal, Record};
 use crate::observe::{Event, Observer};
@@ -42,7 +42,7 @@ impl Books<'_> {
         let poison = || ends::poison(target, ends, check);
         let failed = |fault| end_error(fault, self.path);
         let (poisoned, stalled) =
-            copy::patiently(poison, &self.watch).map_err(|fault| failed(fault.into()))?;
+            copy::patiently(MayOpen::Nothing, poison, &self.watch).map_err(|fault| failed(fault.into()))?;
         self.rewritten.extend(poisoned.map_err(failed)?);
         if let Some(fault) = stalled {
             return Err(failed(fault.into()));

@@ -51,9 +51,24 @@ fn mark(
     Ok(rewritten)
 }
 
-/// Puts the marker over the head of what will not be completed, as far as the disk obeys.
-pub(super) fn mark_again(target: &dyn Target, ends: Ends, journal: &str) -> Result<(), EndFault> {
-    mark(target, ends, (Check::Trust, journal)).map(drop)
+/// Puts the marker over the head of what will not be completed, and takes away what else would show what the disk
+/// holds, as far as the disk obeys.
+pub(super) fn mark_again(
+    target: &dyn Target,
+    ends: Ends,
+    (head, tail): (&[u8], &[u8]),
+    journal: &str,
+) -> Result<(), EndFault> {
+    let marked = mark(target, ends, (Check::Trust, journal));
+    let labels = labels::sectors(ends, (head, tail), sector_of(target));
+    let empty: Vec<_> = labels.into_iter().map(|range| Part { range, content: Content::Zeroes }).collect();
+    let cleared = if empty.is_empty() { Ok(Vec::new()) } else { write_parts(target, &empty, Check::Trust) };
+    marked.and(cleared).map(drop)
+}
+
+/// What a disk writes whole or not at all.
+fn sector_of(target: &dyn Target) -> u64 {
+    u64::from(target.sector_size()).max(LEAST_SECTOR)
 }
 
 pub(super) fn first_block(ends: Ends) -> ByteRange {
@@ -62,8 +77,8 @@ pub(super) fn first_block(ends: Ends) -> ByteRange {
 
 /// The first sector, which a disk writes whole or not at all, and the rest of the first block.
 fn sectors_of_first_block(target: &dyn Target, ends: Ends) -> [ByteRange; 2] {
-    let (first, sector) = (first_block(ends), u64::from(target.sector_size()).max(LEAST_SECTOR));
-    let sector = sector.min(first.end());
+    let first = first_block(ends);
+    let sector = sector_of(target).min(first.end());
     [ByteRange::between(0, sector), ByteRange::between(sector, first.end())]
 }
 
@@ -115,8 +130,7 @@ pub(super) fn write_rest(
     check: Check,
 ) -> Result<Vec<Rewritten>, EndFault> {
     let rest = ByteRange::between(first_block(ends).end(), ends.head.end());
-    let sector = u64::from(target.sector_size()).max(LEAST_SECTOR);
-    let labels = labels::sectors(ends, (head, tail), sector);
+    let labels = labels::sectors(ends, (head, tail), sector_of(target));
     let (mut bare_head, mut bare_tail) = (head.to_vec(), tail.to_vec());
     let mut last = Vec::new();
     for (end, bytes, bare) in [(ends.head, head, &mut bare_head), (ends.tail, tail, &mut bare_tail)] {
@@ -144,7 +158,7 @@ pub(super) fn write_rest(
 pub(super) fn write_first(
     target: &dyn Target,
     ends: Ends,
-    head: &[u8],
+    (head, tail): (&[u8], &[u8]),
     (check, journal): (Check, &str),
 ) -> Result<Vec<Rewritten>, EndFault> {
     let [first_sector, behind] = sectors_of_first_block(target, ends);
@@ -155,7 +169,7 @@ pub(super) fn write_first(
             Ok(more) => rewritten.extend(more),
             Err(fault) => {
                 // The fault is what is told; a disk that does not take the marker either says so itself.
-                let _ = mark_again(target, ends, journal);
+                let _ = mark_again(target, ends, (head, tail), journal);
                 return Err(fault);
             }
         }

@@ -51,6 +51,19 @@ pub(super) fn sectors(ends: Ends, (head, tail): (&[u8], &[u8]), sector: u64) -> 
     let mut disk = Unlabelled { size: ends.tail.end(), ends, head: head.to_vec(), tail: tail.to_vec() };
     disk.clear(first_block(ends));
     let mut found = Vec::new();
+    // A backup GPT counts only behind a protective MBR, but there are programs that bring it back from itself.
+    for size in [512, 4096] {
+        let Some(place) = disk.size.checked_sub(size) else { continue };
+        let mut magic = [0; 8];
+        let range = ByteRange::new(place, 8);
+        if disk.read_at(range, &mut magic).is_ok() && magic == *b"EFI PART" {
+            let start = place / sector * sector;
+            let range = ByteRange::between(start, (start + sector).min(disk.size));
+            if start >= first_block(ends).end() && !found.contains(&range) && disk.clear(range) {
+                found.push(range);
+            }
+        }
+    }
     while found.len() < MOST {
         // What cannot be read is in memory.
         let seen = layout::probe(&disk).unwrap_or_default();

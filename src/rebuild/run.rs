@@ -140,10 +140,16 @@ impl<'a> Run<'a> {
 
     /// Lets a new file stay that could not be completed, without what could make it boot.
     fn preserve(&mut self) {
+        let bounds = self.fit.ends();
+        let empty = |end: ByteRange| vec![0; usize::try_from(end.len()).expect("an end fits in memory")];
+        let (head, tail) = match &self.copied {
+            Some(_) => self.assembled_ends(),
+            None => (empty(bounds.head), empty(bounds.tail)),
+        };
         let Some(exchange) = self.exchange.as_mut().filter(|exchange| !exchange.has_its_place()) else {
             return;
         };
-        let marked = ends::mark_again(self.target.as_ref(), self.fit.ends(), self.journal.id());
+        let marked = ends::mark_again(self.target.as_ref(), bounds, (&head, &tail), self.journal.id());
         let failed = |fault: EndFault| end_error(fault, &self.summary.target);
         let kept = marked.and_then(|()| Ok(exchange.preserve(self.journal.id())?)).map_err(failed);
         let message = match kept {

@@ -6,7 +6,7 @@ use super::books::Books;
 use super::ends::{self, Check, EndFault, MOST_REWRITES, Rewritten};
 use super::report::{self, DataDiskReport, Report, Verdict};
 use super::run::{Run, end_error, journal_error, mismatch};
-use crate::copy::{self, Compare, CopyError, Onto, Sink, Transfer, Transferred};
+use crate::copy::{self, Compare, CopyError, MayOpen, Onto, Sink, Transfer, Transferred};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::{DataDisk, Hold, Refusal};
 use crate::journal::{self, Record};
@@ -15,7 +15,7 @@ use crate::plan::{Ends, RunMode, TargetKind};
 use crate::prune;
 use crate::request::{PowerState, VerifyPolicy, WholeDigest};
 use crate::seed::{self, Replace};
-use crate::target::Target;
+use crate::target::{Target, TargetError};
 use crate::verify::{CHUNK, WholeDigester};
 
 impl Run<'_> {
@@ -109,16 +109,26 @@ impl Run<'_> {
         }
         if self.exchange.is_some() {
             self.record(&Record::Exchanging)?;
-        }
-        if let Some(exchange) = &mut self.exchange {
-            exchange.publish().map_err(CopyError::from).map_err(|fault| self.error(fault))?;
-        }
-        // From here on the new file is the system disk.
-        if let Some(mut exchange) = self.exchange.take() {
-            exchange.settle().map_err(|fault| self.error(fault.into()))?;
+            self.take_place()?;
         }
         self.durations.finish_ms = report::ms(started);
         Ok(())
+    }
+
+    /// The new file into the old one's place: from here on it is the system disk.
+    fn take_place(&mut self) -> Result<(), Error> {
+        let Some(mut exchange) = self.exchange.take() else { return Ok(()) };
+        if let Err(error) = self.watched(|| exchange.publish()) {
+            self.exchange = Some(exchange);
+            return Err(error);
+        }
+        self.watched(|| exchange.settle())
+    }
+
+    fn watched(&self, act: impl FnOnce() -> Result<(), TargetError> + Send) -> Result<(), Error> {
+        let watch = self.watch(self.observer, Phase::Finish, 0);
+        let done = copy::patiently(MayOpen::Anything, act, &watch).map(|(done, _)| done);
+        done.and_then(|done| Ok(done?)).map_err(|fault| self.error(fault))
     }
 
     /// Whoever took hold of the disk in spite of the locks would see it change under their hands.
@@ -230,14 +240,15 @@ impl Run<'_> {
                 self.mend_beside_ends()?;
             }
             let (target, journal) = (self.target.as_ref(), self.journal.id());
-            let first = self.patiently(|target| ends::write_first(target, bounds, head, (check, journal)))?;
+            let first =
+                self.patiently(|target| ends::write_first(target, bounds, bytes, (check, journal)))?;
             let rewritten = rewritten || !first.is_empty();
             if !rewritten || ends::are_complete(target, bounds, bytes).map_err(|fault| self.error(fault))? {
                 self.note_rewritten(first);
                 return Ok(());
             }
             // The fault is found again, or it is mended; meanwhile the disk does not look complete.
-            let marked = ends::mark_again(target, bounds, journal);
+            let marked = ends::mark_again(target, bounds, bytes, journal);
             self.note_rewritten(first);
             marked.map_err(|fault| end_error(fault, &self.summary.target))?;
         }
@@ -250,7 +261,8 @@ impl Run<'_> {
         act: impl FnOnce(&dyn Target) -> Result<Vec<Rewritten>, EndFault> + Send,
     ) -> Result<Vec<Rewritten>, Error> {
         let (target, watch) = (self.target.as_ref(), self.watch(self.observer, Phase::Finish, 0));
-        let (done, _) = copy::patiently(|| act(target), &watch).map_err(|fault| self.error(fault))?;
+        let (done, _) =
+            copy::patiently(MayOpen::Nothing, || act(target), &watch).map_err(|fault| self.error(fault))?;
         done.map_err(|fault| end_error(fault, &self.summary.target))
     }
 
@@ -278,7 +290,7 @@ impl Run<'_> {
         Ok(complete)
     }
 
-    fn assembled_ends(&self) -> (Vec<u8>, Vec<u8>) {
+    pub(super) fn assembled_ends(&self) -> (Vec<u8>, Vec<u8>) {
         let (bounds, patches) = (self.fit.ends(), self.fit.patches());
         let withheld = &self.copied.as_ref().expect("the copy came before").withheld;
         (ends::assemble(bounds.head, withheld, patches), ends::assemble(bounds.tail, withheld, patches))

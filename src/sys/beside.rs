@@ -34,7 +34,20 @@ pub(crate) fn create(folder: &OwnedFd, place: &OsStr) -> io::Result<(OsString, F
     Ok((name, file))
 }
 
-/// Opens and locks a file that `create` made in an earlier run, if it is the one of these numbers and nobody else's.
+/// Whether the file of these numbers still lies there as `create` made it.
+pub(crate) fn is_left(path: &Path, numbers: (u64, u64)) -> bool {
+    rustix::fs::lstat(path).is_ok_and(|stat| is_as_made(&stat, numbers))
+}
+
+fn is_as_made(stat: &rustix::fs::Stat, (device, inode): (u64, u64)) -> bool {
+    let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    // Nobody else could open it since it was made.
+    let is_ours = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o7777 == 0o600;
+    is_regular && is_ours && (stat.st_dev, stat.st_ino) == (device, inode) && stat.st_nlink == 1
+}
+
+/// Opens and locks a file that `create` made in an earlier run, if it is the one of these numbers, nobody else could
+/// open it, and nobody has it open, by a loop device for example.
 ///
 /// A file that a living run holds is an error (`ResourceBusy`).
 pub(crate) fn reopen(
@@ -48,17 +61,12 @@ pub(crate) fn reopen(
         // Whatever it is, `create` deals with it.
         Err(_) => return Ok(None),
     };
-    let stat = rustix::fs::fstat(&file)?;
-    let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    // Nobody else could open it, so nobody else has it open.
-    let is_ours = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o7777 == 0o600;
-    let is_it = (stat.st_dev, stat.st_ino) == (device, inode) && stat.st_nlink == 1;
-    if !(is_regular && is_ours && is_it) {
+    if !is_as_made(&rustix::fs::fstat(&file)?, (device, inode)) {
         return Ok(None);
     }
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another run is writing it"))?;
-    Ok(Some(file))
+    Ok(locks::is_open_here_alone(file.as_fd()).then_some(file))
 }
 
 /// The name under which the file lies that will take the place of `place`.
@@ -181,6 +189,10 @@ mod tests {
         assert!(reopen(&folder, OsStr::new("other.raw"), numbers).unwrap().is_none());
         reopen(&folder, place, numbers).unwrap().expect("it is the file of before");
         let path = temporary.path().join(&name);
+        let other = File::open(&path).unwrap();
+        assert!(reopen(&folder, place, numbers).unwrap().is_none(), "somebody has it open");
+        assert!(is_left(&path, numbers) && !is_left(&path, (numbers.0, numbers.1 + 1)));
+        drop(other);
         std::fs::hard_link(&path, temporary.path().join("link")).unwrap();
         assert!(reopen(&folder, place, numbers).unwrap().is_none(), "somebody else has a name for it");
         std::fs::remove_file(temporary.path().join("link")).unwrap();

@@ -48,10 +48,14 @@ pub(crate) fn sync_with_parents(folder: &Path) -> io::Result<()> {
 /// Puts a whole file into its place: the old one or the new one is there, whenever the power goes.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_extension("new");
+    // Whatever a killed run, or somebody else, left there is not written into.
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut file = File::options()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(&beside)?;

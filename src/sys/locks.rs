@@ -43,6 +43,19 @@ pub(crate) fn lock_exclusive(file: BorrowedFd<'_>, byte: i64) -> io::Result<()> 
     lock(file, &byte_lock(libc::F_WRLCK, byte))
 }
 
+/// Whether this is the only open file description of a file; where the file system cannot tell, it counts as no.
+pub(crate) fn is_open_here_alone(file: BorrowedFd<'_>) -> bool {
+    // fcntl(2), "Leases": a write lease is given only where nobody else has the file open.
+    // SAFETY: the descriptor is borrowed for the calls, which take a number and no pointer.
+    let lease = |kind: libc::c_int| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
+    let alone = lease(libc::F_WRLCK) == 0;
+    if alone {
+        // A lease that stays would have others wait for us to give it up.
+        lease(libc::F_UNLCK);
+    }
+    alone
+}
+
 fn lock(file: BorrowedFd<'_>, lock: &libc::flock) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed for the call, and `lock` is a valid `struct flock` that the kernel
     // only reads; l_pid is 0 as F_OFD_SETLK demands.

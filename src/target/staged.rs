@@ -1,7 +1,7 @@
 //! A new file beside the old one, which takes its place when it is complete.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -80,7 +80,9 @@ impl Exchange for Staged {
             self.place = Place::Taken;
             return Ok(());
         };
-        let mode = old.metadata().map_err(failed())?.mode() & 0o7777;
+        let was = old.metadata().map_err(failed())?;
+        own_as(&was, &self.file).map_err(failed())?;
+        let mode = was.mode() & 0o7777;
         copy_attribute(old, &self.file, OsStr::new(ACCESS_LIST)).map_err(failed())?;
         rustix::fs::fchmod(&self.file, Mode::from_raw_mode(mode))
             .map_err(io::Error::from)
@@ -181,14 +183,25 @@ fn take_over(old: &File, new: &File) -> io::Result<()> {
             rustix::fs::ioctl_setflags(new, (now - inherited) | wanted)?;
         }
     }
-    let (was, is) = (old.metadata()?, new.metadata()?);
-    if (was.uid(), was.gid()) != (is.uid(), is.gid()) {
-        std::os::unix::fs::fchown(new, Some(was.uid()), Some(was.gid()))?;
+    // Until it takes the old one's place it belongs to this user, so that nobody else can open it. Who may not give it
+    // away is told so at once.
+    if !rustix::process::geteuid().is_root() {
+        let (was, is) = (old.metadata()?, new.metadata()?);
+        own_as(&was, new)?;
+        own_as(&is, new)?;
     }
     for name in attribute_names(old)? {
         if name != ACCESS_LIST {
             copy_attribute(old, new, &name)?;
         }
+    }
+    Ok(())
+}
+
+fn own_as(other: &Metadata, file: &File) -> io::Result<()> {
+    let is = file.metadata()?;
+    if (other.uid(), other.gid()) != (is.uid(), is.gid()) {
+        std::os::unix::fs::fchown(file, Some(other.uid()), Some(other.gid()))?;
     }
     Ok(())
 }

@@ -73,8 +73,8 @@ fn state_in(phase: Phase, kind: TargetKind) -> TargetState {
     let is_beside = matches!(kind, TargetKind::ReplacedFile | TargetKind::NewFile);
     match phase {
         Phase::Preflight => TargetState::Untouched,
-        // Until the end the new file is not the system disk.
-        Phase::Copy | Phase::ReadBack if is_beside => TargetState::Untouched,
+        // Until the exchange the new file is not the system disk, and that is short.
+        _ if is_beside => TargetState::Untouched,
         Phase::ReadBack | Phase::Finish => TargetState::Written,
         _ => TargetState::Partial,
     }
@@ -114,13 +114,13 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_would_be_replaced_is_untouched_until_the_end() {
+    fn a_disk_that_would_be_replaced_is_untouched_until_it_is() {
         use TargetKind::{Device, InPlaceFile, NewFile, ReplacedFile};
         use TargetState::{Partial, Untouched, Written};
         for (phase, into, beside) in [
             (Phase::Copy, Partial, Untouched),
             (Phase::ReadBack, Written, Untouched),
-            (Phase::Finish, Written, Written),
+            (Phase::Finish, Written, Untouched),
         ] {
             for kind in [Device, InPlaceFile] {
                 assert_eq!(state_in(phase, kind), into, "{phase:?}");
