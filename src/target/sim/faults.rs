@@ -33,6 +33,8 @@ pub enum SimAction {
     Publish,
     /// `Exchange::settle`: the folder is synced and the old file removed.
     Settle,
+    /// `Exchange::preserve`: a new file that is not complete gets a name under which it stays.
+    Preserve,
 }
 
 impl SimAction {
@@ -45,6 +47,7 @@ impl SimAction {
             Self::Resize => "growing the file",
             Self::Publish => "putting the new file into its place",
             Self::Settle => "removing the old file",
+            Self::Preserve => "keeping the new file",
         }
     }
 }

@@ -10,6 +10,7 @@ mod state;
 mod tests;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -125,6 +126,11 @@ impl SimDisk {
         self.state().orders(number).lie = Some(lie);
     }
 
+    /// Makes every write and every zeroing that touches `range` say that all is well when it is not.
+    pub fn lie_always(&self, range: ByteRange, lie: SimLie) {
+        self.state().bad_places.push((range, lie));
+    }
+
     /// Makes operation `number` take at least `time`; the others wait for it.
     pub fn slow(&self, number: usize, time: Duration) {
         self.state().orders(number).slow = Some(time);
@@ -160,6 +166,12 @@ impl SimDisk {
     #[must_use]
     pub fn durable(&self) -> Arc<Vec<u8>> {
         self.crash(0).contents()
+    }
+
+    /// The new file that did not get the disk's place and stays to be looked at, if there is one.
+    #[must_use]
+    pub fn preserved(&self) -> Option<Arc<Vec<u8>>> {
+        self.state().preserved.clone()
     }
 
     /// Everything that happened so far.
@@ -300,5 +312,10 @@ impl Exchange for SimExchange {
 
     fn settle(&mut self) -> Result<(), TargetError> {
         self.0.operate((SimAction::Settle, None), State::settle)
+    }
+
+    fn preserve(&mut self, journal: &str) -> Result<Option<PathBuf>, TargetError> {
+        self.0.operate((SimAction::Preserve, None), State::preserve)?;
+        Ok(Some(format!("simulated.{journal}").into()))
     }
 }

@@ -31,6 +31,10 @@ pub(super) struct State {
     happenings: Vec<(usize, Happening)>,
     pub(super) log: Vec<SimOperation>,
     orders: HashMap<usize, Orders>,
+    /// Where every change goes wrong, and how.
+    pub(super) bad_places: Vec<(ByteRange, SimLie)>,
+    /// The new file that did not get its place and stays.
+    pub(super) preserved: Option<Arc<Vec<u8>>>,
     pub(super) rng_seed: u64,
 }
 
@@ -46,6 +50,8 @@ impl State {
             happenings: Vec::new(),
             log: Vec::new(),
             orders: HashMap::new(),
+            bad_places: Vec::new(),
+            preserved: None,
             rng_seed: 0,
         };
         state.find_holes();
@@ -68,7 +74,13 @@ impl State {
     pub(super) fn begin(&mut self, action: SimAction, range: Option<ByteRange>) -> (SimOperation, Orders) {
         let operation = SimOperation { number: self.log.len() + 1, action, range };
         self.log.push(operation);
-        (operation, self.orders.remove(&operation.number).unwrap_or_default())
+        let mut orders = self.orders.remove(&operation.number).unwrap_or_default();
+        if matches!(action, SimAction::Write | SimAction::Zero) {
+            let touches = |place: &ByteRange| range.is_some_and(|range| range.intersection(*place).is_some());
+            let bad = self.bad_places.iter().find(|(place, _)| touches(place));
+            orders.lie = orders.lie.or(bad.map(|(_, lie)| *lie));
+        }
+        (operation, orders)
     }
 
     pub(super) fn history(&self) -> SimHistory {
@@ -238,5 +250,12 @@ impl State {
             self.happen(Happening::Settled);
         }
         orders.fault.map_or(Ok(()), |fault| Err(fault.error(SimAction::Settle)))
+    }
+    pub(super) fn preserve(&mut self, orders: Orders) -> io::Result<()> {
+        if let Some(fault) = orders.fault {
+            return Err(fault.error(SimAction::Preserve));
+        }
+        self.preserved = Some(Arc::clone(&self.live));
+        Ok(())
     }
 }

@@ -226,6 +226,31 @@ fn a_publish_that_fails_leaves_the_old_file_and_a_short_one_the_new() {
 }
 
 #[test]
+fn a_new_file_that_is_preserved_stays_and_the_old_one_keeps_its_place() {
+    let disk = SimDisk::file_replaced(vec![1; 4096], 8192);
+    let mut exchange = disk.exchange().unwrap();
+    disk.write(&chunk(0, 512, 2)).unwrap();
+    disk.fail(2, SimFault::Eio);
+    exchange.preserve("journal").unwrap_err();
+    assert_eq!(disk.preserved(), None);
+    assert!(exchange.preserve("journal").unwrap().is_some());
+    assert_eq!(disk.preserved().unwrap()[..513], [vec![2; 512], vec![0]].concat());
+    assert_eq!((disk.contents(), exchange.has_its_place()), (vec![1; 4096].into(), false));
+}
+
+#[test]
+fn a_bad_place_spoils_every_write_that_touches_it_and_no_other() {
+    let disk = device();
+    disk.lie_always(ByteRange::new(1024, 512), SimLie::Dropped);
+    for number in 1..=3 {
+        disk.write(&chunk(512, 1024, 2)).unwrap();
+        disk.write(&chunk(0, 1024, number)).unwrap();
+        assert_eq!(disk.contents()[..2048], [vec![number; 1024], vec![1; 1024]].concat());
+    }
+    assert_eq!(read(&disk, ByteRange::new(1024, 512)).unwrap(), vec![1; 512], "a read is none");
+}
+
+#[test]
 fn a_file_proves_the_holes_that_were_never_written_or_were_zeroed() {
     let mut contents = vec![0; SIZE];
     contents[8192] = 1;
