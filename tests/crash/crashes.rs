@@ -2,10 +2,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use reimage::{RunMode, SimWhen};
+use reimage::{Mode, RunMode, SimAction, SimHistory, SimWhen};
 
-use super::lab::{Bench, Home, Scenario, all_scenarios, in_parallel, none_of, tries_all};
-use super::states::{check_resume, classify};
+use super::lab::{Bench, Home, Recording, in_parallel, none_of};
+use super::phases::middle;
+use super::scenarios::{Kind, Scenario, all_scenarios, tries_all};
+use super::states::{State, check_goes_on, classify};
 
 /// How many (point, order) pairs a plain `cargo test` tries at least.
 const SAMPLE: usize = 2000;
@@ -22,42 +24,64 @@ struct Tried {
 
 /// A crash point of a scenario: how many operations are done, which snapshot goes with it, and the order.
 fn points(bench: &Bench, tried: &Tried, per_scenario: Option<usize>) -> Vec<String> {
-    let recording = bench.record();
-    if let Err(fault) = recording.outcome.done() {
+    let Recording { history, snapshots, outcome } = bench.record();
+    if let Err(fault) = outcome.done() {
         return vec![format!("{}: undisturbed, {fault}", bench.scenario)];
     }
-    let mut complaints = Vec::new();
+    let (mut complaints, late) = (Vec::new(), late_half(bench, &history));
     let mut all = Vec::new();
-    for (number, when, snapshot) in &recording.snapshots {
+    for (number, when, snapshot) in &snapshots {
         let done = if *when == SimWhen::Before { number - 1 } else { *number };
         // Where all is durable, every order gives the same disk.
-        let orders = if recording.history.after(done).unsynced() == 0 { 1 } else { ORDERS };
+        let orders = if history.after(done).unsynced() == 0 { 1 } else { ORDERS };
         tried.points.fetch_add(1, Ordering::Relaxed);
         all.extend((0..orders).map(|rng_seed| (*number, *when, done, snapshot, rng_seed)));
     }
     tried.possible.fetch_add(all.len(), Ordering::Relaxed);
     let step = per_scenario.map_or(1, |count| (all.len() / count).max(1));
     let first = bench.scenario.to_string().bytes().map(usize::from).sum::<usize>() % step;
-    let mut moment = (0, recording.history.after(0));
+    let mut moment = (0, history.after(0));
     for (number, when, done, snapshot, rng_seed) in all.into_iter().skip(first).step_by(step) {
         tried.pairs.fetch_add(1, Ordering::Relaxed);
         if moment.0 != done {
-            moment = (done, recording.history.after(done));
+            moment = (done, history.after(done));
         }
         let disk = moment.1.crash(rng_seed);
         let state =
             classify(bench, &disk.contents(), snapshot).map_err(|fault| format!("the disk is {fault}"));
-        let result = state.and_then(|_| check_resume(bench, &disk, &Home::of(snapshot)));
+        let result = state.and_then(|state| {
+            let mode = check_goes_on(bench, &disk, &Home::of(snapshot))?;
+            let is_late = state == State::Unfinished && done >= late;
+            if is_late && mode != RunMode::Resumed { Err(format!("begins anew: {mode:?}")) } else { Ok(mode) }
+        });
         if matches!(result, Ok(RunMode::Resumed)) {
             tried.resumed.fetch_add(1, Ordering::Relaxed);
         }
         if let Err(fault) = result {
-            let action = recording.history.log()[number - 1];
+            let action = history.log()[number - 1];
             let place = format!("{when:?} operation {number} ({:?} {:?})", action.action, action.range);
             complaints.push(format!("{}: {place}, rng_seed {rng_seed}: {fault}", bench.scenario));
         }
     }
     complaints
+}
+
+/// From which operation on a crash leaves something to go on with: when half of what lies between the ends is written
+/// and synced, and as many operations have come since as the run may have asked for before it took note of the sync.
+fn late_half(bench: &Bench, history: &SimHistory) -> usize {
+    let Scenario { kind, mode, threads, .. } = bench.scenario;
+    if kind == Kind::FileReplaced || mode != Mode::Full {
+        return usize::MAX;
+    }
+    let (log, middle) = (history.log(), middle(bench.finished.len()));
+    let is_chunk = |at: &usize| {
+        let start = log[*at].range.map_or(0, |range| range.start());
+        log[*at].action == SimAction::Write && (middle.start as u64..middle.end as u64).contains(&start)
+    };
+    let chunks: Vec<_> = (0..log.len()).filter(is_chunk).collect();
+    let half = chunks[chunks.len().div_ceil(2) - 1];
+    let syncs = (half..log.len()).filter(|at| log[*at].action == SimAction::Sync);
+    syncs.map(|at| at + 1 + 4 * threads).next().unwrap_or(usize::MAX)
 }
 
 #[test]

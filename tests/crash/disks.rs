@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 use gptman::{GPT, GPTPartitionEntry};
 
 pub(crate) const MIB: usize = 1 << 20;
-const SECTOR: usize = 512;
 
 /// Bytes that repeat nowhere and of which none is zero.
 pub(crate) fn noise(rng_seed: u64, len: usize) -> Vec<u8> {
@@ -25,7 +24,19 @@ pub(crate) fn noise(rng_seed: u64, len: usize) -> Vec<u8> {
 /// The image's disk, made once.
 pub(crate) fn image() -> &'static Vec<u8> {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
-    IMAGE.get_or_init(make_image)
+    IMAGE.get_or_init(|| make_image((4 * MIB + 256 * 1024, 512)))
+}
+
+/// The same for a disk with sectors of 4096 bytes.
+pub(crate) fn image_4k() -> &'static Vec<u8> {
+    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    IMAGE.get_or_init(|| make_image((4 * MIB + 256 * 1024, 4096)))
+}
+
+/// The same, but for its length: there is much to go on with.
+pub(crate) fn long_image() -> &'static Vec<u8> {
+    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    IMAGE.get_or_init(|| make_image((16 * MIB + 256 * 1024, 512)))
 }
 
 /// An image without a table: a file system whose labels lie in the first block, in the head's rest and in the tail.
@@ -48,9 +59,15 @@ pub(crate) fn compressed_image() -> &'static Vec<u8> {
     IMAGE.get_or_init(|| compressed_qcow2(image()))
 }
 
-/// A GPT, data in the first chunk, the second and the fourth, zeroes in the third, a short fifth.
-fn make_image() -> Vec<u8> {
-    let mut disk = vec![0; 4 * MIB + 256 * 1024];
+/// The same packed as a compressed qcow2.
+pub(crate) fn compressed_image_4k() -> &'static Vec<u8> {
+    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    IMAGE.get_or_init(|| compressed_qcow2(image_4k()))
+}
+
+/// A GPT, data in the first chunk, the second and the fourth, zeroes in the third, data to the end.
+fn make_image((size, sector): (usize, usize)) -> Vec<u8> {
+    let mut disk = vec![0; size];
     // Every byte eight times, so that it is quickly compressed and decoded.
     let mut text = vec![0; disk.len()];
     for (run, byte) in text.chunks_exact_mut(8).zip(noise(1, disk.len() / 8)) {
@@ -61,25 +78,25 @@ fn make_image() -> Vec<u8> {
     }
     // The file system of the first partition; nobody looks for it there.
     disk[MIB + 1080..MIB + 1082].copy_from_slice(&[0x53, 0xef]);
-    add_gpt(&mut disk, 0xd1);
+    add_gpt(&mut disk, 0xd1, sector);
     disk
 }
 
 /// A protective MBR, the first table and the second.
-pub(crate) fn add_gpt(disk: &mut Vec<u8>, id: u8) {
-    let last = (disk.len() / SECTOR) as u64 - 34;
+fn add_gpt(disk: &mut Vec<u8>, id: u8, sector: usize) {
+    let last = (disk.len() / sector - 16_384 / sector) as u64 - 2;
     let mut cursor = Cursor::new(std::mem::take(disk));
-    let mut gpt = GPT::new_from(&mut cursor, SECTOR as u64, [id; 16]).unwrap();
+    let mut gpt = GPT::new_from(&mut cursor, sector as u64, [id; 16]).unwrap();
     gpt[1] = GPTPartitionEntry {
         partition_type_guid: [0x77; 16],
         unique_partition_guid: [id ^ 0xff; 16],
-        starting_lba: 2048,
+        starting_lba: (MIB / sector) as u64,
         ending_lba: last,
         attribute_bits: 0,
         partition_name: "root".into(),
     };
     gpt.write_into(&mut cursor).unwrap();
-    GPT::write_protective_mbr_into(&mut cursor, SECTOR as u64).unwrap();
+    GPT::write_protective_mbr_into(&mut cursor, sector as u64).unwrap();
     *disk = cursor.into_inner();
 }
 
@@ -122,7 +139,7 @@ pub(crate) enum Old {
 
 impl Old {
     /// The disk; `finished` is what the rebuild will make of it.
-    pub(crate) fn disk(self, size: usize, finished: &[u8]) -> Vec<u8> {
+    pub(crate) fn disk(self, (size, sector): (usize, usize), finished: &[u8]) -> Vec<u8> {
         let mut disk = match self {
             Self::Zeroes => return vec![0; size],
             Self::Nearly | Self::NearlyEnds | Self::NearlyFirst | Self::Same => finished[..size].to_vec(),
@@ -170,7 +187,7 @@ impl Old {
             Self::NearlyFirst => put(100, b"other"),
         }
         if matches!(self, Self::Gpt | Self::Md090 | Self::Zfs | Self::Btrfs) {
-            add_gpt(&mut disk, 0x01);
+            add_gpt(&mut disk, 0x01, sector);
         }
         disk
     }
@@ -179,7 +196,7 @@ impl Old {
 /// The bytes of every old disk that is not zero, made once: more than any of them needs.
 fn old_noise() -> &'static [u8] {
     static NOISE: OnceLock<Vec<u8>> = OnceLock::new();
-    NOISE.get_or_init(|| noise(2, 8 * MIB))
+    NOISE.get_or_init(|| noise(2, 20 * MIB))
 }
 
 /// A qcow2 image (version 3, clusters of 64 KiB) of `disk`, every cluster compressed with zlib or left out.

@@ -1,7 +1,6 @@
-//! Scenarios, runs, and what a state folder looked like when an operation began and ended.
+//! Runs, and what a state folder looked like when an operation began and ended.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,141 +10,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reimage::{
-    CancelToken, Credential, Error, Mode, PasswordHash, Promise, Report, Request, SeedSpec, SimDisk,
+    CancelToken, Credential, Error, OnError, PasswordHash, Promise, Report, Request, SeedSpec, SimDisk,
     SimHistory, SimWhen, Target,
 };
 
-use super::disks::{self, Old};
+use super::disks::MIB;
+use super::scenarios::{Packing, Scenario};
 
 /// A run that is not over by then hangs.
 const LONGEST_RUN: Duration = Duration::from_secs(120);
 const HASH: &str =
     "$6$saltsaltsalt$aGG2fEUe3rpHavE2WyvcJbwCx4IsWPyqj7WbbuzGp8bP40d3GekpoqY3KRusnF2yFZXr3nz7dqHvCdi2xtTq21";
-
-/// What kind of disk is rebuilt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Device,
-    LargerDevice,
-    FileInPlace,
-    /// Written in place, and larger afterwards.
-    FileGrown,
-    FileReplaced,
-}
-
-/// Which image, and how it is packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Packing {
-    Raw,
-    Compressed,
-    /// Raw, and no partition table on it: its labels are those of a whole disk.
-    Bare,
-}
-
-impl Packing {
-    fn disk(self) -> &'static [u8] {
-        if self == Self::Bare { disks::bare_image() } else { disks::image() }
-    }
-
-    fn file(self) -> &'static [u8] {
-        if self == Self::Compressed { disks::compressed_image() } else { self.disk() }
-    }
-}
-
-/// One rebuild.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Scenario {
-    pub(crate) kind: Kind,
-    pub(crate) packing: Packing,
-    pub(crate) mode: Mode,
-    pub(crate) old: Old,
-}
-
-impl fmt::Display for Scenario {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {:?} {:?} {:?}", self.kind, self.packing, self.mode, self.old)
-    }
-}
-
-impl Scenario {
-    fn size(self, image: &[u8]) -> usize {
-        match self.kind {
-            Kind::Device | Kind::FileInPlace | Kind::FileGrown => image.len(),
-            Kind::LargerDevice | Kind::FileReplaced => image.len() + disks::MIB,
-        }
-    }
-
-    /// The size that the disk has before.
-    fn old_size(self, size: usize) -> usize {
-        if self.kind == Kind::FileGrown { size - disks::MIB } else { size }
-    }
-
-    /// A disk of this kind that holds `contents`.
-    pub(crate) fn disk(self, contents: Arc<Vec<u8>>, size: usize) -> SimDisk {
-        let disk = match self.kind {
-            Kind::Device | Kind::LargerDevice => SimDisk::device(contents, 512),
-            Kind::FileInPlace => SimDisk::file_in_place(contents),
-            Kind::FileGrown => SimDisk::file_in_place(contents).grown_to(size as u64),
-            Kind::FileReplaced => SimDisk::file_replaced(contents, size as u64),
-        };
-        disk.named("disk-1")
-    }
-}
-
-/// Whether everything is to be tried, and not only a sample.
-pub(crate) fn tries_all() -> bool {
-    std::env::var_os("REIMAGE_CRASH_POINTS").is_some_and(|points| points == "all")
-}
-
-/// The scenarios of faults, lies and cancels: every kind and mode; a sample has them with one packing each.
-pub(crate) fn few_scenarios() -> Vec<Scenario> {
-    let olds = [(Mode::Full, Old::Gpt), (Mode::Full, Old::Zeroes), (Mode::Delta, Old::Nearly)];
-    let all = scenarios(&olds);
-    let step = if tries_all() { 1 } else { 4 };
-    all.into_iter().step_by(step).collect()
-}
-
-/// The scenarios of crashes: also every label on the old disk, and a disk that needs but little.
-pub(crate) fn all_scenarios() -> Vec<Scenario> {
-    use Old::{
-        Btrfs, Ext4, Gpt, Luks, Lvm, Mbr, Md10, Md12, Md090, Nearly, NearlyEnds, NearlyFirst, Same, Swap,
-        Zeroes, Zfs,
-    };
-    let full = [Gpt, Zeroes, Mbr, Md090, Md10, Md12, Zfs, Btrfs, Lvm, Ext4, Luks, Swap, Nearly];
-    let delta = [Gpt, Zeroes, Md090, Zfs, Btrfs, Ext4, Nearly, NearlyEnds, NearlyFirst, Same];
-    let full = full.map(|old| (Mode::Full, old));
-    let delta = delta.map(|old| (Mode::Delta, old));
-    let mut all = scenarios(&[&full[..], &delta[..]].concat());
-    for kind in [Kind::Device, Kind::LargerDevice, Kind::FileInPlace, Kind::FileReplaced] {
-        all.push(Scenario { kind, packing: Packing::Bare, mode: Mode::Full, old: Gpt });
-        if kind != Kind::FileReplaced {
-            all.push(Scenario { kind, packing: Packing::Bare, mode: Mode::Delta, old: Nearly });
-        }
-    }
-    all
-}
-
-const KINDS: [Kind; 5] =
-    [Kind::Device, Kind::LargerDevice, Kind::FileInPlace, Kind::FileGrown, Kind::FileReplaced];
-
-/// Every kind of disk with each of `olds`, raw and compressed alternately nearest to each other.
-fn scenarios(olds: &[(Mode, Old)]) -> Vec<Scenario> {
-    let mut all = Vec::new();
-    for kind in KINDS {
-        for (at, (mode, old)) in olds.iter().enumerate() {
-            let packings = match at % 2 {
-                0 => [Packing::Raw, Packing::Compressed],
-                _ => [Packing::Compressed, Packing::Raw],
-            };
-            // A file that is replaced whole holds nothing that could be compared: that request is refused.
-            if (kind, *mode) == (Kind::FileReplaced, Mode::Delta) {
-                continue;
-            }
-            all.extend(packings.map(|packing| Scenario { kind, packing, mode: *mode, old: *old }));
-        }
-    }
-    all
-}
 
 /// Everything in a folder: a path inside it, and the bytes.
 pub(crate) type Snapshot = Arc<BTreeMap<PathBuf, Vec<u8>>>;
@@ -243,8 +118,8 @@ pub(crate) struct Recording {
     pub(crate) outcome: Outcome,
 }
 
-/// What a disk of a size becomes, and whether by the image that has no table.
-type Known = BTreeMap<(usize, bool), Arc<Vec<u8>>>;
+/// What a disk of a size and a sector size becomes, by the address and length of the image's bytes.
+type Known = BTreeMap<[usize; 4], Arc<Vec<u8>>>;
 
 /// A scenario with its image and its disks.
 pub(crate) struct Bench {
@@ -253,37 +128,44 @@ pub(crate) struct Bench {
     size: usize,
     /// What an undisturbed rebuild makes of it.
     pub(crate) finished: Arc<Vec<u8>>,
-    folder: tempfile::TempDir,
+    folder: Arc<tempfile::TempDir>,
+    on_error: OnError,
 }
 
 impl Bench {
     pub(crate) fn new(scenario: Scenario) -> Self {
-        let folder = tempfile::tempdir_in(fast_folder()).unwrap();
-        let image = scenario.packing.disk();
-        let size = scenario.size(image);
-        let mut bench = Self {
-            scenario,
-            old: vec![0; scenario.old_size(size)].into(),
-            size,
-            finished: Arc::default(),
-            folder,
-        };
-        fs::write(bench.image_path(), scenario.packing.file()).unwrap();
+        let folder = Arc::new(tempfile::tempdir_in(fast_folder()).unwrap());
+        let image = scenario.image();
+        let (size, old_size) = (scenario.size(), scenario.old_size());
+        let (old, finished) = (vec![0; old_size].into(), Arc::default());
+        let mut bench = Self { scenario, old, size, finished, folder, on_error: OnError::Discard };
+        fs::write(bench.image_path(), scenario.image_file()).unwrap();
         bench.finished = bench.undisturbed(image);
-        bench.old = scenario.old.disk(scenario.old_size(size), &bench.finished).into();
+        bench.old = scenario.old.disk((old_size, scenario.sector()), &bench.finished).into();
         bench
+    }
+
+    /// The same rebuild of a disk that holds something else.
+    pub(crate) fn of_disk(&self, old: Arc<Vec<u8>>) -> Self {
+        let (finished, folder) = (Arc::clone(&self.finished), Arc::clone(&self.folder));
+        Self { scenario: self.scenario, old, size: self.size, finished, folder, on_error: self.on_error }
+    }
+
+    /// The same, and a new file that is not completed stays.
+    pub(crate) fn preserving(self) -> Self {
+        Self { on_error: OnError::Preserve, ..self }
     }
 
     /// What a rebuild makes of a disk of that size when nothing goes wrong; the first that asks carries it out.
     fn undisturbed(&self, image: &[u8]) -> Arc<Vec<u8>> {
         static KNOWN: Mutex<Known> = Mutex::new(BTreeMap::new());
         let mut known = KNOWN.lock().unwrap();
-        let key = (self.size, self.scenario.packing == Packing::Bare);
+        let key = [self.size, self.scenario.sector(), image.as_ptr().addr(), image.len()];
         let finished = known.entry(key).or_insert_with(|| {
             let (disk, home) = (self.disk(), Home::new());
             self.run(&disk, &home, &CancelToken::new()).done().expect("an undisturbed rebuild");
             let finished = disk.durable();
-            check_finished(&finished, image);
+            check_finished(&finished, image, self.scenario.sector());
             finished
         });
         Arc::clone(finished)
@@ -291,9 +173,15 @@ impl Bench {
 
     fn image_path(&self) -> PathBuf {
         self.folder.path().join(match self.scenario.packing {
-            Packing::Raw | Packing::Bare => "image.raw",
             Packing::Compressed => "image.qcow2",
+            _ => "image.raw",
         })
+    }
+
+    /// The bytes of the image's chunks that are not all zero: a rebuild that keeps nothing writes them.
+    pub(crate) fn fresh_bytes(&self) -> u64 {
+        let chunks = self.scenario.image().chunks(MIB);
+        chunks.filter(|chunk| chunk.iter().any(|byte| *byte != 0)).map(|chunk| chunk.len() as u64).sum()
     }
 
     /// The disk before the rebuild.
@@ -306,7 +194,8 @@ impl Bench {
         let mut request = Request::new(self.image_path(), "");
         request.options.state_dir = home.0.path().join("state");
         request.options.mode = self.scenario.mode;
-        request.options.threads = NonZeroUsize::new(1);
+        request.options.threads = NonZeroUsize::new(self.scenario.threads);
+        request.options.on_error = self.on_error;
         // Every chunk is noted as soon as it can be, so that there is something to go on with.
         request.options.checkpoint = std::time::Duration::ZERO;
         request.instance.seed = Some(SeedSpec::at(home.0.path().join("seed.iso")));
@@ -335,14 +224,18 @@ impl Bench {
 
     /// A rebuild of which every moment is kept.
     pub(crate) fn record(&self) -> Recording {
-        let (disk, home) = (self.disk(), Home::new());
-        let (noted, asked) = (Arc::new(Mutex::new(Vec::new())), Mutex::new(ask(&home)));
+        self.record_on(&self.disk(), &Home::new())
+    }
+
+    /// The same on a disk and with a state folder that are there already.
+    pub(crate) fn record_on(&self, disk: &SimDisk, home: &Home) -> Recording {
+        let (noted, asked) = (Arc::new(Mutex::new(Vec::new())), Mutex::new(ask(home)));
         let notes = Arc::clone(&noted);
         disk.on_operation(move |operation, when| {
             let snapshot = asked.lock().unwrap()();
             notes.lock().unwrap().push((operation.number, when, snapshot));
         });
-        let outcome = self.run(&disk, &home, &CancelToken::new());
+        let outcome = self.run(disk, home, &CancelToken::new());
         let mut snapshots = std::mem::take(&mut *noted.lock().unwrap());
         snapshots.push((disk.operations(), SimWhen::After, home.snapshot()));
         Recording { history: disk.history(), snapshots, outcome }
@@ -392,27 +285,27 @@ pub(crate) fn differing(left: &[u8], right: &[u8]) -> Option<usize> {
 }
 
 /// Everything is as the image has it, and zero behind it, but for what belongs to a GPT that moved.
-fn check_finished(finished: &[u8], image: &[u8]) {
-    const TABLE: usize = 34 * 512;
+fn check_finished(finished: &[u8], image: &[u8], sector: usize) {
+    let table = 16_384 + 2 * sector;
     if image[510..512] != [0x55, 0xaa] {
         let (start, behind) = finished.split_at(image.len());
         assert_eq!(differing(start, image), None, "the image");
         assert!(behind.iter().all(|byte| *byte == 0), "zeroes behind the image");
         return;
     }
-    let end = image.len() - TABLE;
+    let end = image.len() - table;
     assert!(finished[..440] == image[..440], "boot code");
-    assert_eq!(differing(&finished[TABLE..end], &image[TABLE..end]), None, "the image");
+    assert_eq!(differing(&finished[table..end], &image[table..end]), None, "the image");
     let moved = finished.len() > image.len();
-    let behind = if moved { &finished[image.len()..finished.len() - TABLE] } else { &[][..] };
+    let behind = if moved { &finished[image.len()..finished.len() - table] } else { &[][..] };
     assert!(behind.iter().all(|byte| *byte == 0), "zeroes behind the image");
     if !moved {
         assert_eq!(differing(finished, image), None, "the whole image");
     }
-    for at in [512, finished.len() - 512] {
+    for at in [sector, finished.len() - sector] {
         let mut header = std::io::Cursor::new(&finished[at..at + 512]);
         let header = gptman::GPTHeader::read_from(&mut header).expect("a whole GPT");
-        assert_eq!(header.primary_lba * 512, at as u64);
+        assert_eq!(header.primary_lba * sector as u64, at as u64);
         assert_eq!(header.disk_guid, [0xd1; 16]);
     }
 }

@@ -5,9 +5,15 @@
 //! at what is left, and the same rebuild is run again on it. `cargo test` takes a sample of the crashes;
 //! `REIMAGE_CRASH_POINTS=all` takes all of them.
 
+mod cancels;
 mod crashes;
 mod disks;
 mod faults;
 mod lab;
+mod lies;
+mod nested;
+mod operations;
+mod phases;
 mod probe;
+mod scenarios;
 mod states;

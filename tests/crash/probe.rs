@@ -2,8 +2,8 @@
 //!
 //! Written from the formats' own descriptions, and deliberately without a line of the engine.
 
-/// What a disk writes wholly or not at all.
-pub(crate) const FIRST_SECTOR: usize = 512;
+/// What every disk writes wholly or not at all.
+pub(crate) const SECTOR: usize = 512;
 /// The part of the head in which the marker lies.
 pub(crate) const FIRST_BLOCK: usize = 4096;
 
@@ -55,11 +55,13 @@ pub(crate) fn labels(disk: &[u8]) -> Vec<(&'static str, usize)> {
     places.into_iter().filter(found).map(|(name, at, _)| (name, at)).collect()
 }
 
+/// How the marker of an unfinished rebuild begins.
+pub(crate) const MARK: &[u8] = b"reimage: unfinished rebuild\n";
+
 /// Whether the head holds the whole marker of an unfinished rebuild.
 pub(crate) fn marker(disk: &[u8]) -> bool {
     let (content, line) = disk[..FIRST_BLOCK].split_at(FIRST_BLOCK - 73);
-    content.starts_with(b"reimage: unfinished rebuild\n")
-        && line == format!("blake3: {}\n", blake3::hash(content).to_hex()).as_bytes()
+    content.starts_with(MARK) && line == format!("blake3: {}\n", blake3::hash(content).to_hex()).as_bytes()
 }
 
 /// Whether a journal says that a rebuild has begun to change the disk, and does not say that it ended.
@@ -84,7 +86,7 @@ mod tests {
     fn every_table_and_label_of_the_old_disks_is_found() {
         let size = image().len();
         let check = |old: Old, table: bool, label: Option<&str>| {
-            let disk = old.disk(size, image());
+            let disk = old.disk((size, 512), image());
             assert_eq!(!tables(&disk).is_empty(), table, "{old:?}");
             let found = labels(&disk);
             assert_eq!(found.first().map(|(name, _)| *name), label, "{old:?}: {found:?}");
@@ -103,7 +105,7 @@ mod tests {
         check(Old::Luks, false, Some("luks"));
         check(Old::Swap, false, Some("swap"));
         check(Old::Same, true, None);
-        assert_eq!(tables(&Old::Gpt.disk(size, &[])), ["mbr", "primary gpt", "backup gpt"]);
+        assert_eq!(tables(&Old::Gpt.disk((size, 512), &[])), ["mbr", "primary gpt", "backup gpt"]);
     }
 
     #[test]
