@@ -180,7 +180,7 @@ fn a_place_that_never_keeps_what_is_written_ends_the_run_with_its_offset_and_an_
                 check_bad_place(known, (place, lie), (&disk.contents(), &home.snapshot()))?;
                 // A sample is completed when the disk is whole again.
                 let healed = disk.crash(1);
-                let takes_part = tries_all() || operation.number.is_multiple_of(3);
+                let takes_part = tries_all() || operation.number.is_multiple_of(5);
                 if takes_part { check_resume(&known.bench, &healed, &home).map(drop) } else { Ok(()) }
             }
             done => {
