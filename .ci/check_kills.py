@@ -3,6 +3,7 @@
 
 Usage: check_kills.py BINARY COUNT [SEED]. Kills COUNT rebuilds and prints what was hit. Needs root.
 
+Three disks are rebuilt side by side; of more than 100 kills the image is larger, so that each phase takes longer.
 Disks have a valid GPT and noise on them before. After each kill the disk is looked at byte by byte and by the
 host's tools, and the same command is given again: its disk must be right in every byte, nothing of the killed
 run may be left, and what the killed run had noted as durable must not have been written a second time. What a
@@ -11,6 +12,7 @@ failure names first, the seed and the kill's number, makes the same plan again (
 
 import collections
 import contextlib
+import copy
 import json
 import os
 import random
@@ -18,16 +20,22 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import disks
+import holders
 import host
 from host import MIB, tool
 
 KILLS = 30
 SEED = 6
 IMAGE = 192 * MIB
-DISK = 208 * MIB
+LARGE_IMAGE = 384 * MIB
+BEHIND = 16 * MIB
+"""The notes' file without any note, and with the shortest batch of notes: head, batch's head, one entry, checksum."""
+NO_NOTES = 80
+SOME_NOTES = NO_NOTES + 16 + 40 + 32
 MARKER = b"reimage: unfinished rebuild\n"
 CHECKPOINT = ("--checkpoint", "0.05")
 """Places, images, moments and what follows are counted through, so that a short campaign meets all of them."""
@@ -42,7 +50,8 @@ PATIENCE = 60
 class Images:
     """One disk as raw, zlib and zstd image, another disk, and the old one that they are written onto."""
 
-    def __init__(self, scratch):
+    def __init__(self, scratch, size):
+        self.size, self.disk = size, size + BEHIND
         self.paths = [self.raw(scratch / "system.raw", 3)]
         for kind in ("zlib", "zstd"):
             path = scratch / f"system-{kind}.qcow2"
@@ -50,18 +59,18 @@ class Images:
             tool("qemu-img", "convert", *options, self.paths[0], path)
             self.paths.append(path)
         self.another = self.raw(scratch / "another.raw", 5)
-        old = host.make(scratch / "old.raw", DISK)
+        old = host.make(scratch / "old.raw", self.disk)
         # Noise everywhere, so that whatever is left of it is seen.
-        host.write(old, (host.noise(9, 13 * MIB + 512) * 16)[:DISK])
+        part = host.noise(9, 13 * MIB + 512)
+        host.write(old, (part * (self.disk // len(part) + 1))[: self.disk])
         disks.labelled(old, "gpt")
         self.old = host.read(old)
 
-    @staticmethod
-    def raw(path, rng_seed):
+    def raw(self, path, rng_seed):
         """Half noise, a third text, and holes between them."""
-        disks.gpt_image(path, IMAGE, rng_seed)
+        disks.gpt_image(path, self.size, rng_seed)
         text = b"".join(b"line %07d of a file that compresses well\n" % number for number in range(40_000))
-        for at in range(20 * MIB, IMAGE - 8 * MIB, 4 * MIB):
+        for at in range(20 * MIB, self.size - 8 * MIB, 4 * MIB):
             host.write(path, host.noise(at + rng_seed, 2 * MIB), at)
             host.write(path, text[rng_seed * 1000 :], at + 2 * MIB + 12_345)
         return path
@@ -71,15 +80,21 @@ class Place:
     """A disk that is rebuilt again and again, and killed each time at another moment."""
 
     def __init__(self, kind, program, scratch, images):
-        self.kind, self.program, self.images = kind, program, images
+        # Each has a state folder of its own.
+        self.kind, self.program, self.images = kind, copy.copy(program), images
         self.scratch = scratch
         self.folder = scratch.folder_of(kind.replace(" ", "-"))
-        self.path = host.make(os.path.join(self.folder, "disk.raw"), DISK)
+        self.path = host.make(os.path.join(self.folder, "disk.raw"), images.disk)
         self.target = scratch.loop(self.path) if kind == "loop" else self.path
         self.flags = ("--in-place",) if kind == "in place" else ()
         self.beside = os.path.join(self.folder, ".disk.raw.reimage-unfinished")
         self.undisturbed = {}
-        self.content = bytearray(DISK)
+        # Its own, because one of them is touched while the other disks are rebuilt.
+        self.paths = [scratch.folder_of(f"images-of-{kind}") + f"/{os.path.basename(path)}" for path in images.paths]
+        for path, mine in zip(images.paths, self.paths):
+            tool("cp", "--sparse=always", path, mine)
+        self.content = bytearray(images.disk)
+        self.telling = []
         # What a run leaves that ended well is no remainder of a killed one.
         self.remains = set()
 
@@ -89,7 +104,7 @@ class Place:
             for found in os.listdir(self.folder):
                 os.unlink(os.path.join(self.folder, found))
         host.write(self.target, self.images.old)
-        self.program.state = self.scratch.folder_of(f"state-{name}")
+        self.program.state = self.scratch.folder_of(f"state-{self.kind}-{name}")
 
     def words(self, image, *more):
         threads = {".raw": ("--threads", "1"), "zlib.qcow2": ()}
@@ -116,7 +131,7 @@ class Place:
         host.flush(path)
         with open(path, "rb", buffering=0) as disk:
             length = disk.readinto(self.content)
-        return self.content if length == DISK else self.content[:length]
+        return self.content if length == len(self.content) else self.content[:length]
 
     def left_over(self):
         """Files of the state folder by their kind, and what lies beside the disk."""
@@ -144,7 +159,7 @@ class Place:
         return [record for record in found if isinstance(record, dict) and "record" in record]
 
     def noted(self):
-        """How many bytes lie beside the journal: the notes of the chunks that are durable."""
+        """How long the file beside the journal is: the notes of the chunks that are durable."""
         folder = os.path.join(self.program.state, "journals")
         names = [name for name in os.listdir(folder) if not name.endswith(".journal")] if os.path.isdir(folder) else []
         sizes = 0
@@ -209,19 +224,22 @@ def kill(place, words, moment):
 
 
 class Campaign:
-    def __init__(self, program, scratch, tally, seed):
-        self.program, self.tally, self.seed = program, tally, seed
-        self.rng = random.Random(seed)
-        self.images = Images(scratch)
+    def __init__(self, program, scratch, tally, plan):
+        self.tally, (self.seed, size) = tally, plan
+        self.one_at_a_time = threading.Lock()
+        self.images = Images(scratch, size)
         self.places = {kind: Place(kind, program, scratch, self.images) for kind in PLACES}
         self.finished = {}
         self.phases = {kind: collections.Counter() for kind in PLACES}
         self.modes = collections.Counter()
         self.late = collections.Counter()
-        for place in self.places.values():
-            for image in self.images.paths:
-                self.measure(place, image)
+        self.measure(self.places["loop"], self.images.paths[0])
         self.measure(self.places["loop"], self.images.another)
+        # Side by side, as the runs that are going to be killed.
+        self.side_by_side(lambda place: [self.measure(place, image) for image in place.paths])
+
+    def side_by_side(self, work):
+        holders.at_once(*(lambda place=place: work(place) for place in self.places.values()))
 
     def measure(self, place, image):
         """The finished disk is the same for each place and each format of the image."""
@@ -231,26 +249,28 @@ class Campaign:
             self.finished[disk] = bytes(found)
             self.tally.expect(not (why := disks.problems(place.target)), f"{name}: sgdisk --verify", why)
             changed = place.undisturbed[image][1]["gpt"].get("changed", [])
-            right = bytearray(host.read(disk).ljust(DISK, b"\0"))
+            right = bytearray(host.read(disk).ljust(self.images.disk, b"\0"))
             for part in changed:
                 at = slice(part["offset"], part["offset"] + part["len"])
                 right[at] = found[at]
             few = sum(part["len"] for part in changed) <= 64 << 10
             self.tally.expect(few and right == found, f"{name}: the image", changed)
-        self.finished[image] = self.finished[disk]
+        with self.one_at_a_time:
+            self.finished[image] = self.finished[disk]
         self.tally.expect(found == self.finished[disk], f"{name}: the same disk")
 
     def one(self, number):
         """One kill (or two or three in a row), and the run that must put everything right."""
         place = self.places[PLACES[number % 3]]
-        image = self.images.paths[number // 3 % 3]
+        image = place.paths[number // 3 % 3]
         afterwards = AFTERWARDS[number % len(AFTERWARDS)]
         place.reset(number)
+        rng = place.rng = random.Random(f"{self.seed}, {number}")
         kinds = [MOMENTS[number % len(MOMENTS)]]
-        kinds += [self.rng.choice(MOMENTS) for _ in range({"killed again": 1, "killed twice": 2}.get(afterwards, 0))]
+        kinds += [rng.choice(MOMENTS) for _ in range({"killed again": 1, "killed twice": 2}.get(afterwards, 0))]
         seen = None
         for turn, kind in enumerate(kinds):
-            moment = Moment(kind, self.rng, place.undisturbed[image][0])
+            moment = Moment(kind, rng, place.undisturbed[image][0])
             more = ("--allow-open-reader", os.getpid()) if kind == "marker" else ()
             over = kill(place, place.words(image, *more), moment)
             name = f"seed {self.seed}, kill {number}.{turn}: {place.kind}, {os.path.basename(image)}, {kind}"
@@ -263,7 +283,7 @@ class Campaign:
     def examine(self, place, image, name, over):
         """What the kill left: one of three disks, and all that looks at it agrees."""
         now, new, names = place.read(), self.finished[image], place.named()
-        status = self.program.run("status", place.target, "--state-dir", place.program.state)
+        status = place.program.run("status", place.target, "--state-dir", place.program.state)
         said = (status.doc or {}).get("state")
         if over is not None:
             phase = "over"
@@ -279,7 +299,7 @@ class Campaign:
             self.tally.expect(status.code == 0 and said == "failed", f"{name}: {phase}: status", status)
             self.tally.expect(place.kind != "replaced", f"{name}: a file that is replaced is old or new", now[:64])
         self.phases[place.kind][phase] += 1
-        return phase, self.share(place, now, new)
+        return phase, self.share(place, now, new), place.noted()
 
     def unfinished(self, place, name, now, names):
         """A disk that is neither old nor new: it says so, and nobody finds anything else on it."""
@@ -299,24 +319,34 @@ class Campaign:
 
     def share(self, place, now, new):
         """How much of the copy is there: chunks that were not right before and are now."""
-        if place.kind == "replaced":
-            now = place.read(place.beside)
         old = self.images.old if place.kind != "replaced" else bytes(len(new))
-        chunks = [slice(at, at + MIB) for at in range(MIB, len(new) - 2 * MIB, MIB)]
-        chunks = [chunk for chunk in chunks if new[chunk] != old[chunk]]
-        return sum(now[chunk] == new[chunk] for chunk in chunks) / len(chunks)
+        if not place.telling:
+            # The first page of each chunk that is not what it was before.
+            for chunk in range(MIB, len(new) - 2 * MIB, MIB):
+                pages = (slice(at, at + 4096) for at in range(chunk, chunk + MIB, 4096))
+                place.telling += [page for page in pages if new[page] != old[page]][:1]
+        if place.kind != "replaced":
+            return sum(now[page] == new[page] for page in place.telling) / len(place.telling)
+        if not os.path.exists(place.beside):
+            return 0.0
+        with open(place.beside, "rb") as beside:
+            found = [os.pread(beside.fileno(), 4096, page.start) == new[page] for page in place.telling]
+        return sum(found) / len(found)
 
     def tamper(self, place):
         """Somebody writes on the unfinished disk in between; whoever trusts a journal alone does not see it."""
         path = place.beside if place.kind == "replaced" else place.target
-        if os.path.exists(path) and host.size_of(path) == DISK:
-            for at in (self.rng.randrange(MIB, DISK - 2 * MIB) for _ in range(3)):
+        if os.path.exists(path) and host.size_of(path) == self.images.disk:
+            for at in (place.rng.randrange(MIB, self.images.disk - 2 * MIB) for _ in range(3)):
                 host.write(path, b"tampered", at)
 
     def again(self, place, image, what, seen):
         """The same command once more, or what is to start over; then the disk is right and nothing is left."""
-        (name, afterwards), (phase, share) = what, seen
+        (name, afterwards), (phase, share, notes) = what, seen
         more, unfinished = (), phase in ("copy", "read back", "verified", "finishing", "invalidating")
+        # The new file beside the old disk, until it takes its place.
+        beside = ("old disk, copy", "old disk, verified", "old disk, exchanging")
+        has_more = unfinished or place.kind == "replaced" and phase in beside
         if afterwards == "tampered" and (unfinished or place.kind == "replaced" and phase.startswith("old disk")):
             self.tamper(place)
         elif afterwards == "touched":
@@ -325,7 +355,7 @@ class Campaign:
             image = self.images.another
         elif afterwards == "restart":
             more = ("--restart",)
-        outcome = self.program.run("rebuild", *place.words(image, *more), timeout=PATIENCE)
+        outcome = place.program.run("rebuild", *place.words(image, *more), timeout=PATIENCE)
         name = f"{name}, after {phase}, {afterwards}"
         if not self.tally.expect(outcome.code == 0, f"{name}: the next run", outcome):
             return
@@ -334,19 +364,20 @@ class Campaign:
         left = place.left_over() - place.remains
         if left == {"in the state folder: locks/*.lock"}:
             # That of an inode that is gone, of a run that was killed behind everything else: no run looks for it.
-            pruned = self.program.run("status", "--prune", "--state-dir", place.program.state)
+            pruned = place.program.run("status", "--prune", "--state-dir", place.program.state)
             self.tally.expect(pruned.code == 0, f"{name}: prune", pruned)
             left = place.left_over() - place.remains
         self.tally.expect(not left, f"{name}: nothing is left", left)
-        status = self.program.run("status", place.target, "--state-dir", place.program.state)
+        status = place.program.run("status", place.target, "--state-dir", place.program.state)
         self.tally.expect((status.doc or {}).get("state") == "stopped", f"{name}: status", status)
-        self.examine_report(place, image, (name, afterwards), (unfinished, share), outcome)
+        self.examine_report(place, image, (name, afterwards), (unfinished, share, has_more and notes), outcome)
 
     def examine_report(self, place, image, what, seen, outcome):
         """What is said of the next run: whether it went on, and that it then wrote less."""
-        (name, afterwards), (unfinished, share), report = what, seen, outcome.report
+        (name, afterwards), (unfinished, share, notes), report = what, seen, outcome.report
         mode, kept, written = report["mode"], report["bytes_kept"], report["bytes_written"]
-        self.modes[mode] += 1
+        with self.one_at_a_time:
+            self.modes[mode] += 1
         fresh = (place.undisturbed.get(image) or self.places["loop"].undisturbed[image])[1]["bytes_written"]
         if afterwards in ("touched", "another image", "restart"):
             self.tally.expect(mode != "resumed" and kept == 0, f"{name}: starts over", (mode, kept))
@@ -356,8 +387,16 @@ class Campaign:
             return
         if mode == "resumed" and kept:
             self.tally.expect(written < fresh, f"{name}: writes less", (written, fresh, kept))
-        if afterwards != "tampered" and share >= 0.5:
-            self.late[mode == "resumed" and kept > 0] += 1
+        noted = (report["plan"]["unfinished"] or {}).get("bytes_noted", 0)
+        # However much of it was copied: what is durable and noted is gone on with, and written once.
+        goes_on = mode == "resumed" and kept > 0
+        if notes >= SOME_NOTES:
+            self.tally.expect(goes_on and noted > 0, f"{name}: goes on", (mode, kept, noted, notes, share))
+            all_kept = kept >= noted or afterwards == "tampered"
+            self.tally.expect(all_kept, f"{name}: keeps what was noted", (kept, noted))
+        if notes and share >= 0.5:
+            with self.one_at_a_time:
+                self.late[goes_on] += 1
 
     def figures(self):
         for kind, phases in self.phases.items():
@@ -375,11 +414,15 @@ class Campaign:
 
 def kills(program, scratch, tally, count=KILLS, seed=SEED):
     loops = len(tool("losetup", "--list", "--noheadings").splitlines())
-    campaign = Campaign(program, scratch, tally, seed)
-    for number in range(count):
-        campaign.one(number)
-        if number % 100 == 99:
-            print(f"  {number + 1} kills, {tally.passed} passed, {len(tally.failed)} failed", flush=True)
+    campaign = Campaign(program, scratch, tally, (seed, IMAGE if count <= 100 else LARGE_IMAGE))
+
+    def lane(place):
+        for number in range(PLACES.index(place.kind), count, len(PLACES)):
+            campaign.one(number)
+            if number % 100 == 99:
+                print(f"  about {number + 1} kills, {tally.passed} passed, {len(tally.failed)} failed", flush=True)
+
+    campaign.side_by_side(lane)
     campaign.figures()
     mine = len(tool("losetup", "--list", "--noheadings").splitlines())
     tally.expect(mine == loops + 1, "no loop device is left", tool("losetup", "--list"))

@@ -17,6 +17,7 @@ import host
 from check_faults import says_unfinished
 from faulty import Faulty
 from host import MIB
+from kernel import compressed_memory, device_mapper, forget_cache
 
 OLD = 12 * MIB
 IMAGE = 8 * MIB
@@ -113,6 +114,16 @@ class Rig:
 
 
 PLACES = ("replaced", "in place", "loop")
+"""How a run fails, by the step that it has come to: the state folder, the disk, the image, the journal, the copy."""
+STEPS = ((2, "untouched"), (14, "untouched"), (20, "untouched"), (30, "untouched"), (30, "invalidated"),
+         (30, "partial"), (30, "written"), (30, "verified"))
+
+
+def in_order(tally, name, outcomes):
+    """A fault that comes later in the run never ends it at an earlier step."""
+    ends = [(outcome.code, outcome.state) for outcome in outcomes if outcome.code != 0]
+    known = all(end in STEPS for end in ends)
+    tally.expect(known and sorted(ends, key=STEPS.index) == ends, f"{name}: by step", ends)
 
 
 def full_disk(program, scratch, tally):
@@ -126,7 +137,8 @@ def full_disk(program, scratch, tally):
             # A thin disk.
             host.make(rig.path, OLD)
             rig.kind, rig.flags = kind, ("--in-place",)
-        rig.truth("a full file system", rig.run(), (30,) if kind == "in place" else (12, 30))
+        # The room for a new file is looked at before; a thin disk says nothing of what it lacks.
+        rig.truth("a full file system", rig.run(), (30,) if kind == "in place" else (12,))
         host.tool("mount", "-o", "remount,size=64M", room)
         rig.right("a full file system")
         rig.old = old
@@ -135,8 +147,9 @@ def full_disk(program, scratch, tally):
     for kind in ("replaced", "in place", "new file"):
         for limit in (2048, 4096, 8191):
             limited = ("bash", "-c", f'ulimit -f {limit}; exec "$@"', "limited")
-            # In place the file is as large as it gets, and a limit is one of offsets.
-            rig.place(kind).truth(f"a limit of {limit} KiB", rig.run(before=limited), (12, 14, 30))
+            # In place the file is as large as it gets, and a limit is one of offsets; a new one gets its size first.
+            codes = (30,) if kind == "in place" else (14,)
+            rig.place(kind).truth(f"a limit of {limit} KiB", rig.run(before=limited), codes)
             rig.right(f"a limit of {limit} KiB")
 
 
@@ -161,35 +174,6 @@ def failing_devices(program, scratch, tally):
         rig.truth("no room", rig.run(), (30,))
         host.write(os.path.join(folder, "mem_limit"), b"0")
         rig.right("no room")
-
-
-@contextlib.contextmanager
-def compressed_memory(size, limit):
-    """A zram device that takes no more than `limit`, and its folder in sysfs; twice None where there is none."""
-    control = "/sys/class/zram-control"
-    if not os.path.exists(control):
-        yield None, None
-        return
-    with open(os.path.join(control, "hot_add"), encoding="ascii") as hot:
-        number = hot.read().strip()
-    folder = f"/sys/block/zram{number}"
-    try:
-        for name, value in (("disksize", size), ("mem_limit", limit)):
-            poke(os.path.join(folder, name), value)
-        yield f"/dev/zram{number}", folder
-    finally:
-        poke(os.path.join(folder, "reset"), 1)
-        poke(os.path.join(control, "hot_remove"), number)
-
-
-def poke(path, value):
-    with open(path, "w", encoding="ascii") as handle:
-        handle.write(str(value))
-
-
-def forget_cache():
-    os.sync()
-    poke("/proc/sys/vm/drop_caches", 1)
 
 
 def image_faults(program, scratch, tally):
@@ -218,7 +202,8 @@ def image_faults(program, scratch, tally):
         rig.place(kind).image = device
         os.truncate(store, 5 * MIB)
         forget_cache()
-        rig.truth("an image's device that was cut", rig.run(), (20, 32))
+        # The image's end is looked at before anything is copied.
+        rig.truth("an image's device that was cut", rig.run(), (20,))
         host.write(store, host.read(right))
         host.flush(device)
         rig.right("an image's device that was cut")
@@ -227,15 +212,21 @@ def image_faults(program, scratch, tally):
     rig.image = right
     for call in ("pread64", "preadv,preadv2"):
         for kind in PLACES:
+            codes = []
             for nth in range(1, LIMIT):
                 fault = inject(call, f"error=EIO:when={nth}", right)
                 outcome = rig.place(kind).run("--threads", "1", before=fault)
                 if outcome.code != 0:
-                    rig.truth(f"{call} {nth} of the image fails", outcome, (20, 32))
+                    # 20 for those of the plan, 32 for those from the copy on.
+                    codes.append(outcome.code)
+                    rig.truth(f"{call} {nth} of the image fails", outcome, (32,) if 32 in codes else (20, 32))
                 rig.put_away()
                 if outcome.code == 0:
                     break
             tally.expect(nth < LIMIT, f"{kind}: an end of {call}", nth)
+            # No read of an image is a plain one.
+            wanted = {20, 32} if call != "pread64" else set()
+            tally.expect(set(codes) == wanted, f"{kind}: {call} in the plan and in the copy", codes)
 
 
 def target_faults(program, scratch, tally):
@@ -251,9 +242,8 @@ def target_faults(program, scratch, tally):
             forget_cache()
             outcome = rig.run()
             faulty.fails(False)
-            # The guard reads the old ends before.
-            ends = fault in ("read:0", f"read:{OLD - 1}")
-            rig.truth(fault, outcome, (14, 30) if ends else (30,), ("disk.raw.behind", "disk.raw.switch"))
+            # A disk whose head cannot be read may be anybody's; of its end the plan makes no use.
+            rig.truth(fault, outcome, (14,) if fault == "read:0" else (30,), ("disk.raw.behind", "disk.raw.switch"))
             outcome = rig.run()
             tally.expect(outcome.code == 0 and rig.now() == rig.new, f"{rig.kind}: the run after {fault}", outcome)
         os.unlink(faulty.mount_point)
@@ -281,6 +271,7 @@ def state_faults(program, scratch, tally):
 
 def full_state(program, scratch, tally, kind):
     """From no room at all, page by page, to enough: the journal fills up at each of its records."""
+    codes = []
     for pages in range(0, 40):
         program.state = os.path.join(scratch.tmpfs("state-room", 1 * MIB), "state")
         rig = Rig(program, scratch, tally).place(kind)
@@ -290,15 +281,19 @@ def full_state(program, scratch, tally, kind):
                 pass
         os.truncate(filler, max(os.path.getsize(filler) - pages * 4096, 0))
         outcome = rig.run()
-        # Nothing of the disk has changed, or it says so; a file is replaced or not.
-        rig.truth(f"{pages} pages of room for the state", outcome, (0, 2, 12, 14, 30))
+        rig.truth(f"{pages} pages of room for the state", outcome, (0, 2, 30))
+        codes += [outcome.code] if outcome.code not in codes[-1:] else []
+        # No room for the notes' file is seen before the run begins; then for its first record, and nothing is touched.
+        untouched = outcome.code == 0 or outcome.state == "untouched"
+        named = outcome.code == 0 or str(outcome.error.get("path", "")).startswith(program.state)
+        tally.expect(untouched and named, f"{kind}: {pages} pages of room: what is said", outcome)
         os.unlink(filler)
         rig.right(f"{pages} pages of room for the state")
         rig.put_away()
         scratch.unmount(os.path.dirname(program.state))
         if outcome.code == 0:
             break
-    tally.expect(0 < pages < 39, f"{kind}: a full state folder, and enough room", pages)
+    tally.expect(codes == [2, 30, 0], f"{kind}: a full state folder, room for its files, and for all", (pages, codes))
 
 
 def read_only_state(program, scratch, tally, kind):
@@ -310,7 +305,7 @@ def read_only_state(program, scratch, tally, kind):
             os.makedirs(os.path.join(program.state, "journals"))
         host.tool("mount", "-o", "remount,ro", room)
         outcome = rig.run()
-        rig.truth(f"a state folder that is read-only, {there}", outcome, range(2, 30))
+        rig.truth(f"a state folder that is read-only, {there}", outcome, (2,))
         host.tool("mount", "-o", "remount,rw", room)
         rig.right("a state folder that is read-only")
         rig.put_away()
@@ -320,7 +315,7 @@ def read_only_state(program, scratch, tally, kind):
         os.makedirs(os.path.join(with_state, "journals"), exist_ok=True)
         where = scratch.mount(with_state, "state-view", "--bind", "-o", "ro")
         program.state = where
-        rig.truth("a state folder that is mounted read-only", rig.run(), range(2, 30))
+        rig.truth("a state folder that is mounted read-only", rig.run(), (2,))
         scratch.unmount(where)
         program.state = with_state
         rig.right("a state folder that is mounted read-only")
@@ -360,9 +355,17 @@ def removed_state(program, scratch, tally, kind):
         rig = Rig(program, scratch, tally).place(kind)
         run = Stopped(rig, record)
         tally.expect(run.found, f"{kind}: the record {record}", run.words)
-        # The run is in one of its slow syncs.
-        shutil.rmtree(program.state, ignore_errors=True)
-        rig.truth(f"the state folder goes after {record}", run.end(), (0, 30))
+        # The run is in one of its slow syncs. Its journal goes with the folder, at once.
+        gone = f"{program.state}-gone"
+        os.rename(program.state, gone)
+        journals = os.path.join(gone, "journals")
+        had_one = any(name.endswith(".journal") for name in os.listdir(journals)) if os.path.isdir(journals) else False
+        shutil.rmtree(gone)
+        outcome = run.end()
+        # The disk is complete, and the journal of a finished run cannot be removed; 0 where it had been.
+        rig.truth(f"the state folder goes after {record}", outcome, (30,) if had_one else (0,))
+        good = outcome.code == 0 or outcome.state == "verified"
+        tally.expect(good, f"{kind}: the state folder goes after {record}: says verified", outcome)
         rig.right(f"the state folder goes after {record}")
         rig.put_away()
 
@@ -370,27 +373,33 @@ def removed_state(program, scratch, tally, kind):
 def calls_fail(program, scratch, tally):
     """Each sync of a run fails once; each read and write is interrupted, or comes back with less or nothing."""
     rig = Rig(program, scratch, tally, sizes=(3 * MIB, 5 * MIB))
-    # What the kernel answers, the exit codes, and whether it is about target and image alone.
+    # What the kernel answers, the exit codes beside 0, and whether it is about target and image alone. Some failures
+    # are no end of a run: after a sync that fails, everything is written again; an old label that cannot be read is
+    # none; without the notes of its chunks a run cannot be gone on with.
     faults = (
-        ("fsync,fdatasync", "error=EIO", (2, 14, 30), False),
+        # 2 for the state folder's files and their folders, 30 for a record of the journal, and for the disk.
+        ("fsync,fdatasync", "error=EIO", (2, 30), False),
         ("pwrite64,pwritev2", "error=EINTR", (), False),
         ("pread64", "error=EINTR", (), True),
-        ("pwrite64,pwritev2", "error=EAGAIN", (2, 14, 30), False),
-        ("pread64", "error=EAGAIN", (14, 20, 30, 32), True),
-        ("pread64", "error=EIO", (14, 20, 30, 32), True),
+        ("pwrite64,pwritev2", "error=EAGAIN", (2, 30), False),
+        # 14 for the disk's head when it is opened, 30 for what is read back. No read of an image is a plain one.
+        ("pread64", "error=EAGAIN", (14, 30), True),
+        ("pread64", "error=EIO", (14, 30), True),
         # Nothing was done.
-        ("pwrite64,pwritev2", "retval=0", (2, 14, 30), False),
-        ("pread64", "retval=0", (14, 20, 30, 32), True),
-        # The kernel says that it has done so much, and has done nothing: what is read back tells.
-        ("pwrite64,pwritev2", "retval=512", (30, 31), "target"),
-        ("pread64", "retval=512", (14, 30, 31), "target"),
+        ("pwrite64,pwritev2", "retval=0", (2, 30), False),
+        # The disk ends before its end, where it is read back; when it is opened it merely has no label.
+        ("pread64", "retval=0", (30,), True),
+        # The kernel says that it has done so much, and has done nothing: what is read back tells, and is put right.
+        ("pwrite64,pwritev2", "retval=512", (), "target"),
+        ("pread64", "retval=512", (), "target"),
     )
     counts = {}
     for kind in PLACES:
         for call, what, codes, only in faults:
             beside = os.path.join(rig.folder, TEMPORARY)
-            # There are many reads: of most faults each fourth is enough here.
-            for nth in range(1, LIMIT, 4 if call == "pread64" and codes else 1):
+            outcomes = []
+            # There are many reads: of most faults the first ones and each fourth are enough here.
+            for nth in (nth for nth in range(1, LIMIT) if nth < 7 or nth % 4 == 1 or call != "pread64" or not codes):
                 rig.place(kind)
                 paths = (rig.target, beside, *(() if only == "target" else (rig.image,))) if only else ()
                 last = counts.setdefault((kind, call, only), None)
@@ -398,12 +407,16 @@ def calls_fail(program, scratch, tally):
                     last = counts[kind, call, only] = how_many(rig, call, paths)
                 outcome = rig.run("--threads", "1", before=inject(call, f"{what}:when={nth}", *paths))
                 rig.truth(f"{call} {nth} {what}", outcome, (0, *codes))
+                outcomes.append(outcome)
                 if outcome.code != 0 and nth % 5 == 1:
                     rig.right(f"{call} {nth} {what}")
                 rig.put_away()
                 if nth >= last:
                     break
             tally.expect(1 <= nth < LIMIT, f"{kind}: {call} is called, and an end of it", nth)
+            in_order(tally, f"{kind}: {call} {what}", outcomes)
+            met = {outcome.code for outcome in outcomes} - {0}
+            tally.expect(met == set(codes), f"{kind}: {call} {what}: each of {codes} is met", met)
     print("  calls that failed in each way:", ", ".join(f"{kind} {call}: {most}" for (kind, call, only), most
                                                        in counts.items() if only != "target"))
 
@@ -461,6 +474,7 @@ def two_signals(program, scratch, tally):
 
 
 def real_faults(program, scratch, tally):
+    device_mapper()
     for part in (full_disk, failing_devices, image_faults, target_faults, state_faults, calls_fail, two_signals):
         began, before = time.monotonic(), tally.passed
         part(program, scratch.inside(part.__name__), tally)

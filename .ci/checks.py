@@ -12,6 +12,7 @@ import time
 
 import check_aliases
 import check_claim
+import check_cut_off
 import check_data_disks
 import check_faults
 import check_files
@@ -64,6 +65,7 @@ SECTIONS = {
     "faults": check_faults.io_errors,
     "signals": check_faults.signals,
     "real faults": check_real_faults.real_faults,
+    "cut off": check_cut_off.cut_off,
     "kills": check_kills.kills,
     "replaced": check_files.replaced,
     "unfinished": check_layout.unfinished,

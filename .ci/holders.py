@@ -90,7 +90,8 @@ def at_once(*works):
     def guarded(work):
         try:
             work()
-        except (Broken, OSError, subprocess.SubprocessError) as error:
+        except Exception as error:
+            # A mistake in a check is a failure, too.
             broken.append(error)
 
     threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in works]

@@ -136,8 +136,10 @@ pub(crate) struct Journal {
     id: String,
     path: PathBuf,
     lock: LockFile,
-    /// Where this run's records begin: behind those of an earlier one that left the disk unfinished.
+    /// Where this run's records begin, behind those of an earlier one.
     start: u64,
+    /// Whether that left the disk unfinished.
+    follows_unfinished: bool,
     /// Where the next record goes.
     end: Cell<u64>,
     progress: Cell<Option<ProgressLine>>,
@@ -183,8 +185,9 @@ impl Journal {
         lock.file().set_len(start).map_err(unusable)?;
         durable::sync_with_parents(&folder).map_err(unusable)?;
         let id = uuid::Uuid::new_v4().to_string();
+        let follows_unfinished = left.summary.is_unfinished();
         let (end, progress, notes) = (Cell::new(start), Cell::new(None), RefCell::new(Some(notes)));
-        Ok((Self { id, path, lock, start, end, progress, notes }, earlier))
+        Ok((Self { id, path, lock, start, follows_unfinished, end, progress, notes }, earlier))
     }
 
     /// The run's name, which the disk's head carries while the run is unfinished.
@@ -255,9 +258,9 @@ impl Journal {
     /// This run changed nothing of the disk: only what an earlier one left stays.
     pub(crate) fn discard(self) {
         // What stays by a failure is cut off by the next run, and read as a run that changed nothing.
-        let _ = match self.start {
-            0 => chunks::remove(&chunks_beside(&self.path)).and_then(|()| self.lock.remove()),
-            start => self.lock.file().set_len(start).and_then(|()| self.lock.file().sync_all()),
+        let _ = match self.follows_unfinished {
+            false => chunks::remove(&chunks_beside(&self.path)).and_then(|()| self.lock.remove()),
+            true => self.lock.file().set_len(self.start).and_then(|()| self.lock.file().sync_all()),
         };
     }
 }

@@ -172,7 +172,9 @@ impl JournalSummary {
                 // The disk stays unfinished until a run ends well.
                 let unfinished = self.is_unfinished();
                 let runs = if unfinished { std::mem::take(&mut self.runs) } else { Vec::new() };
-                *self = Self { runs, invalidated: unfinished, ..Self::default() };
+                // A new file beside it stays until a run takes it up, or removes it.
+                let staged = self.staged.take().filter(|_| !self.finished);
+                *self = Self { runs, staged, invalidated: unfinished, ..Self::default() };
                 self.runs.push(begun);
             }
             Known::Staged(staged) => self.staged = Some(staged),
@@ -224,7 +226,7 @@ pub(crate) fn earlier_ptuuid(state_dir: &Path, journal: &str) -> Option<String> 
 /// What an earlier run left in a journal.
 pub(super) struct Left {
     pub(super) summary: JournalSummary,
-    /// How much of the file is to be kept because the disk is unfinished.
+    /// How much of the file is to be kept because the disk, or a new file beside it, is unfinished.
     pub(super) len: u64,
     /// Whether a record is not as it was written, although others follow.
     pub(super) is_damaged: bool,
@@ -236,7 +238,8 @@ pub(super) fn left(file: &File) -> io::Result<Left> {
     let (summary, len) = parse(&bytes);
     let rest = &bytes[usize::try_from(len).expect("it is in memory")..];
     let is_damaged = rest.split_inclusive(|byte| *byte == b'\n').any(|line| text_of(line).is_some());
-    let len = if summary.is_unfinished() { len } else { 0 };
+    let is_pending = summary.staged.is_some() && !summary.finished;
+    let len = if summary.is_unfinished() || is_pending { len } else { 0 };
     Ok(Left { summary, len, is_damaged })
 }
 

@@ -41,13 +41,11 @@ pub(crate) fn is_left(path: &Path, numbers: (u64, u64)) -> bool {
 
 fn is_as_made(stat: &rustix::fs::Stat, (device, inode): (u64, u64)) -> bool {
     let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    // Nobody else could open it since it was made.
-    let is_ours = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o7777 == 0o600;
-    is_regular && is_ours && (stat.st_dev, stat.st_ino) == (device, inode) && stat.st_nlink == 1
+    is_regular && (stat.st_dev, stat.st_ino) == (device, inode) && stat.st_nlink == 1
 }
 
-/// Opens and locks a file that `create` made in an earlier run, if it is the one of these numbers, nobody else could
-/// open it, and nobody has it open, by a loop device for example.
+/// Opens and locks a file that `create` made in an earlier run, if it is the one of these numbers and nobody has it
+/// open, as a loop device would; from then on nobody else can open it.
 ///
 /// A file that a living run holds is an error (`ResourceBusy`).
 pub(crate) fn reopen(
@@ -66,7 +64,12 @@ pub(crate) fn reopen(
     }
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
         .map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another run is writing it"))?;
-    Ok(locks::is_open_here_alone(file.as_fd()).then_some(file))
+    // A run that was about to put it into its place had given it the old file's owner and mode.
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let is_ours = rustix::fs::fchown(&file, Some(user), Some(group)).is_ok();
+    let is_closed = is_ours && rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR).is_ok();
+    // Who opened it before has it open still, or has left it; what is in it is compared.
+    Ok((is_closed && locks::is_open_here_alone(file.as_fd())).then_some(file))
 }
 
 /// The name under which the file lies that will take the place of `place`.
@@ -197,7 +200,9 @@ mod tests {
         assert!(reopen(&folder, place, numbers).unwrap().is_none(), "somebody else has a name for it");
         std::fs::remove_file(temporary.path().join("link")).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(reopen(&folder, place, numbers).unwrap().is_none(), "somebody else may have opened it");
+        let file = reopen(&folder, place, numbers).unwrap().expect("nobody has it open");
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        drop(file);
         create(&folder, OsStr::new("disk.raw")).expect("the lock went with the run");
     }
     #[test]

@@ -55,6 +55,8 @@ fn expected(known: &Known, log: &[SimOperation], fault: SimFault) -> Vec<Ending>
     use TargetState::{Invalidated, Partial, Untouched, Verified, Written};
     let (phase, action) = (phase(log, known.bench.finished.len()), log[log.len() - 1].action);
     match action {
+        // Of what somebody wrote before this run nothing can be written again.
+        SimAction::Sync if phase == Phase::Looking => return vec![Ending::Fails(Untouched)],
         // It is not believed: all before it is written again.
         SimAction::Sync => return vec![Ending::Done],
         // Where the disk seems to end too early, nothing lies that could be kept: in delta mode it is written.
