@@ -31,7 +31,7 @@ from host import MIB, tool
 KILLS = 30
 SEED = 6
 IMAGE = 192 * MIB
-LARGE_IMAGE = 384 * MIB
+LARGE_IMAGE = 192 * MIB
 BEHIND = 16 * MIB
 """The notes' file without any note, and with the shortest batch of notes: head, batch's head, one entry, checksum."""
 NO_NOTES = 80
