@@ -31,7 +31,6 @@ from host import MIB, tool
 KILLS = 30
 SEED = 6
 IMAGE = 192 * MIB
-LARGE_IMAGE = 192 * MIB
 BEHIND = 16 * MIB
 """The notes' file without any note, and with the shortest batch of notes: head, batch's head, one entry, checksum."""
 NO_NOTES = 80
@@ -414,7 +413,7 @@ class Campaign:
 
 def kills(program, scratch, tally, count=KILLS, seed=SEED):
     loops = len(tool("losetup", "--list", "--noheadings").splitlines())
-    campaign = Campaign(program, scratch, tally, (seed, IMAGE if count <= 100 else LARGE_IMAGE))
+    campaign = Campaign(program, scratch, tally, (seed, IMAGE))
 
     def lane(place):
         for number in range(PLACES.index(place.kind), count, len(PLACES)):
