@@ -18,7 +18,7 @@ import holders
 import host
 from check_faults import says_unfinished
 from check_refusals import spoil_compressed
-from cuts import OFTEN, SLOWLY, Frozen, Run, cut, journals
+from cuts import OFTEN, SLOWLY, Frozen, Run, cut, journals, noted
 from host import MIB, Broken, tool
 
 IMAGE = 48 * MIB + 1536
@@ -201,12 +201,13 @@ def device_image_changes(rig):
 
 
 def writes(device):
-    """How often and how much the kernel has written to a device or discarded there, and changes of a file's times."""
+    """How many sectors the kernel has written to a device and discarded there (a flush alone counts as a request, and has
+    none), and changes of a file's times."""
     if not device.startswith("/dev/"):
         return os.stat(device).st_mtime_ns
     with open(f"/sys/block/{os.path.basename(device)}/stat", encoding="ascii") as fields:
         found = fields.read().split()
-    return [int(found[number]) for number in (4, 6, 11, 13)]
+    return [int(found[number]) for number in (6, 13)]
 
 
 def delta(rig):
@@ -401,6 +402,7 @@ def cancelled(rig):
         flags = ("--in-place",) if placement == "in place" else ()
         run = Run(program, rig.image, target, *flags, *OFTEN, before=SLOWLY)
         run.until_copying()
+        holders.until(lambda: noted(program) or run.process.poll() is not None)
         began = time.monotonic()
         run.process.send_signal(signal.SIGTERM)
         outcome = run.end()
@@ -423,15 +425,15 @@ def cut_again(rig):
         flags = ("--in-place",) if placement == "in place" else ()
         cut(program, rig.image, disk, *flags)
         plan = ("plan", rig.image, disk, "--keep-image-credentials", *flags)
-        noted, lost = (program.run(*plan).doc or {})["unfinished"]["bytes_noted"], []
+        before, lost = (program.run(*plan).doc or {})["unfinished"]["bytes_noted"], []
         # All but the last ones of these syncs come before the copy.
         for nth in range(1, 10):
             program.killed_at("fsync,fdatasync", nth, rig.image, disk, "--threads", "1", *OFTEN, *flags)
             unfinished = (program.run(*plan).doc or {}).get("unfinished") or {}
-            if unfinished.get("bytes_noted", 0) < noted:
+            if unfinished.get("bytes_noted", 0) < before:
                 lost.append((nth, unfinished))
                 break
-        rig.expect(not lost, f"killed again at a sync, {placement}: {noted} bytes stay noted", lost)
+        rig.expect(not lost, f"killed again at a sync, {placement}: {before} bytes stay noted", lost)
         rig.right(f"killed again, {placement}", program.rebuild(rig.image, disk, *flags), disk, "resumed")
     # The new file has the old one's mode by then.
     program, disk = rig.alone("exchange"), rig.disk("exchange")

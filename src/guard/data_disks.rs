@@ -279,13 +279,22 @@ fn samples(size: u64) -> Vec<ByteRange> {
     spread.chain([last]).map(|at| ByteRange::new(at, SAMPLE_LEN)).collect()
 }
 
-/// How many writes to the block device of that number the kernel has counted; none where it does not count.
-pub(crate) fn writes_to(device: u64) -> Option<u64> {
-    writes(&Kernel::of_this_host(Vec::new()), super::device_identity(device))
+/// How many sectors of the block device of that number the kernel has counted as written or discarded; none where it
+/// does not count. A flush that finds nothing to write counts as a write, but has no sectors.
+pub(crate) fn sectors_written_to(device: u64) -> Option<u64> {
+    let numbers = counted(&Kernel::of_this_host(Vec::new()), super::device_identity(device))?;
+    // The 7th number is the sectors written, the 14th those discarded.
+    Some(numbers.get(6)? + numbers.get(13).copied().unwrap_or(0))
 }
 
 /// `Documentation/block/stat.rst`: writes completed is the 5th number, discards completed the 12th.
 fn writes(kernel: &Kernel, identity: StorageIdentity) -> Option<u64> {
+    let numbers = counted(kernel, identity)?;
+    Some(numbers.get(4)? + numbers.get(11).copied().unwrap_or(0))
+}
+
+/// What the kernel has counted of a device.
+fn counted(kernel: &Kernel, identity: StorageIdentity) -> Option<Vec<u64>> {
     let StorageIdentity::Device { major, minor } = identity else { return None };
     let folder = kernel.folder((major, minor))?;
     let kept = [folder.join("queue/iostats"), folder.parent()?.join("queue/iostats")];
@@ -293,8 +302,7 @@ fn writes(kernel: &Kernel, identity: StorageIdentity) -> Option<u64> {
         return None;
     }
     let text = line(&folder.join("stat"))?;
-    let numbers: Vec<u64> = text.split_whitespace().map_while(|number| number.parse().ok()).collect();
-    Some(numbers.get(4)? + numbers.get(11).copied().unwrap_or(0))
+    Some(text.split_whitespace().map_while(|number| number.parse().ok()).collect())
 }
 
 /// The times of every file that is all of the disk; those of a file of which it is a part say nothing.

@@ -27,7 +27,7 @@ mod topology;
 pub(crate) use aliases::{ImageFile, check_seed_path, check_written, image_files, image_writers, writers_at};
 pub(crate) use bytes::OpenBytes;
 pub(crate) use claim::{Access, Claim, Held, Subject, claim_host_disk};
-pub(crate) use data_disks::{DataDisk, SecondLook, writes_to};
+pub(crate) use data_disks::{DataDisk, SecondLook, sectors_written_to};
 pub use data_disks::{DataDiskEvidence, FileTimes};
 pub(crate) use hold::{Hold, lock_folder, lock_name_of};
 pub(crate) use identity::device_identity;

@@ -31,7 +31,7 @@ pub(crate) struct CheckedImage {
 /// What an image looked like when it was checked, by more than its files' times.
 pub(crate) struct SeenImage {
     root: Option<Digest>,
-    /// The writes that the kernel had counted to each block device among its files.
+    /// The sectors that the kernel had counted as written to each block device among its files.
     writes: Vec<(u64, Option<u64>)>,
 }
 
@@ -48,7 +48,7 @@ impl SeenImage {
     pub(super) fn of(image: &dyn Image, root: Option<Digest>) -> Self {
         let files = image.identities();
         let devices = files.iter().filter_map(|file| file.block_device);
-        Self { root, writes: devices.map(|device| (device, guard::writes_to(device))).collect() }
+        Self { root, writes: devices.map(|device| (device, guard::sectors_written_to(device))).collect() }
     }
 
     /// Fails if the image, which has been copied, was another by then than the one that was checked.
@@ -56,7 +56,11 @@ impl SeenImage {
         image.check_unchanged().map_err(|fault| image_error(ErrorKind::ImageFault, fault))?;
         let fault = match () {
             () if self.root.is_some_and(|root| root != copied) => Changed::Content,
-            () if self.writes.iter().any(|(device, writes)| guard::writes_to(*device) != *writes) => {
+            () if self
+                .writes
+                .iter()
+                .any(|(device, writes)| guard::sectors_written_to(*device) != *writes) =>
+            {
                 Changed::Written
             }
             () => return Ok(()),
