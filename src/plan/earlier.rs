@@ -39,9 +39,9 @@ pub enum RunMode {
 /// # fn main() -> Result<(), reimage::Error> {
 /// # let request = reimage::Request::new("debian-13.qcow2", "/dev/vg0/i-0a1b");
 /// let plan = reimage::preview(&request, &reimage::Credential::keep_image(), &())?;
-/// if let Some(run) = plan.unfinished.filter(|run| run.goes_on) {
-///     println!("{} bytes need not be written again", run.bytes_noted);
-/// }
+/// let goes_on = plan.unfinished.filter(|run| run.goes_on);
+/// let need_not_be_written_again = goes_on.map_or(0, |run| run.bytes_noted);
+/// # let _ = need_not_be_written_again;
 /// # Ok(())
 /// # }
 /// ```
