@@ -1,5 +1,6 @@
 """Partition tables move whole, and a disk whose rebuild was interrupted shows nothing to anybody."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -195,7 +196,9 @@ class Interrupted:
             late = time.monotonic() + 60
             while process.poll() is None and self.state() != "finishing" and time.monotonic() < late:
                 time.sleep(0.01)
-            os.killpg(process.pid, signal.SIGKILL)
+            # It may have come to its end meanwhile.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if self.examine("the end") == "finishing":
                 self.again("the end")
