@@ -44,7 +44,7 @@ pub(crate) struct Onto<'a> {
 pub(crate) enum Compare<'a> {
     /// Nothing.
     Nothing,
-    /// The chunks of this table, which an earlier run wrote, and zeroes; other chunks are written.
+    /// The chunks of this table, which an earlier run wrote; all others are written, and holes stay.
     Noted(&'a DigestTable),
     /// Every byte.
     Everything,

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::chunks::{self, ChunkNotes, Found};
 use super::read::{self, Left, Staged};
-use super::{chunks_beside, folder, list, name_of};
+use super::{SUFFIX, chunks_beside, folder, list, name_of};
 use crate::verify::Digest;
 
 /// What a run is bound to: the notes of one serve another only where this is the same.
@@ -104,7 +104,7 @@ pub(crate) fn look(
     key: &serde_json::Value,
     (bound, go_on): (Bound, GoOn),
 ) -> io::Result<Earlier> {
-    let path = folder(state_dir).join(format!("{}.journal", name_of(key)));
+    let path = folder(state_dir).join(format!("{}{SUFFIX}", name_of(key)));
     let Some(left) = read::left_at(&path)? else { return Ok(Earlier::Nothing) };
     let Some(name) = unfinished(&left) else { return Ok(Earlier::Nothing) };
     if let Some(reason) = hindrance(&left, go_on) {

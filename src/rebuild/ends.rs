@@ -1,4 +1,4 @@
-//! The two ends of the disk: poisoned first, written last, the first 4 KiB in one write at the very end.
+//! The two ends of the disk: poisoned first, written last; the first sector is the first to go and the last to come.
 
 use super::labels;
 use crate::copy::CopyError;

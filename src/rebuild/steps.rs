@@ -217,9 +217,13 @@ impl Run<'_> {
             TargetKind::CallersOwn => self.target.identity().is_some() && !self.target.is_new(),
             TargetKind::ReplacedFile | TargetKind::NewFile => false,
         };
-        let remember =
-            || journal::remember(&self.options.state_dir, &self.known.key, self.known.bound.binding);
-        if let Err(error) = if is_kept { remember() } else { Ok(()) } {
+        let (state_dir, known) = (&self.options.state_dir, &self.known);
+        let noted = match is_kept {
+            true => journal::remember(state_dir, &known.key, known.bound.binding),
+            // The file that had that key is gone.
+            false => journal::forget(state_dir, &known.key),
+        };
+        if let Err(error) = noted {
             let message = format!("what this disk holds could not be noted: {error}");
             self.observer.event(&Event::Warning { code: "journal", message });
         }
