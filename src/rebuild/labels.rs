@@ -33,6 +33,15 @@ impl ReadBytes for Unlabelled {
 }
 
 impl Unlabelled {
+    /// Takes away the sector that holds `offset`, if it lies in an end and behind the first block; says which it was,
+    /// unless it is one of those that were `found` before.
+    fn take(&mut self, offset: u64, sector: u64, found: &[ByteRange]) -> Option<ByteRange> {
+        let start = offset / sector * sector;
+        let range = ByteRange::between(start, (start + sector).min(self.size.max(start)));
+        let is_new = start >= first_block(self.ends).end() && !range.is_empty() && !found.contains(&range);
+        (is_new && self.clear(range)).then_some(range)
+    }
+
     /// Takes one sector away, if it lies in an end.
     fn clear(&mut self, sector: ByteRange) -> bool {
         for (end, bytes) in [(self.ends.head, &mut self.head), (self.ends.tail, &mut self.tail)] {
@@ -57,11 +66,8 @@ pub(super) fn sectors(ends: Ends, (head, tail): (&[u8], &[u8]), sector: u64) -> 
         let mut magic = [0; 8];
         let range = ByteRange::new(place, 8);
         if disk.read_at(range, &mut magic).is_ok() && magic == *b"EFI PART" {
-            let start = place / sector * sector;
-            let range = ByteRange::between(start, (start + sector).min(disk.size));
-            if start >= first_block(ends).end() && !found.contains(&range) && disk.clear(range) {
-                found.push(range);
-            }
+            let taken = disk.take(place, sector, &found);
+            found.extend(taken);
         }
     }
     while found.len() < MOST {
@@ -69,12 +75,8 @@ pub(super) fn sectors(ends: Ends, (head, tail): (&[u8], &[u8]), sector: u64) -> 
         let seen = layout::probe(&disk).unwrap_or_default();
         let before = found.len();
         for signature in seen {
-            let start = signature.offset / sector * sector;
-            let range = ByteRange::between(start, (start + sector).min(disk.size.max(start)));
-            let is_new = !range.is_empty() && !found.contains(&range);
-            if is_new && start >= first_block(ends).end() && disk.clear(range) {
-                found.push(range);
-            }
+            let taken = disk.take(signature.offset, sector, &found);
+            found.extend(taken);
         }
         if found.len() == before {
             break;
