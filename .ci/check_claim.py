@@ -296,7 +296,8 @@ class Arena:
     def checked_by_now(self):
         """Whether the run has verified its copy, after which it looks for new holders once more."""
         with contextlib.suppress(OSError):
-            for name in os.listdir(self.journals):
+            # Beside a journal lie the notes of its chunks.
+            for name in (name for name in os.listdir(self.journals) if name.endswith(".journal")):
                 with open(os.path.join(self.journals, name), "rb") as journal:
                     return b'"record":"verified"' in journal.read()
         return None

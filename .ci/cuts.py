@@ -14,7 +14,7 @@ from host import MIB, Broken, tool
 """Notes what is durable so often that a run that is cut off soon has some."""
 OFTEN = ("--checkpoint", "0.05")
 """Each write takes a while; with -D the program is the process that is started here."""
-SLOWLY = ("strace", "-D", *inject("pwrite64,pwritev2", "delay_enter=10000")[1:])
+SLOWLY = ("strace", "-D", *inject("pwrite64,pwritev2", "delay_enter=30000")[1:])
 """Bytes before the first note of a chunk."""
 NOTES_HEAD = 80
 

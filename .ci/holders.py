@@ -306,8 +306,8 @@ class Paused:
     def __init__(self, program, image, target, *flags):
         self.words = [program.binary, "rebuild", image, target, "--keep-image-credentials", "--yes", "--mode", "full",
                       "--restart", *flags, "--json", "--progress", "json", "--state-dir", program.state, "--threads", "1"]
-        # On a busy host it may be over before it is stopped.
-        for _ in range(5):
+        # A fast host is through with its copy before the signal comes, now and then several times in a row.
+        for _ in range(50):
             said = self.start()
             if said is None:
                 return
