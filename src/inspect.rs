@@ -9,7 +9,10 @@ use crate::error::{Error, ErrorKind, TargetState};
 use crate::image::{ExtentKind, Image, ImageInfo, TableReport};
 use crate::layout::{self, DiskLayout, ReadBytes, marker};
 use crate::observe::{CancelToken, Observer, Phase};
-use crate::plan::{self, CheckedImage, DiskBytes, Ends, GptPlan, ImageBytes, image_error};
+use crate::plan::{
+    self, Check, CheckedImage, DiskBytes, Ends, GptPlan, ImageBytes, KnownManifest, Later, ManifestUse,
+    image_error, other_than_manifest,
+};
 use crate::range::{ByteRange, RangeSet};
 use crate::rebuild::copy_error;
 use crate::request::{GptPolicy, ImageOptions, Preflight, Request};
@@ -27,6 +30,8 @@ pub struct Inspection {
     pub image: ImageInfo,
     /// What its disk consists of.
     pub content: TableReport,
+    /// Its manifest, where one is known.
+    pub manifest: Option<ManifestUse>,
     /// The partitions and file systems on it.
     pub layout: DiskLayout,
     /// The disk in 64 parts of equal length, in order (fewer for a disk of fewer bytes).
@@ -56,14 +61,16 @@ pub fn inspect(
     preflight: Preflight,
     observer: &dyn Observer,
 ) -> Result<Inspection, Error> {
-    let CheckedImage { image, tables: content, .. } =
-        plan::open_checked(path, options, (preflight, None), observer)?;
+    let check = Check { preflight, threads: None, later: Later::LosesNothing };
+    let CheckedImage { image, tables: content, manifest, .. } =
+        plan::open_checked(path, options, check, observer)?;
     let refused = |fault| image_error(ErrorKind::Image, fault);
     let bytes = ImageBytes(image.as_ref());
     let unreadable = |error| Error::new(ErrorKind::Image, error).at_path(path);
     let layout = layout::describe(&bytes).map_err(unreadable)?;
     let picture = picture(image.as_ref()).map_err(refused)?;
-    Ok(Inspection { image: image.info(), content, layout, picture })
+    let manifest = manifest.map(|manifest| manifest.used);
+    Ok(Inspection { image: image.info(), content, manifest, layout, picture })
 }
 
 fn picture(image: &dyn Image) -> Result<Vec<Cell>, crate::image::ImageError> {
@@ -96,6 +103,8 @@ fn picture(image: &dyn Image) -> Result<Vec<Cell>, crate::image::ImageError> {
 pub struct VerifyReport {
     /// The root of the image's chunk digests.
     pub root: Digest,
+    /// The manifest with which the image was compared, where one is known.
+    pub manifest: Option<ManifestUse>,
     /// The disk's size.
     pub target_bytes: u64,
     /// Bytes that were read and compared.
@@ -129,7 +138,8 @@ pub fn verify(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<VerifyReport, Error> {
-    let image = plan::open_image(request, observer)?.image;
+    let opened = plan::open_image(request, Later::LosesNothing, observer)?;
+    let CheckedImage { image, manifest, .. } = opened;
     let path = &request.instance.system_disk.path;
     let disk = open_disk(path)?;
     let differs = |fault| Error::new(ErrorKind::Mismatch, fault).at_path(path);
@@ -152,11 +162,17 @@ pub fn verify(
         }
     };
     let patches = relocation.as_ref().map_or(&[][..], |relocation| &relocation.patches);
-    let failed = |fault: CopyError| copy_error(fault, path);
+    let image_path = request.instance.image.as_deref().unwrap_or(Path::new(""));
+    let failed = |fault: CopyError| match fault {
+        CopyError::OtherThanManifest { .. } => other_than_manifest(fault, image_path),
+        fault => copy_error(fault, path),
+    };
+    let used = manifest.as_ref().map(|manifest| manifest.used.clone());
+    let manifest = manifest.as_ref().map(KnownManifest::chunks);
     let pool = Pool::start(request.options.threads).map_err(|error| failed(CopyError::Memory(error)))?;
     let stall_timeout = request.options.stall_timeout;
     let watch = Watch { observer, cancel, phase: Phase::Preflight, bytes_total: virtual_size, stall_timeout };
-    let whole = Transfer { image: image.as_ref(), sink: Sink::Digests, whole: None };
+    let whole = Transfer { image: image.as_ref(), sink: Sink::Digests, manifest, whole: None };
     let digests = copy::transfer(&pool, whole, (&watch, &mut ())).map_err(failed)?.digests;
     let ends = Ends::of(size);
     let watch = Watch { observer, cancel, phase: Phase::ReadBack, bytes_total: size, stall_timeout };
@@ -175,6 +191,7 @@ pub fn verify(
     }
     Ok(VerifyReport {
         root: digests.root(),
+        manifest: used,
         target_bytes: size,
         bytes_read: read.bytes_read + ends.head.len() + ends.tail.len(),
         bytes_proved_holes: read.bytes_proved,

@@ -37,6 +37,7 @@ mod image;
 mod inspect;
 mod journal;
 mod layout;
+mod manifest;
 mod observe;
 mod plan;
 mod prune;
@@ -62,19 +63,20 @@ pub use image::{
 };
 pub use inspect::{Cell, Inspection, VerifyReport, inspect, verify};
 pub use layout::{DiskLayout, Partition, SeedLabel, SharedId, SharedKind, Signature, TableKind, Usage};
+pub use manifest::{manifest, write_manifest};
 pub use observe::{CancelToken, Event, Observer, Phase};
 pub use plan::{
-    Duplicate, GptPlan, OtherSeed, Plan, PlanSummary, RunMode, TargetKind, UnfinishedRun, plan, plan_onto,
-    preview,
+    Duplicate, GptPlan, ManifestUse, OtherSeed, Plan, PlanSummary, RunMode, TargetKind, UnfinishedRun, plan,
+    plan_onto, preview,
 };
 pub use prune::{PruneEntry, PruneReport, prune};
 pub use range::ByteRange;
 pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, Verdict, rebuild};
 pub use request::{
     BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, EarlierRun, Expect, ExpectedDigest, GptPolicy,
-    ImageFormat, ImageOptions, InstanceSpec, Mode, NestedFormat, NetworkPolicy, OldCredentials, OnError,
-    Options, Os, Placement, PowerState, Preflight, Request, SeedFormat, SeedSpec, SightPolicy, SystemDisk,
-    TargetFormat, UserDataDisks, VerifyPolicy, WholeDigest,
+    ImageFormat, ImageOptions, InstanceSpec, ManifestSource, Mode, NestedFormat, NetworkPolicy,
+    OldCredentials, OnError, Options, Os, Placement, PowerState, Preflight, Request, SeedFormat, SeedSpec,
+    SightPolicy, SystemDisk, TargetFormat, UserDataDisks, VerifyPolicy, WholeDigest,
 };
 pub use reseed::{scrub_seed, write_seed};
 pub use seed::{Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey};
@@ -82,4 +84,6 @@ pub use status::{DiskContent, FailureStatus, InstanceState, InstanceStatus, RunS
 pub use target::{Disk, Exchange, Target, TargetError};
 #[cfg(feature = "sim")]
 pub use target::{SimAction, SimDisk, SimFault, SimHistory, SimLie, SimMoment, SimOperation, SimWhen};
-pub use verify::{Digest, Pattern, VerifiedChunk};
+pub use verify::{
+    Digest, ImageFileDigests, Made, Manifest, ManifestError, Pattern, SourceKind, VerifiedChunk,
+};

@@ -33,14 +33,15 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("plan", policy),
         ("rebuild", policy),
         ("inspect", policy),
+        ("manifest", policy),
         ("reseed", &["guard", "request", "seed"]),
         ("status", status),
         ("prune", prune),
         (
             "lib",
             &[
-                "inspect", "copy", "guard", "image", "journal", "layout", "observe", "plan", "prune",
-                "rebuild", "request", "reseed", "seed", "status", "sys", "target", "verify",
+                "inspect", "copy", "guard", "image", "journal", "layout", "manifest", "observe", "plan",
+                "prune", "rebuild", "request", "reseed", "seed", "status", "sys", "target", "verify",
             ],
         ),
     ])

@@ -21,6 +21,18 @@ pub(crate) enum CopyError {
         /// Which bytes of the disk.
         range: crate::range::ByteRange,
     },
+    /// The image gives other bytes than its manifest says.
+    #[error(
+        "its bytes are not what its manifest says: {} instead of {}", in_words(found.as_ref()), in_words(said.as_ref())
+    )]
+    OtherThanManifest {
+        /// Which bytes of the disk.
+        range: crate::range::ByteRange,
+        /// The digest in the manifest; `None` for zeroes.
+        said: Option<crate::verify::Digest>,
+        /// That of the image's bytes.
+        found: Option<crate::verify::Digest>,
+    },
     /// Whoever keeps the books of the run could not go on.
     #[error(transparent)]
     Books(Box<crate::error::Error>),
@@ -33,4 +45,8 @@ pub(crate) enum CopyError {
     /// The caller asked for it.
     #[error("the run was cancelled")]
     Cancelled,
+}
+
+fn in_words(digest: Option<&crate::verify::Digest>) -> String {
+    digest.map_or_else(|| "zeroes".to_owned(), |digest| format!("BLAKE3 {digest}"))
 }

@@ -6,6 +6,7 @@
 mod check;
 mod error;
 mod farm;
+mod manifest;
 mod patience;
 mod pieces;
 mod transfer;
@@ -15,6 +16,7 @@ pub use crate::sys::landlock::Sandbox;
 pub(crate) use check::{Exceptions, Piece, ReadBack, Scope, check, repair};
 pub(crate) use error::CopyError;
 pub(crate) use farm::Pool;
+pub(crate) use manifest::{ByManifest, Standing, digest_file};
 pub(crate) use patience::{MayOpen, patiently};
 pub(crate) use transfer::{Compare, Ledger, Onto, Sink, Transfer, Transferred, transfer};
 
@@ -33,11 +35,11 @@ pub(crate) struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    fn started(&self) {
+    pub(crate) fn started(&self) {
         self.observer.event(&Event::Started { phase: self.phase, bytes_total: self.bytes_total });
     }
 
-    fn progress(&self, bytes_done: u64) {
+    pub(crate) fn progress(&self, bytes_done: u64) {
         let (phase, bytes_total) = (self.phase, self.bytes_total);
         self.observer.event(&Event::Progress { phase, bytes_done, bytes_total });
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::check::read_chunk;
 use super::farm::Worker;
+use super::manifest::{ByManifest, Standing};
 use super::transfer::{Compare, Onto, Sink};
 use super::{CopyError, Piece};
 use crate::image::{Extent, Image};
@@ -53,6 +54,8 @@ pub(super) enum Fate {
     Digested,
     /// It was read and found right.
     Kept,
+    /// The same, and the image was not asked: its manifest says what is right.
+    KeptByManifest,
     /// The file system proves that it is a hole.
     Proved,
     Written {
@@ -70,10 +73,20 @@ enum InPlace {
     Other(Option<Digest>),
 }
 
+/// What is known of a chunk before the image is asked.
+enum Known {
+    Nothing,
+    /// The disk holds it.
+    Right(Outcome),
+    /// The disk holds something else: its digest, or nothing at all.
+    Other(Option<Digest>),
+}
+
 /// What the threads share.
 pub(super) struct Shared<'a> {
     pub(super) image: &'a dyn Image,
     pub(super) sink: &'a Sink<'a>,
+    pub(super) manifest: Option<ByManifest<'a>>,
     pub(super) hashes_all: bool,
     /// Whether the disk says that it is unfinished, so that it may be written.
     pub(super) may_write: AtomicBool,
@@ -107,10 +120,16 @@ impl Shared<'_> {
         if let Some(kept) = self.noted(worker, range)? {
             return Ok(kept);
         }
+        let known = match self.by_manifest(worker, range)? {
+            Known::Right(kept) => return Ok(kept),
+            Known::Other(old) => Some(InPlace::Other(old)),
+            Known::Nothing => None,
+        };
         let mut buffer = worker.take_buffer()?;
         self.image.read(&extents, &mut buffer[..to_index(range.len())], &mut worker.decoder)?;
         let chunk = VerifiedChunk::digest(range, buffer);
         let (digest, whole) = (chunk.chunk_digest(), self.whole(range, chunk.bytes()));
+        self.manifest.map_or(Ok(()), |manifest| manifest.check(range, digest))?;
         let fate = match self.sink {
             Sink::Digests => Fate::Digested,
             Sink::Target(onto) if onto.middle.intersection(range) != Some(range) => {
@@ -119,7 +138,7 @@ impl Shared<'_> {
             }
             Sink::Target(onto) => {
                 let old = match onto.compare {
-                    Compare::Everything => match self.found(worker, onto, &chunk)? {
+                    Compare::Everything => match self.found(worker, onto, (&chunk, known))? {
                         InPlace::Right => {
                             worker.give_back(chunk.into_buffer());
                             return Ok(Outcome::Chunk { range, digest, whole, fate: Fate::Kept });
@@ -146,7 +165,11 @@ impl Shared<'_> {
             return Ok(None);
         };
         let is_between = middle.intersection(range) == Some(range);
-        let Some(digest) = noted.get(range.start()).filter(|_| is_between) else { return Ok(None) };
+        let is_so = |digest: &Digest| {
+            self.manifest.is_none_or(|manifest| manifest.digests.get(range.start()) == Some(*digest))
+        };
+        let noted = noted.get(range.start()).filter(|digest| is_between && is_so(digest));
+        let Some(digest) = noted else { return Ok(None) };
         let mut buffer = worker.take_buffer()?;
         let padded = padded(*target, range);
         target.read(padded, &mut buffer)?;
@@ -158,13 +181,48 @@ impl Shared<'_> {
         Ok(right.then_some(kept))
     }
 
-    /// What the disk holds in the chunk's place.
+    /// Whether the disk holds what a manifest says of a chunk, where that is as good as what the image would give.
+    fn by_manifest(&self, worker: &mut Worker, range: ByteRange) -> Result<Known, CopyError> {
+        let Sink::Target(Onto { target, middle, compare: Compare::Everything, .. }) = self.sink else {
+            return Ok(Known::Nothing);
+        };
+        let is_between = middle.intersection(range) == Some(range);
+        let Some(manifest) =
+            self.manifest.filter(|manifest| is_between && manifest.standing == Standing::Proved)
+        else {
+            return Ok(Known::Nothing);
+        };
+        let digest = manifest.digests.get(range.start());
+        let mut buffer = worker.take_buffer()?;
+        let padded = padded(*target, range);
+        let known = match target.read(padded, &mut buffer) {
+            Ok(()) => {
+                let (bytes, padding) = buffer[..to_index(padded.len())].split_at(to_index(range.len()));
+                let found = if is_zero(bytes) { None } else { Some(Digest::of(bytes)) };
+                if found == digest && is_zero(padding) {
+                    let (whole, fate) = (self.whole(range, bytes), Fate::KeptByManifest);
+                    Known::Right(Outcome::Chunk { range, digest, whole, fate })
+                } else {
+                    Known::Other(Some(found.unwrap_or_else(|| Digest::of(bytes))))
+                }
+            }
+            Err(fault) if fault.is_behind_the_end() => Known::Other(None),
+            Err(fault) => return Err(fault.into()),
+        };
+        worker.give_back(buffer);
+        Ok(known)
+    }
+
+    /// What the disk holds in the chunk's place, if it is not known from before.
     fn found(
         &self,
         worker: &mut Worker,
         onto: &Onto<'_>,
-        chunk: &VerifiedChunk,
+        (chunk, known): (&VerifiedChunk, Option<InPlace>),
     ) -> Result<InPlace, CopyError> {
+        if let Some(known) = known {
+            return Ok(known);
+        }
         let mut found = worker.take_second()?;
         let padded = padded(onto.target, chunk.range());
         let in_place = match onto.target.read(padded, &mut found) {

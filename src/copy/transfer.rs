@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::farm::Pool;
+use super::manifest::ByManifest;
 use super::pieces::{Fate, Job, Outcome, Shared};
 use super::units::{Unit, Units};
 use super::{CopyError, Piece, Watch};
@@ -76,6 +77,8 @@ impl Ledger for () {
 pub(crate) struct Transfer<'a> {
     pub(crate) image: &'a dyn Image,
     pub(crate) sink: Sink<'a>,
+    /// What the chunks should be, where that is known.
+    pub(crate) manifest: Option<ByManifest<'a>>,
     /// Present when the digest of the whole disk is wanted too.
     pub(crate) whole: Option<WholeDigester>,
 }
@@ -92,6 +95,8 @@ pub(crate) struct Transferred {
     /// What was read from the disk and found right, so that it needs no reading back.
     pub(crate) kept: RangeSet,
     pub(crate) bytes_kept: u64,
+    /// Of these, the bytes that the image was not asked for: the manifest says what they are.
+    pub(crate) bytes_by_manifest: u64,
     /// What chunks held that were found to differ, by their index.
     old: Vec<(u64, Digest)>,
     /// What was written again after a failed sync: it is read back whatever else is.
@@ -114,10 +119,11 @@ pub(crate) fn transfer(
     transfer: Transfer<'_>,
     (watch, ledger): (&Watch<'_>, &mut dyn Ledger),
 ) -> Result<Transferred, CopyError> {
-    let Transfer { image, sink, whole } = transfer;
+    let Transfer { image, sink, manifest, whole } = transfer;
     let pieces = Shared {
         image,
         sink: &sink,
+        manifest,
         hashes_all: whole.is_some(),
         may_write: AtomicBool::new(matches!(&sink, Sink::Target(onto) if onto.may_write)),
         cancel: watch.cancel,
@@ -180,6 +186,7 @@ impl<'a> Pass<'a> {
             bytes_zeroed: 0,
             kept: RangeSet::default(),
             bytes_kept: 0,
+            bytes_by_manifest: 0,
             old: Vec::new(),
             doubtful: Vec::new(),
             whole: None,
@@ -224,6 +231,7 @@ impl<'a> Pass<'a> {
             match self.units.next()? {
                 Some(Unit::Chunks(chunks)) => return Ok(Some(Job::Copy(chunks))),
                 Some(Unit::Zeroes(range)) => {
+                    self.pieces.manifest.map_or(Ok(()), |manifest| manifest.check_zeroes(range))?;
                     self.pending.extend(self.zero_jobs(range));
                     if self.pieces.hashes_all {
                         self.pending.extend(range.cut(CHUNK).map(Job::HashZeroes));
@@ -322,7 +330,7 @@ impl<'a> Pass<'a> {
             }
             Outcome::Zeroes { range, fate } => {
                 match fate {
-                    Fate::Kept => self.keep(range),
+                    Fate::Kept | Fate::KeptByManifest => self.keep(range),
                     Fate::Written { .. } => {
                         self.result.bytes_zeroed += range.len();
                         self.written.push(Piece { range, expected: Expected::Zeroes });
@@ -356,6 +364,10 @@ impl<'a> Pass<'a> {
         }
         match fate {
             Fate::Kept => self.keep(range),
+            Fate::KeptByManifest => {
+                self.keep(range);
+                self.result.bytes_by_manifest += range.len();
+            }
             Fate::Written { old } => {
                 self.result.old.extend(old.map(|old| (range.start() / CHUNK, old)));
                 match digest {

@@ -140,6 +140,10 @@ mod tests {
             Vec::new()
         }
 
+        fn read_file(&self, _: u64, _: &mut [u8]) -> Result<(), ImageError> {
+            unreachable!("only the map is asked")
+        }
+
         fn file_digest(&self, _: DigestAlgorithm) -> Result<[u8; 32], ImageError> {
             unreachable!("only the map is asked")
         }

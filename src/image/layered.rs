@@ -191,6 +191,10 @@ impl Image for LayeredImage {
         self.layers.iter().try_for_each(|layer| layer.file.check_unchanged())
     }
 
+    fn read_file(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ImageError> {
+        self.top().file.read_exact_at(buffer, offset)
+    }
+
     fn file_digest(&self, algorithm: DigestAlgorithm) -> Result<[u8; 32], ImageError> {
         match algorithm {
             DigestAlgorithm::Sha256 => {

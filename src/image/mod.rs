@@ -175,6 +175,13 @@ pub trait Image: Send + Sync {
     /// Which files are open, the image's own first: none of them may be the target.
     fn identities(&self) -> Vec<FileIdentity>;
 
+    /// Fills `buffer` with bytes of the image's own file as it lies; `info` has its size.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be read.
+    fn read_file(&self, offset: u64, buffer: &mut [u8]) -> Result<(), ImageError>;
+
     /// The digest of the image's own file as it lies, backing files not included.
     ///
     /// # Errors

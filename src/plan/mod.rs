@@ -8,6 +8,7 @@ mod duplicates;
 mod earlier;
 mod fit;
 mod guest;
+mod manifest;
 mod open;
 mod summary;
 mod survey;
@@ -20,7 +21,7 @@ use crate::guard::{self, Access, Claim, DataDisk, Held, Promise, Refusal, Subjec
 use crate::image::Image;
 use crate::journal;
 use crate::observe::{Event, Observer};
-use crate::request::{DuplicatePolicy, PowerState, Request};
+use crate::request::{DuplicatePolicy, Placement, PowerState, Request};
 use crate::seed::{self, Asked, ComposedSeed, Credential};
 use crate::target::Target;
 
@@ -28,7 +29,11 @@ pub use duplicates::{Duplicate, OtherSeed};
 pub(crate) use earlier::{Known, go_on};
 pub use earlier::{RunMode, UnfinishedRun};
 pub(crate) use fit::{Ends, Fit, relocation};
-pub(crate) use open::{CheckedImage, SeenImage, image_error, open_checked};
+pub use manifest::ManifestUse;
+pub(crate) use manifest::{FETCH_BOTH, KnownManifest};
+pub(crate) use open::{
+    Check, CheckedImage, Later, SeenImage, image_error, open_checked, other_than_manifest,
+};
 pub use summary::{GptPlan, PlanSummary, TargetKind};
 use survey::Seen;
 pub(crate) use view::{DiskBytes, ImageBytes};
@@ -47,6 +52,7 @@ pub struct Plan {
     pub(crate) request: Request,
     pub(crate) image: Box<dyn Image>,
     pub(crate) seen_image: SeenImage,
+    pub(crate) manifest: Option<KnownManifest>,
     pub(crate) claim: Claim,
     /// A caller's own target, behind a promised claim.
     pub(crate) brought: Option<Box<dyn Target>>,
@@ -106,6 +112,21 @@ enum Storage {
     Brought(Box<dyn Target>, Promise),
 }
 
+impl Storage {
+    /// A file that is replaced whole keeps its bytes until the new one is right; all others are overwritten.
+    fn later(&self, request: &Request) -> Later {
+        let is_replaced = match self {
+            Self::Host(_) => {
+                let there = std::fs::metadata(&request.instance.system_disk.path);
+                let is_device = there.is_ok_and(|there| there.file_type().is_block_device());
+                !is_device && request.options.placement == Placement::Replace
+            }
+            Self::Brought(target, _) => target.is_new(),
+        };
+        if is_replaced { Later::LosesNothing } else { Later::Overwrites }
+    }
+}
+
 fn examine(
     request: &Request,
     credential: &Credential,
@@ -123,12 +144,13 @@ fn examine(
     if runs && request.instance.image.as_ref().is_some_and(is_device) {
         return Err(Error::first_of(refusals));
     }
-    let opened = open_image(request, observer);
+    let opened = open_image(request, storage.later(request), observer);
     // Before the fault itself: of several, the one with a process is the one to tell.
     refusals.extend(opened.as_ref().err().map(survey::who_writes).unwrap_or_default());
     let opened = noted(opened, &mut refusals);
     let root = opened.as_ref().and_then(|opened| opened.root);
-    let image = opened.map(|opened| (opened.image, opened.tables));
+    let (image, manifest) = opened.map(|opened| ((opened.image, opened.tables), opened.manifest)).unzip();
+    let manifest = manifest.flatten();
     if runs {
         // A machine that runs has its disks: no device is opened.
         return Err(Error::first_of(refusals));
@@ -149,7 +171,8 @@ fn examine(
     let known = Known::find(&request.options, (image.as_ref(), tables), (&claim, brought.as_deref()), &fit)?;
     checked(&claim, seen.data_disks.len(), observer);
     let found = (&claim, &fit, (&seen, &known));
-    let summary = summary::summarise(request, (image.as_ref(), tables), found, seed.as_ref())?;
+    let used = manifest.as_ref().map(|manifest| manifest.used.clone());
+    let summary = summary::summarise(request, (image.as_ref(), tables, used), found, seed.as_ref())?;
     if let Some(bound) = &request.options.plan {
         refusals.extend(bound.differences(&summary));
     }
@@ -165,7 +188,7 @@ fn examine(
     }
     let (request, data_disks) = (request.clone(), seen.data_disks);
     let seen_image = SeenImage::of(image.as_ref(), root);
-    Ok(Plan { request, image, seen_image, claim, brought, fit, seed, data_disks, known, summary })
+    Ok(Plan { request, image, seen_image, manifest, claim, brought, fit, seed, data_disks, known, summary })
 }
 
 /// Tells what the guard found, now that it has found nothing against it.
@@ -261,18 +284,21 @@ fn compose_seed(request: &Request, credential: &Credential) -> Result<Option<Com
 }
 
 /// The image of a request, opened and checked as the request says.
-pub(crate) fn open_image(request: &Request, observer: &dyn Observer) -> Result<CheckedImage, Error> {
+pub(crate) fn open_image(
+    request: &Request,
+    later: Later,
+    observer: &dyn Observer,
+) -> Result<CheckedImage, Error> {
     let Some(path) = &request.instance.image else {
         return Err(Error::new(ErrorKind::Usage, RequestFault::NoImage));
     };
     let options = &request.options;
-    open_checked(path, &options.image, (options.preflight, options.threads), observer).map_err(|error| {
-        match &request.instance.id {
-            Some(id) if error.path() == Some(path) && !path.exists() => error.hint_that(format!(
-                "the image that {id} was created from is gone: name another with --image FILE or as IMAGE"
-            )),
-            _ => error,
-        }
+    let check = Check { preflight: options.preflight, threads: options.threads, later };
+    open_checked(path, &options.image, check, observer).map_err(|error| match &request.instance.id {
+        Some(id) if error.path() == Some(path) && !path.exists() => error.hint_that(format!(
+            "the image that {id} was created from is gone: name another with --image FILE or as IMAGE"
+        )),
+        _ => error,
     })
 }
 

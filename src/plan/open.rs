@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use super::manifest::{CheckFault, FETCH_BOTH, KnownManifest};
 use crate::copy::{self, CopyError, Pool, Sink, Transfer, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::guard;
@@ -26,6 +27,24 @@ pub(crate) struct CheckedImage {
     pub(crate) tables: TableReport,
     /// The root of its chunk digests, where every cluster was decoded.
     pub(crate) root: Option<Digest>,
+    pub(crate) manifest: Option<KnownManifest>,
+}
+
+/// What is checked of an image when it is opened.
+#[derive(Clone, Copy)]
+pub(crate) struct Check {
+    pub(crate) preflight: Preflight,
+    pub(crate) threads: Option<NonZeroUsize>,
+    pub(crate) later: Later,
+}
+
+/// What comes after the checks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Later {
+    /// A disk is overwritten: whatever is wrong with the image must be found before.
+    Overwrites,
+    /// Nothing is lost where a chunk turns out to be another than it should be.
+    LosesNothing,
 }
 
 /// What an image looked like when it was checked, by more than its files' times.
@@ -76,29 +95,43 @@ impl SeenImage {
 pub(crate) fn open_checked(
     path: &Path,
     options: &ImageOptions,
-    (preflight, threads): (Preflight, Option<NonZeroUsize>),
+    check: Check,
     observer: &dyn Observer,
 ) -> Result<CheckedImage, Error> {
-    if preflight == Preflight::Digest && options.expect_digest.is_none() {
-        return Err(Error::new(ErrorKind::Usage, DigestFault::NoneGiven)
-            .hint_that("give --expect-digest sha256:HEX or blake3:HEX"));
-    }
     let checked = |name, detail: String| observer.event(&Event::Checked { name, detail });
     let image = open(path, options)?;
+    let mut manifest = KnownManifest::find(path, &options.manifest)?;
+    if check.preflight == Preflight::Digest && options.expect_digest.is_none() && manifest.is_none() {
+        return Err(Error::new(ErrorKind::Usage, DigestFault::NoneGiven)
+            .hint_that("give --expect-digest sha256:HEX or blake3:HEX, or make a manifest of the image"));
+    }
+    if let Some(manifest) = &manifest {
+        manifest.check_size(image.as_ref(), path)?;
+    }
     let tables = image.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
     checked("image", format!("all metadata of {path:?}"));
-    if let Some(expected) = options.expect_digest.filter(|_| preflight != Preflight::Tables) {
+    if let Some(expected) = options.expect_digest.filter(|_| check.preflight != Preflight::Tables) {
         check_digest(image.as_ref(), path, expected)?;
         checked("digest", "the image file is the expected one".into());
     }
-    let root = match preflight {
-        Preflight::Deep => Some(decode_everything(image.as_ref(), threads, observer)?),
+    let compares_file = match check.preflight {
+        Preflight::Tables => false,
+        Preflight::Digest | Preflight::Deep => true,
+        Preflight::Auto => check.later == Later::Overwrites,
+    };
+    let pass = Pass { image: image.as_ref(), path, threads: check.threads, observer };
+    if let Some(manifest) = manifest.as_mut().filter(|_| compares_file) {
+        pass.compare_file(manifest)?;
+        checked("manifest", "the image file is that of its manifest".into());
+    }
+    let root = match check.preflight {
+        Preflight::Deep => Some(pass.decode_everything(manifest.as_ref())?),
         _ => None,
     };
     if root.is_some() {
         checked("content", "every cluster of the image decodes".into());
     }
-    Ok(CheckedImage { image, tables, root })
+    Ok(CheckedImage { image, tables, root, manifest })
 }
 
 fn open(path: &Path, options: &ImageOptions) -> Result<Box<dyn Image>, Error> {
@@ -150,22 +183,63 @@ fn check_digest(image: &dyn Image, path: &Path, expected: ExpectedDigest) -> Res
         .hint_that("fetch the image again, or correct --expect-digest"))
 }
 
-/// Decodes every cluster of the image, and keeps of the bytes their digests' root.
-fn decode_everything(
-    image: &dyn Image,
+/// A pass over all of an image before anything is written.
+struct Pass<'a> {
+    image: &'a dyn Image,
+    path: &'a Path,
     threads: Option<NonZeroUsize>,
-    observer: &dyn Observer,
-) -> Result<Digest, Error> {
-    let internal = |fault: CopyError| Error::new(ErrorKind::Internal, fault);
-    let pool = Pool::start(threads).map_err(|error| internal(CopyError::Memory(error)))?;
-    let cancel = CancelToken::new();
-    let bytes_total = image.virtual_size();
-    let watch =
-        Watch { observer, cancel: &cancel, phase: Phase::Preflight, bytes_total, stall_timeout: None };
-    let transfer = Transfer { image, sink: Sink::Digests, whole: None };
-    let decoded = copy::transfer(&pool, transfer, (&watch, &mut ()));
-    decoded.map(|decoded| decoded.digests.root()).map_err(|fault| match fault {
-        CopyError::Image(fault) => image_error(ErrorKind::Image, fault),
-        fault => internal(fault),
-    })
+    observer: &'a dyn Observer,
+}
+
+impl Pass<'_> {
+    /// Compares the image's file with the one that its manifest was made with.
+    fn compare_file(&self, manifest: &mut KnownManifest) -> Result<(), Error> {
+        let cancel = CancelToken::new();
+        let (pool, watch) = (self.pool()?, self.watch(&cancel, self.image.info().file_size));
+        let compared = manifest.check_file((self.image, self.path), (&pool, &watch));
+        compared.map_err(|fault| match fault {
+            CheckFault::Refused(error) => error,
+            CheckFault::Copy(fault) => self.failed(fault),
+        })
+    }
+
+    /// Decodes every cluster of the image, and keeps of the bytes their digests' root.
+    fn decode_everything(&self, manifest: Option<&KnownManifest>) -> Result<Digest, Error> {
+        let cancel = CancelToken::new();
+        let (pool, watch) = (self.pool()?, self.watch(&cancel, self.image.virtual_size()));
+        let manifest = manifest.map(KnownManifest::chunks);
+        let transfer = Transfer { image: self.image, sink: Sink::Digests, manifest, whole: None };
+        let decoded = copy::transfer(&pool, transfer, (&watch, &mut ()));
+        decoded.map(|decoded| decoded.digests.root()).map_err(|fault| self.failed(fault))
+    }
+
+    fn pool(&self) -> Result<Pool, Error> {
+        Pool::start(self.threads).map_err(|error| self.failed(CopyError::Memory(error)))
+    }
+
+    fn watch<'w>(&'w self, cancel: &'w CancelToken, bytes_total: u64) -> Watch<'w> {
+        let observer = self.observer;
+        Watch { observer, cancel, phase: Phase::Preflight, bytes_total, stall_timeout: None }
+    }
+
+    fn failed(&self, fault: CopyError) -> Error {
+        match fault {
+            CopyError::Image(fault) => image_error(ErrorKind::Image, fault),
+            CopyError::OtherThanManifest { .. } => other_than_manifest(fault, self.path),
+            fault => Error::new(ErrorKind::Internal, fault),
+        }
+    }
+}
+
+/// A chunk that is not what the manifest says, found before anything was changed.
+pub(crate) fn other_than_manifest(fault: CopyError, image: &Path) -> Error {
+    let range = match &fault {
+        CopyError::OtherThanManifest { range, .. } => Some(*range),
+        _ => None,
+    };
+    let error = Error::new(ErrorKind::ImageDigest, fault).at_path(image).hint_that(FETCH_BOTH);
+    match range {
+        Some(range) => error.at_range(range),
+        None => error,
+    }
 }

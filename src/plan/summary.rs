@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::duplicates::{self, Duplicate};
 use super::earlier::{Known, RunMode, UnfinishedRun};
+use super::manifest::ManifestUse;
 use super::survey::Seen;
 use super::{Fit, ImageBytes, guest};
 use crate::error::{Error, ErrorKind};
@@ -38,6 +39,8 @@ pub struct PlanSummary {
     pub image_files: Vec<FileIdentity>,
     /// The digest that the image file was found to have, where one was expected and compared.
     pub image_digest: Option<String>,
+    /// The image's manifest, where one is known: each chunk is compared with it.
+    pub manifest: Option<ManifestUse>,
     /// Its size now.
     pub target_bytes: u64,
     /// Its size when the run has ended.
@@ -115,7 +118,7 @@ impl GptPlan {
 
 pub(super) fn summarise(
     request: &Request,
-    (image, content): (&dyn Image, TableReport),
+    (image, content, manifest): (&dyn Image, TableReport, Option<ManifestUse>),
     (claim, fit, (seen, known)): (&Claim, &Fit, (&Seen, &Known)),
     seed: Option<&ComposedSeed>,
 ) -> Result<PlanSummary, Error> {
@@ -142,6 +145,7 @@ pub(super) fn summarise(
         target_disk: claim.facts().cloned(),
         image_files: image.identities(),
         image_digest: image_digest(request),
+        manifest,
         target_bytes: claim.size(),
         size_after: fit.size,
         mode: known.mode,

@@ -41,6 +41,8 @@ pub struct Report {
     pub bytes_zeroed: u64,
     /// Bytes that were read, found right, and not written.
     pub bytes_kept: u64,
+    /// Of these, the bytes that the image was not asked for, because its manifest says what is right.
+    pub bytes_by_manifest: u64,
     /// Bytes that were read back and compared, those that were kept among them.
     pub bytes_read_back: u64,
     /// Bytes that the file system proves to be holes.

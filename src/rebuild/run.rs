@@ -13,7 +13,9 @@ use crate::guard::{DataDisk, Hold};
 use crate::image::Image;
 use crate::journal::{Journal, JournalError, Record};
 use crate::observe::{CancelToken, Event, Observer, Phase};
-use crate::plan::{Fit, Known, Plan, PlanSummary, RunMode, SeenImage, image_error};
+use crate::plan::{
+    FETCH_BOTH, Fit, Known, KnownManifest, Plan, PlanSummary, RunMode, SeenImage, image_error,
+};
 use crate::range::ByteRange;
 use crate::request::{OnError, Options};
 use crate::seed::{ComposedSeed, SeedReport, StagedSeed};
@@ -28,6 +30,7 @@ pub(super) struct Run<'a> {
     pub(super) summary: PlanSummary,
     pub(super) image: Box<dyn Image>,
     pub(super) seen_image: SeenImage,
+    pub(super) manifest: Option<KnownManifest>,
     pub(super) fit: Fit,
     pub(super) pool: Pool,
     pub(super) target: Box<dyn Target>,
@@ -63,7 +66,19 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Error> {
         let started = Instant::now();
         let summary = plan.summary().clone();
-        let Plan { request, image, mut claim, brought, fit, seed, data_disks, known, seen_image, .. } = plan;
+        let Plan {
+            request,
+            image,
+            mut claim,
+            brought,
+            fit,
+            seed,
+            data_disks,
+            known,
+            seen_image,
+            manifest,
+            ..
+        } = plan;
         let options = request.options;
         let no_threads = |error| {
             Error::new(ErrorKind::Internal, TargetError::new("starting threads", None, error))
@@ -91,6 +106,7 @@ impl<'a> Run<'a> {
             summary,
             image,
             seen_image,
+            manifest,
             fit,
             pool,
             target,
@@ -198,6 +214,9 @@ pub(crate) fn copy_error(fault: CopyError, target: &Path) -> Error {
         CopyError::ImageChanged { range } => Error::new(ErrorKind::ImageFault, fault)
             .at_range(range)
             .hint_that("start again when nobody changes the image"),
+        CopyError::OtherThanManifest { range, .. } => {
+            Error::new(ErrorKind::ImageFault, fault).at_range(range).hint_that(FETCH_BOTH)
+        }
         CopyError::Target(fault) => {
             let range = fault.range();
             let error = Error::new(ErrorKind::TargetIo, fault)

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::{DataDisk, Hold, Refusal};
 use crate::journal::{self, Record};
 use crate::observe::{Event, Phase};
-use crate::plan::{Ends, RunMode, TargetKind};
+use crate::plan::{self, Ends, KnownManifest, RunMode, TargetKind};
 use crate::prune;
 use crate::request::{PowerState, VerifyPolicy, WholeDigest};
 use crate::seed::{self, Replace};
@@ -76,8 +76,23 @@ impl Run<'_> {
         let sink = Sink::Target(Onto { target, middle, compare, may_write, checkpoint });
         let noting = self.noting();
         let watch = self.watch(&noting, Phase::Copy, virtual_size);
-        let transfer = Transfer { image: self.image.as_ref(), sink, whole };
-        copy::transfer(&self.pool, transfer, (&watch, books)).map_err(|fault| self.error(fault))
+        let manifest = self.manifest.as_ref().map(KnownManifest::chunks);
+        let transfer = Transfer { image: self.image.as_ref(), sink, manifest, whole };
+        let copied = copy::transfer(&self.pool, transfer, (&watch, books));
+        copied.map_err(|fault| match fault {
+            CopyError::OtherThanManifest { .. } => self.other_than_manifest(fault, books.state),
+            fault => self.error(fault),
+        })
+    }
+
+    /// A chunk that is not what the manifest says is a wrong image as long as the disk is the old one, and a fault that
+    /// came too late afterwards.
+    fn other_than_manifest(&self, fault: CopyError, state: TargetState) -> Error {
+        let image = self.summary.image.chain.first().map(|layer| layer.path.clone()).unwrap_or_default();
+        match self.exchange.is_some() || state == TargetState::Untouched {
+            true => plan::other_than_manifest(fault, &image),
+            false => self.error(fault).at_path(image),
+        }
     }
 
     /// The seed into its place: before the disk can boot, so that no machine comes up with the old password.
@@ -185,6 +200,7 @@ impl Run<'_> {
             chunk_bytes: CHUNK,
             mode: self.mode,
             bytes_kept: copied.bytes_kept,
+            bytes_by_manifest: copied.bytes_by_manifest,
             whole_digest: copied.whole,
             bytes_written: copied.bytes_written,
             bytes_zeroed: copied.bytes_zeroed,

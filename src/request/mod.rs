@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 pub use options::{
     BoundPlan, DataDiskDigest, DuplicatePolicy, EarlierRun, ExpectedDigest, GptPolicy, ImageFormat,
-    ImageOptions, Mode, NestedFormat, OnError, Options, Placement, Preflight, SightPolicy, TargetFormat,
-    VerifyPolicy, WholeDigest,
+    ImageOptions, ManifestSource, Mode, NestedFormat, OnError, Options, Placement, Preflight, SightPolicy,
+    TargetFormat, VerifyPolicy, WholeDigest,
 };
 
 /// Everything that is asked of one rebuild, but for the credentials.

@@ -126,6 +126,26 @@ pub struct ImageOptions {
     pub allow_backing: Vec<PathBuf>,
     /// The digest that the image file must have, as it lies.
     pub expect_digest: Option<ExpectedDigest>,
+    /// Where its manifest is.
+    pub manifest: ManifestSource,
+}
+
+/// Where the manifest of an image is.
+///
+/// ```
+/// assert_eq!(reimage::ImageOptions::default().manifest, reimage::ManifestSource::Beside);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ManifestSource {
+    /// Beside the image, as `IMAGE.manifest.json`, if there is one.
+    #[default]
+    Beside,
+    /// Nowhere: one that lies beside the image is not looked at.
+    None,
+    /// In this file, which must be there.
+    File(PathBuf),
 }
 
 /// The format of an image.

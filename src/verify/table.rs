@@ -15,6 +15,7 @@ pub(crate) const CHUNK_LEN: usize = 1 << 20;
 /// The digests of a disk's chunks that are not all zero.
 ///
 /// It takes 40 bytes a chunk with data: 40 MiB for each TiB of data, whatever the virtual size is.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DigestTable {
     virtual_size: u64,
     digests: Vec<(u64, Digest)>,
@@ -33,6 +34,34 @@ impl DigestTable {
         notes.sort_by_key(|(index, _)| *index);
         notes.dedup_by_key(|(index, _)| *index);
         Self { virtual_size, digests: notes, sorted: true }
+    }
+
+    /// A table of chunks that ascend and lie on the disk.
+    pub(super) fn of_sorted(virtual_size: u64, digests: Vec<(u64, Digest)>) -> Self {
+        Self { virtual_size, digests, sorted: true }
+    }
+
+    /// Index and digest of each chunk with data, in order.
+    pub(super) fn chunks(&self) -> &[(u64, Digest)] {
+        assert!(self.sorted, "a table is sorted before it is asked");
+        &self.digests
+    }
+
+    /// The size of the disk.
+    pub(crate) fn virtual_size(&self) -> u64 {
+        self.virtual_size
+    }
+
+    /// How many chunks hold data.
+    pub(crate) fn len(&self) -> usize {
+        self.digests.len()
+    }
+
+    /// The first chunk with data that shares a byte with `range`.
+    pub(crate) fn first_in(&self, range: ByteRange) -> Option<ByteRange> {
+        let place = self.chunks().partition_point(|(index, _)| self.range(*index).end() <= range.start());
+        let chunk = self.range(self.digests.get(place)?.0);
+        chunk.intersection(range).map(|_| chunk)
     }
 
     /// Notes the digest of the chunk at `range`; each chunk once, in any order.

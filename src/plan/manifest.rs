@@ -1,0 +1,140 @@
+//! The manifest of an image: found, read, and compared with the image's file before anything is changed.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::copy::{self, ByManifest, CopyError, Pool, Standing, Watch};
+use crate::error::{Error, ErrorKind};
+use crate::image::Image;
+use crate::request::ManifestSource;
+use crate::verify::{self, Digest, Manifest};
+
+/// What to do where an image and its manifest differ.
+pub(crate) const FETCH_BOTH: &str = "fetch the image and its manifest again; --manifest none does without, and says nothing of the image's bytes";
+
+/// What a run knows of an image by its manifest.
+///
+/// ```no_run
+/// # fn main() -> Result<(), reimage::Error> {
+/// # let request = reimage::Request::new("debian-13.qcow2", "/dev/vg0/i-0a1b");
+/// let plan = reimage::preview(&request, &reimage::Credential::keep_image(), &())?;
+/// let root = plan.manifest.map(|manifest| manifest.root);
+/// # let _ = root;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ManifestUse {
+    /// The manifest's file.
+    #[serde(serialize_with = "crate::error::path_text")]
+    pub path: PathBuf,
+    /// The root of its chunk digests.
+    pub root: Digest,
+    /// The BLAKE3 of the image's file, where it was compared before anything was changed; else each chunk is
+    /// compared when it is decoded.
+    pub image_file: Option<Digest>,
+}
+
+/// The manifest of an image that is open.
+pub(crate) struct KnownManifest {
+    pub(crate) manifest: Manifest,
+    pub(crate) used: ManifestUse,
+    standing: Standing,
+}
+
+/// The image is not the manifest's.
+#[derive(Debug, thiserror::Error)]
+enum Foreign {
+    #[error("its disk has {found} bytes, and that of the manifest {manifest:?} has {said}")]
+    VirtualSize { found: u64, said: u64, manifest: PathBuf },
+    #[error("it has {found} bytes, and the manifest {manifest:?} says {said}")]
+    FileSize { found: u64, said: u64, manifest: PathBuf },
+    #[error("its BLAKE3 is {found}, and the manifest {manifest:?} says {said}")]
+    File { found: Digest, said: Digest, manifest: PathBuf },
+}
+
+impl KnownManifest {
+    /// The manifest of an image: where it is named it must be there, and where it is there it must be right.
+    pub(super) fn find(path: &Path, source: &ManifestSource) -> Result<Option<Self>, Error> {
+        let place = match source {
+            ManifestSource::None => return Ok(None),
+            ManifestSource::File(place) => place.clone(),
+            ManifestSource::Beside => {
+                let place = verify::beside(path);
+                let absent = |error: &io::Error| {
+                    let no_such_name =
+                        matches!(error.raw_os_error(), Some(libc::ENOTDIR | libc::ENAMETOOLONG));
+                    error.kind() == io::ErrorKind::NotFound || no_such_name
+                };
+                if place.symlink_metadata().is_err_and(|error| absent(&error)) {
+                    return Ok(None);
+                }
+                place
+            }
+        };
+        let refused = |fault| {
+            Error::new(ErrorKind::ImageDigest, fault)
+                .at_path(&place)
+                .hint_that("fetch the manifest again, name another with --manifest FILE, or --manifest none")
+        };
+        // A signature is of these very bytes, and is to be checked before anything is made of them.
+        let bytes = verify::read_manifest(&place).map_err(refused)?;
+        let manifest = Manifest::from_json(&bytes).map_err(refused)?;
+        drop(bytes);
+        let used = ManifestUse { root: manifest.root(), path: place, image_file: None };
+        Ok(Some(Self { manifest, used, standing: Standing::Claimed }))
+    }
+
+    /// Whether the image's disk has the size that the manifest says.
+    pub(super) fn check_size(&self, image: &dyn Image, path: &Path) -> Result<(), Error> {
+        let (found, said) = (image.virtual_size(), self.manifest.virtual_size());
+        let manifest = self.used.path.clone();
+        if found == said {
+            Ok(())
+        } else {
+            Err(foreign(Foreign::VirtualSize { found, said, manifest }, path))
+        }
+    }
+
+    /// Whether the image's file is the one that the manifest was made with: its size, then its BLAKE3.
+    pub(super) fn check_file(
+        &mut self,
+        (image, path): (&dyn Image, &Path),
+        (pool, watch): (&Pool, &Watch<'_>),
+    ) -> Result<(), CheckFault> {
+        let (file, manifest) = (self.manifest.image_file(), self.used.path.clone());
+        if watch.bytes_total != file.bytes {
+            let fault = Foreign::FileSize { found: watch.bytes_total, said: file.bytes, manifest };
+            return Err(CheckFault::Refused(foreign(fault, path)));
+        }
+        let found = copy::digest_file(pool, image, watch).map_err(CheckFault::Copy)?;
+        if found != file.blake3 {
+            let fault = Foreign::File { found, said: file.blake3, manifest };
+            return Err(CheckFault::Refused(foreign(fault, path)));
+        }
+        self.used.image_file = Some(found);
+        // Of a backing file the manifest's digest of the image's file says nothing.
+        if image.identities().len() == 1 {
+            self.standing = Standing::Proved;
+        }
+        Ok(())
+    }
+
+    /// What the image's chunks are compared with.
+    pub(crate) fn chunks(&self) -> ByManifest<'_> {
+        ByManifest { digests: self.manifest.digests(), standing: self.standing }
+    }
+}
+
+/// Why an image's file was not found to be the manifest's.
+pub(super) enum CheckFault {
+    Refused(Error),
+    Copy(CopyError),
+}
+
+fn foreign(fault: Foreign, path: &Path) -> Error {
+    Error::new(ErrorKind::ImageDigest, fault).at_path(path).hint_that(FETCH_BOTH)
+}

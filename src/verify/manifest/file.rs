@@ -1,0 +1,103 @@
+//! Where a manifest lies: beside the image, or where somebody names it.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, RenameFlags};
+
+use super::super::runs::MOST_CHUNKS;
+use super::json::MOST_BYTES;
+use super::{Manifest, ManifestError};
+use crate::sys::beside;
+
+/// Ends the name of an image's manifest.
+const SUFFIX: &str = ".manifest.json";
+
+/// Where the manifest of an image lies: `IMAGE.manifest.json`.
+pub(crate) fn beside(image: &Path) -> PathBuf {
+    let mut name = OsString::from(image);
+    name.push(SUFFIX);
+    PathBuf::from(name)
+}
+
+/// The bytes of a manifest's file as they are: what a signature is of, and what is then parsed.
+///
+/// # Errors
+///
+/// When it cannot be read, is no regular file, or is longer than any manifest.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ManifestError> {
+    let failed = |doing| move |source| ManifestError::Io { doing, source };
+    // A FIFO must not make the open wait.
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(failed("opening the manifest"))?;
+    let metadata = file.metadata().map_err(failed("looking at the manifest"))?;
+    if !metadata.is_file() {
+        return Err(ManifestError::WrongKind);
+    }
+    let too_long = |bytes| ManifestError::TooLong { bytes, most: MOST_BYTES };
+    if metadata.len() > MOST_BYTES {
+        return Err(too_long(metadata.len()));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0));
+    file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(failed("reading the manifest"))?;
+    let len = bytes.len() as u64;
+    if len > MOST_BYTES { Err(too_long(len)) } else { Ok(bytes) }
+}
+
+/// What becomes of a file that has the manifest's name already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OldManifest {
+    /// It stays, and the new one is not written.
+    Refuse,
+    /// The new one takes its place.
+    Replace,
+}
+
+/// Writes a manifest beside its place and renames it: the name does not exist, or is whole and durable.
+///
+/// # Errors
+///
+/// When there is a file of that name that must stay, or it cannot be written; then nothing is left beside it.
+pub(crate) fn write_new(path: &Path, manifest: &Manifest, old: OldManifest) -> Result<(), ManifestError> {
+    let chunks = manifest.data_chunks();
+    if chunks > MOST_CHUNKS {
+        return Err(ManifestError::TooManyChunks { chunks, most: MOST_CHUNKS });
+    }
+    let failed = |doing| move |source: io::Error| ManifestError::Io { doing, source };
+    let name = path.file_name().ok_or(ManifestError::WrongKind)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(parent, flags, Mode::empty());
+    let folder: OwnedFd = folder.map_err(io::Error::from).map_err(failed("opening the folder"))?;
+    if old == OldManifest::Refuse && path.symlink_metadata().is_ok() {
+        return Err(ManifestError::Exists);
+    }
+    let (temporary, file) = beside::create(&folder, name).map_err(failed("making the manifest's file"))?;
+    let written = manifest
+        .write_json(&file)
+        // The image may be read by others, and so may what tells of it.
+        .and_then(|()| Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?))
+        .and_then(|()| file.sync_all())
+        .map_err(failed("writing the manifest"))
+        .and_then(|()| {
+            let flags = match old {
+                OldManifest::Refuse => RenameFlags::NOREPLACE,
+                OldManifest::Replace => RenameFlags::empty(),
+            };
+            match rustix::fs::renameat_with(&folder, &temporary, &folder, name, flags) {
+                Err(rustix::io::Errno::EXIST) => Err(ManifestError::Exists),
+                renamed => renamed.map_err(io::Error::from).map_err(failed("giving the manifest its name")),
+            }
+        });
+    if let Err(fault) = written {
+        // The fault is what is told; a file that stays is removed by the next run.
+        let _ = beside::remove(&folder, &temporary);
+        return Err(fault);
+    }
+    rustix::fs::fsync(&folder).map_err(io::Error::from).map_err(failed("syncing the folder"))
+}
