@@ -2,13 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::disk::to_index;
 use super::{Disk, HostDisk, Target, TargetError};
 use crate::range::ByteRange;
-use crate::sys::store;
+use crate::sys::store::{self, UncachedWrites};
 use crate::verify::{Run, VerifiedChunk};
 
 /// A new file keeps holes of this length on: a cluster of qcow2 as a rule, and cheap for every file system.
@@ -20,8 +18,7 @@ const HOLE_OF_OLD_FILE: usize = 512 << 10;
 pub(super) struct FileTarget {
     disk: HostDisk,
     age: Age,
-    /// Whether the kernel still takes `RWF_DONTCACHE` (Linux 6.14, and not on every file system).
-    uncached: AtomicBool,
+    writes: UncachedWrites,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,7 +33,7 @@ impl FileTarget {
     /// A file that was just made; it gets `size` bytes, all of them a hole.
     pub(super) fn new(file: File, size: u64) -> Result<Self, TargetError> {
         file.set_len(size).map_err(TargetError::during("setting the size"))?;
-        Ok(Self { disk: HostDisk::of_file(file, size), age: Age::New, uncached: AtomicBool::new(true) })
+        Ok(Self { disk: HostDisk::of_file(file, size), age: Age::New, writes: UncachedWrites::default() })
     }
 
     /// A new file that an earlier run has begun to write; it gets `size` bytes.
@@ -46,30 +43,12 @@ impl FileTarget {
 
     /// A file that is there and keeps its inode; `take_size` lets it grow to `size`.
     pub(super) fn in_place(file: File, size: u64) -> Self {
-        Self { disk: HostDisk::of_file(file, size), age: Age::Old, uncached: AtomicBool::new(true) }
+        Self { disk: HostDisk::of_file(file, size), age: Age::Old, writes: UncachedWrites::default() }
     }
 
     fn write_bytes(&self, range: ByteRange, bytes: &[u8]) -> Result<(), TargetError> {
-        let mut done = 0;
-        while done < bytes.len() && self.uncached.load(Ordering::Relaxed) {
-            match store::write_uncached(&self.disk.file, &bytes[done..], range.start() + done as u64) {
-                Ok(count) => done += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {
-                    self.uncached.store(false, Ordering::Relaxed);
-                }
-                Err(error) => return Err(TargetError::new("writing", Some(range), error)),
-            }
-        }
-        if done < bytes.len() {
-            let offset = range.start() + done as u64;
-            let failed = TargetError::when("writing", range);
-            self.disk.file.write_all_at(&bytes[done..], offset).map_err(failed)?;
-            // Write-behind: what is on its way out now need not wait for the sync at the end.
-            let failed = TargetError::when("writing out", range);
-            store::start_writing_out(&self.disk.file, range).map_err(failed)?;
-        }
-        Ok(())
+        let written = self.writes.write_all_at(&self.disk.file, bytes, range.start());
+        written.map_err(TargetError::when("writing", range))
     }
 }
 
