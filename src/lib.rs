@@ -59,7 +59,7 @@ pub use guard::{
 };
 pub use image::{
     BackingFault, Decoder, DigestAlgorithm, EntryFault, Extent, ExtentKind, FileIdentity, Image, ImageError,
-    ImageInfo, LayerInfo, TableReport,
+    ImageInfo, LayerInfo, Packing, TableReport,
 };
 pub use inspect::{Cell, Inspection, VerifyReport, inspect, verify};
 pub use layout::{DiskLayout, Partition, SeedLabel, SharedId, SharedKind, Signature, TableKind, Usage};

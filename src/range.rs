@@ -144,6 +144,12 @@ impl RangeSet {
         self.ranges = merged;
     }
 
+    /// The ranges, in order and apart.
+    pub(crate) fn into_ranges(mut self) -> Vec<ByteRange> {
+        self.merge();
+        self.ranges
+    }
+
     /// Whether every byte of `range` is in it.
     pub(crate) fn holds(&self, range: ByteRange) -> bool {
         assert_eq!(self.merged, self.ranges.len(), "a set is merged before it is asked");

@@ -54,7 +54,23 @@ const NARROW: [(&str, &str, &[&str]); 6] = [
     ("journal", "verify", &["Digest"]),
     ("target", "guard", &["Claim", "Held", "Promise"]),
     ("target", "request", &["Placement"]),
-    ("copy", "image", &["Decoder", "Extent", "ExtentKind", "Image", "ImageError"]),
+    ("copy", "image", &TO_COPY),
+];
+
+/// What `copy` knows of an image, and of a new one: how it is read and made, not what lies in the file.
+const TO_COPY: [&str; 12] = [
+    "Compressor",
+    "Decoder",
+    "Extent",
+    "ExtentKind",
+    "FilePart",
+    "Finished",
+    "Image",
+    "ImageError",
+    "ImageWriter",
+    "NewImage",
+    "NewImageError",
+    "Stored",
 ];
 
 fn root() -> PathBuf {

@@ -1,6 +1,6 @@
 //! Why a pass over the disk ended early.
 
-use crate::image::ImageError;
+use crate::image::{ImageError, NewImageError};
 use crate::target::TargetError;
 
 /// Why a pass over the disk ended early.
@@ -9,6 +9,9 @@ pub(crate) enum CopyError {
     /// The image could not be read.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// There can be no such image as was to be made.
+    #[error(transparent)]
+    NewImage(#[from] NewImageError),
     /// The target could not be written or read.
     #[error(transparent)]
     Target(#[from] TargetError),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, TrySendError};
 use std::sync::{Arc, Mutex};
 
+use super::pack::Press;
 use super::patience::{Patience, Waited};
 use super::{CopyError, Watch};
 use crate::image::Decoder;
@@ -24,10 +25,20 @@ pub(crate) struct Pool {
     beats: Arc<AtomicU64>,
 }
 
+/// What there is to do for a thread that is free.
+pub(crate) enum Next<J> {
+    Job(J),
+    /// Nothing before a job that is under way has been done.
+    Later,
+    /// Nothing any more.
+    End,
+}
+
 /// What one thread keeps from job to job.
 #[derive(Default)]
 pub(crate) struct Worker {
     pub(crate) decoder: Decoder,
+    pub(super) press: Option<Press>,
     buffer: Option<AlignedBuffer>,
     second: Option<AlignedBuffer>,
     beats: Arc<AtomicU64>,
@@ -96,6 +107,11 @@ impl Pool {
         self.sandbox
     }
 
+    /// How many threads there are.
+    pub(crate) fn thread_count(&self) -> usize {
+        self.threads.current_num_threads()
+    }
+
     /// Runs `work` on every job that `next` gives and hands each result to `done`, on this thread.
     ///
     /// At most two jobs a thread wait; after the first error only the jobs under way are finished.
@@ -103,10 +119,22 @@ impl Pool {
         &self,
         mut next: impl FnMut() -> Result<Option<J>, CopyError>,
         work: impl Fn(&mut Worker, J) -> Result<R, CopyError> + Sync,
+        done: impl FnMut(R) -> Result<(), CopyError>,
+        watch: &Watch<'_>,
+    ) -> Result<(), CopyError> {
+        let next = || Ok(next()?.map_or(Next::End, Next::Job));
+        self.run_paced(next, work, done, watch)
+    }
+
+    /// The same where `next` may have to wait for what is under way.
+    pub(crate) fn run_paced<J: Send, R: Send>(
+        &self,
+        mut next: impl FnMut() -> Result<Next<J>, CopyError>,
+        work: impl Fn(&mut Worker, J) -> Result<R, CopyError> + Sync,
         mut done: impl FnMut(R) -> Result<(), CopyError>,
         watch: &Watch<'_>,
     ) -> Result<(), CopyError> {
-        let count = self.threads.current_num_threads();
+        let count = self.thread_count();
         let (jobs, queue) = mpsc::sync_channel::<J>(2 * count);
         let queue = Mutex::new(queue);
         let (report, reports) = mpsc::channel::<Result<R, CopyError>>();
@@ -139,12 +167,23 @@ impl Pool {
 
 fn feed<J, R>(
     jobs: mpsc::SyncSender<J>,
-    next: &mut impl FnMut() -> Result<Option<J>, CopyError>,
+    next: &mut impl FnMut() -> Result<Next<J>, CopyError>,
     done: &mut impl FnMut(R) -> Result<(), CopyError>,
     mut reports: Patience<'_, R>,
 ) -> Result<(), CopyError> {
-    while let Some(job) = next()? {
-        let mut waiting = Some(job);
+    loop {
+        let mut waiting = match next()? {
+            Next::Job(job) => Some(job),
+            Next::Later => match reports.wait()? {
+                Waited::Report(report) => {
+                    done(report)?;
+                    None
+                }
+                Waited::Nothing => None,
+                Waited::Gone => return Ok(()),
+            },
+            Next::End => break,
+        };
         while let Some(job) = waiting.take() {
             match jobs.try_send(job) {
                 Ok(()) => {}

@@ -100,7 +100,10 @@ impl Shared<'_> {
                 let copied = chunks.into_iter().map(|chunk| self.copy(worker, chunk));
                 copied.collect::<Result<_, _>>().map(Outcome::Several)
             }
-            (Job::HashZeroes(range), _) => self.hash_zeroes(worker, range),
+            (Job::HashZeroes(range), _) => {
+                let value = hash_zeroes(worker, self.image.virtual_size(), range)?;
+                Ok(Outcome::Hashed(range, value))
+            }
             (Job::Zero(range), Sink::Target(onto)) => match onto.compare {
                 Compare::Nothing => self.zero(worker, onto, range),
                 Compare::Noted(_) => self.zero_what_is_stored(worker, onto, range),
@@ -241,15 +244,6 @@ impl Shared<'_> {
         self.hashes_all.then(|| WholeDigester::chaining_value(self.image.virtual_size(), range, bytes))
     }
 
-    fn hash_zeroes(&self, worker: &mut Worker, range: ByteRange) -> Result<Outcome, CopyError> {
-        let mut buffer = worker.take_buffer()?;
-        let bytes = &mut buffer[..to_index(range.len())];
-        bytes.fill(0);
-        let value = WholeDigester::chaining_value(self.image.virtual_size(), range, bytes);
-        worker.give_back(buffer);
-        Ok(Outcome::Hashed(range, value))
-    }
-
     /// Zeroes, in requests that a cancel can wait for.
     fn zero(&self, worker: &Worker, onto: &Onto<'_>, range: ByteRange) -> Result<Outcome, CopyError> {
         let (mut at, mut step) = (range.start(), 16 * SHORTEST_ZERO_REQUEST);
@@ -356,6 +350,16 @@ impl Shared<'_> {
         }
         Ok(Outcome::Anew(piece))
     }
+}
+
+/// The value of a chunk of zeroes in the digest of a whole disk of `size` bytes.
+pub(super) fn hash_zeroes(worker: &mut Worker, size: u64, range: ByteRange) -> Result<[u8; 32], CopyError> {
+    let mut buffer = worker.take_buffer()?;
+    let bytes = &mut buffer[..to_index(range.len())];
+    bytes.fill(0);
+    let value = WholeDigester::chaining_value(size, range, bytes);
+    worker.give_back(buffer);
+    Ok(value)
 }
 
 /// The first run of `range` that is not proved to be a hole, in whole sectors; empty, and at its end, where all is.

@@ -273,6 +273,15 @@ impl ImageError {
         }
     }
 
+    /// Whether the disk could not read these bytes, as of a sector that has gone bad: others may be read all the same.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        // What the block layer says of a medium (`blk_errors` of block/blk-core.c), and file systems of a checksum.
+        const OF_THE_MEDIUM: [i32; 5] =
+            [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EREMOTEIO, libc::EBADMSG];
+        let Self::Io { range: Some(_), source, .. } = self else { return false };
+        source.raw_os_error().is_some_and(|errno| OF_THE_MEDIUM.contains(&errno))
+    }
+
     /// What an operator can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {

@@ -23,6 +23,8 @@ use serde::Serialize;
 pub use decoder::Decoder;
 pub use error::{BackingFault, EntryFault, ImageError};
 pub use file::FileIdentity;
+pub use qcow2::Packing;
+pub(crate) use qcow2::{Compressor, FilePart, Finished, ImageWriter, NewImage, NewImageError, Stored};
 
 use crate::range::ByteRange;
 

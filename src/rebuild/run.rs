@@ -227,6 +227,10 @@ pub(crate) fn copy_error(fault: CopyError, target: &Path) -> Error {
                 None => error,
             }
         }
+        CopyError::NewImage(fault) => {
+            let hint = fault.hint();
+            Error::new(ErrorKind::Usage, fault).hint_that(hint)
+        }
         CopyError::Books(error) => *error,
         CopyError::Stalled { .. } => Error::new(ErrorKind::TargetIo, fault)
             .at_path(target)

@@ -56,12 +56,31 @@ impl Entry {
     }
 }
 
+/// The entry of a table or a cluster that lies there as it is, and is used once.
+pub(super) fn plain(host_offset: u64) -> u64 {
+    host_offset | COPIED
+}
+
+/// The entry of a compressed cluster of `len` bytes.
+pub(super) fn packed(host_offset: u64, len: usize, cluster_bits: u32) -> u64 {
+    let offset_bits = compressed_offset_bits(cluster_bits);
+    assert!(host_offset >> offset_bits == 0, "the file is not longer than an entry can say");
+    let last = host_offset + len as u64 - 1;
+    let more_sectors = last / 512 - host_offset / 512;
+    COMPRESSED | more_sectors << offset_bits | host_offset
+}
+
+/// How many bits of a compressed cluster's entry are its offset.
+fn compressed_offset_bits(cluster_bits: u32) -> u32 {
+    62 - (cluster_bits - 8)
+}
+
 fn aligned(offset: u64, cluster_bits: u32) -> Result<u64, EntryFault> {
     if offset.is_multiple_of(1 << cluster_bits) { Ok(offset) } else { Err(EntryFault::Misaligned) }
 }
 
 fn compressed(value: u64, cluster_bits: u32) -> Entry {
-    let offset_bits = 62 - (cluster_bits - 8);
+    let offset_bits = compressed_offset_bits(cluster_bits);
     let host_offset = value & ((1 << offset_bits) - 1);
     let more_sectors = (value & !(COPIED | COMPRESSED)) >> offset_bits;
     let host_len = (more_sectors + 1) * 512 - host_offset % 512;

@@ -40,6 +40,8 @@ const COMPRESSION_TYPE: Field = field(104, 1, "compression_type");
 
 const VERSION_2_LEN: u64 = 72;
 const VERSION_3_LEN: u64 = 104;
+/// With the compression type, padded to 8 bytes; 8 more that are zero end the extensions.
+const NEW_LEN: u64 = 112;
 
 const DIRTY: u64 = 1 << 0;
 const CORRUPT: u64 = 1 << 1;
@@ -342,4 +344,42 @@ impl Fields<'_> {
             Some(_) => Ok(ByteRange::new(offset, len)),
         }
     }
+}
+
+/// What the header of a new image says; all else is as in every image that is written here.
+pub(super) struct NewHeader {
+    pub(super) cluster_bits: u32,
+    pub(super) virtual_size: u64,
+    pub(super) compression: Compression,
+    pub(super) l1_entries: u32,
+    pub(super) l1_offset: u64,
+    /// Whole clusters.
+    pub(super) refcount_table: ByteRange,
+}
+
+/// The header cluster of a new image: version 3, 16-bit refcounts, no backing file, no extension.
+pub(super) fn encode(new: &NewHeader) -> Vec<u8> {
+    let (features, compression) = match new.compression {
+        Compression::Zlib => (0, 0),
+        Compression::Zstd => (COMPRESSION, 1),
+    };
+    let mut bytes = vec![0; 1 << new.cluster_bits];
+    bytes[..QCOW_MAGIC.len()].copy_from_slice(&QCOW_MAGIC);
+    let values = [
+        (VERSION, 3),
+        (CLUSTER_BITS, u64::from(new.cluster_bits)),
+        (SIZE, new.virtual_size),
+        (L1_SIZE, u64::from(new.l1_entries)),
+        (L1_TABLE_OFFSET, new.l1_offset),
+        (REFCOUNT_TABLE_OFFSET, new.refcount_table.start()),
+        (REFCOUNT_TABLE_CLUSTERS, new.refcount_table.len() >> new.cluster_bits),
+        (INCOMPATIBLE_FEATURES, features),
+        (REFCOUNT_ORDER, 4),
+        (HEADER_LENGTH, NEW_LEN),
+        (COMPRESSION_TYPE, compression),
+    ];
+    for (field, value) in values {
+        bytes[field.at..field.at + field.len].copy_from_slice(&value.to_be_bytes()[8 - field.len..]);
+    }
+    bytes
 }

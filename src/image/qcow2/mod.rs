@@ -1,13 +1,16 @@
-//! qcow2, versions 2 and 3, read only. Sections are those of qemu's `docs/interop/qcow2`.
+//! qcow2, versions 2 and 3 read, version 3 written. Sections are those of qemu's `docs/interop/qcow2`.
 
 mod entry;
 mod extensions;
 mod header;
 mod map;
 mod tables;
+mod write;
 
 pub(super) use header::{Backing, Compression, Header};
 use tables::Tables;
+pub use write::Packing;
+pub(crate) use write::{Compressor, FilePart, Finished, ImageWriter, NewImage, NewImageError, Stored};
 
 use super::error::ImageError;
 use super::file::SourceFile;
