@@ -118,8 +118,10 @@ pub struct VerifyReport {
 /// A disk does not hold what the image holds.
 #[derive(Debug, thiserror::Error)]
 enum Difference {
-    #[error("it differs from the image in {count} of its chunks")]
-    Pieces { count: usize },
+    #[error("it differs in {count} places, {bytes} bytes with all that is compared at once")]
+    Pieces { count: usize, bytes: u64 },
+    #[error("it differs here, too")]
+    Here,
     #[error("the disk has {size} bytes and the image's disk {virtual_size}")]
     TooSmall { size: u64, virtual_size: u64 },
     #[error("the disk's head says that a rebuild is unfinished (journal {journal})")]
@@ -141,18 +143,9 @@ pub fn verify(
     let opened = plan::open_image(request, Later::LosesNothing, observer)?;
     let CheckedImage { image, manifest, .. } = opened;
     let path = &request.instance.system_disk.path;
-    let disk = open_disk(path)?;
-    let differs = |fault| Error::new(ErrorKind::Mismatch, fault).at_path(path);
-    if let Some(marker) = read_marker(&disk, path)? {
-        return Err(
-            differs(Difference::Unfinished { journal: marker.journal }).hint_that("run the rebuild again")
-        );
-    }
-    let (size, virtual_size) = (disk.size(), image.virtual_size());
-    if size < virtual_size {
-        return Err(differs(Difference::TooSmall { size, virtual_size })
-            .hint_that("this disk cannot hold the image: name another disk or image"));
-    }
+    let virtual_size = image.virtual_size();
+    let disk = open_complete(path, virtual_size)?;
+    let size = disk.size();
     let relocation = match request.options.gpt {
         GptPolicy::Keep => None,
         GptPolicy::Relocate => {
@@ -183,11 +176,8 @@ pub fn verify(
     for end in [ends.head, ends.tail] {
         wrong.extend(compare_end(image.as_ref(), &disk, (end, patches), path)?);
     }
-    wrong.sort_unstable();
-    if let Some(first) = wrong.first() {
-        return Err(differs(Difference::Pieces { count: wrong.len() })
-            .at_range(*first)
-            .hint_that("rebuild the disk, or find out what wrote to it"));
+    if !wrong.is_empty() {
+        return Err(differs(wrong, path));
     }
     Ok(VerifyReport {
         root: digests.root(),
@@ -220,6 +210,39 @@ fn compare_end(
         .map_err(|error| Error::new(ErrorKind::TargetUnusable, error).at_path(path))?;
     let first = right.iter().zip(&found).position(|(right, found)| right != found);
     Ok(first.map(|at| ByteRange::between(range.start() + at as u64, range.end())))
+}
+
+/// Opens a disk that is to hold `virtual_size` bytes of an image, and no unfinished rebuild.
+pub(crate) fn open_complete(path: &Path, virtual_size: u64) -> Result<HostDisk, Error> {
+    let disk = open_disk(path)?;
+    let differs = |fault| Error::new(ErrorKind::Mismatch, fault).at_path(path);
+    if let Some(marker) = read_marker(&disk, path)? {
+        return Err(
+            differs(Difference::Unfinished { journal: marker.journal }).hint_that("run the rebuild again")
+        );
+    }
+    let size = disk.size();
+    if size < virtual_size {
+        return Err(differs(Difference::TooSmall { size, virtual_size })
+            .hint_that("this disk cannot hold the image: name another disk or image"));
+    }
+    Ok(disk)
+}
+
+/// A disk that differs from what it should hold, and where: neighbours are told as one, the first of many each.
+pub(crate) fn differs(wrong: Vec<ByteRange>, path: &Path) -> Error {
+    /// More places are counted and not told.
+    const MOST_TOLD: usize = 64;
+    let mut all = RangeSet::default();
+    wrong.into_iter().for_each(|range| all.insert(range));
+    all.merge();
+    let (count, bytes) = (all.ranges().len(), all.ranges().iter().map(|range| range.len()).sum());
+    let at = |fault, range: ByteRange| Error::new(ErrorKind::Mismatch, fault).at_path(path).at_range(range);
+    let first = *all.ranges().first().expect("something differs");
+    let others = all.ranges().iter().skip(1).take(MOST_TOLD).map(|range| at(Difference::Here, *range));
+    at(Difference::Pieces { count, bytes }, first)
+        .hint_that("rebuild the disk, or find out what wrote to it")
+        .and(others)
 }
 
 /// Opens a disk to be read, whatever uses it.

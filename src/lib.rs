@@ -63,11 +63,11 @@ pub use image::{
 };
 pub use inspect::{Cell, Inspection, VerifyReport, inspect, verify};
 pub use layout::{DiskLayout, Partition, SeedLabel, SharedId, SharedKind, Signature, TableKind, Usage};
-pub use manifest::{manifest, write_manifest};
+pub use manifest::{manifest, verify_manifest, write_manifest};
 pub use observe::{CancelToken, Event, Observer, Phase};
 pub use plan::{
-    Duplicate, GptPlan, ManifestUse, OtherSeed, Plan, PlanSummary, RunMode, TargetKind, UnfinishedRun, plan,
-    plan_onto, preview,
+    Duplicate, GptPlan, ManifestUse, OtherSeed, Plan, PlanSummary, RunMode, TargetKind, UnfinishedRun,
+    is_manifest, plan, plan_onto, preview,
 };
 pub use prune::{PruneEntry, PruneReport, prune};
 pub use range::ByteRange;

@@ -150,6 +150,12 @@ impl RangeSet {
         self.ranges
     }
 
+    /// The ranges, in order and apart; the set was merged before.
+    pub(crate) fn ranges(&self) -> &[ByteRange] {
+        assert_eq!(self.merged, self.ranges.len(), "a set is merged before it is asked");
+        &self.ranges
+    }
+
     /// Whether every byte of `range` is in it.
     pub(crate) fn holds(&self, range: ByteRange) -> bool {
         assert_eq!(self.merged, self.ranges.len(), "a set is merged before it is asked");

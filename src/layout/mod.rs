@@ -28,14 +28,14 @@ mod volume_labels;
 
 use std::io;
 
-pub(crate) use bytes::ReadBytes;
+pub(crate) use bytes::{ReadBytes, Window};
 pub(crate) use describe::describe;
 pub use describe::{DiskLayout, Partition, TableKind};
 pub(crate) use gpt::GptFault;
 pub use probe::{Signature, Usage};
 pub(crate) use probe::{probe, ptuuid};
 pub(crate) use relocate::{ImageBackup, Outcome, Patch, Relocation, apply, overlay, relocate};
-pub(crate) use sector::fits_sector;
+pub(crate) use sector::{SectorSize, fits_sector};
 pub use shared::{SeedLabel, SharedId, SharedKind};
 pub(crate) use shared::{seed_labels, shared_ids};
 

@@ -1,8 +1,8 @@
-//! What an image has where a moved backup GPT changes the head of the disk.
+//! What an image has where a moved backup GPT changes a disk.
 
 use std::io;
 
-use crate::layout::{self, LayoutError, Patch, ReadBytes};
+use crate::layout::{self, LayoutError, Patch, ReadBytes, SectorSize, Window};
 use crate::range::ByteRange;
 use crate::verify::{CHUNK, Former};
 
@@ -35,6 +35,20 @@ pub(crate) fn former_head(image: &dyn ReadBytes) -> io::Result<Vec<Former>> {
         Ok(Former { range, bytes })
     };
     ranges.into_iter().map(former).collect()
+}
+
+/// The backup GPT that an image with this first one has at its end, if it is as usual; the digests tell whether it was.
+pub(super) fn original_backup(
+    image: &dyn ReadBytes,
+    sector: SectorSize,
+) -> Result<Option<Former>, LayoutError> {
+    let shorter = Window::new(image, ByteRange::new(0, image.size().saturating_sub(sector.bytes())));
+    let relocation = match layout::relocate(&shorter, image.size(), sector) {
+        Err(LayoutError::Read(error)) => return Err(LayoutError::Read(error)),
+        relocation => relocation.ok(),
+    };
+    let backup = relocation.and_then(|relocation| relocation.patches.into_iter().next_back());
+    Ok(backup.map(|Patch { range, bytes }| Former { range, bytes }))
 }
 
 fn moved(image: &dyn ReadBytes, larger: u64, sector: u32) -> Result<Vec<Patch>, LayoutError> {

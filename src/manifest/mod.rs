@@ -1,6 +1,7 @@
 //! Manifests: made of an image, and compared with a disk.
 
 mod head;
+mod verify;
 
 use std::path::Path;
 
@@ -13,10 +14,11 @@ use crate::rebuild::copy_error;
 use crate::request::{ImageOptions, ManifestSource, Options, Preflight, WholeDigest};
 use crate::seed::Replace;
 use crate::verify::{
-    self, ImageFileDigests, Made, Manifest, ManifestError, OldManifest, SourceKind, WholeDigester,
+    ImageFileDigests, Made, Manifest, ManifestError, OldManifest, SourceKind, WholeDigester,
 };
 
 pub(crate) use head::former_head;
+pub use verify::verify_manifest;
 
 /// Makes the manifest of an image: checks all of it, decodes every cluster, and digests its file.
 ///
@@ -84,7 +86,7 @@ pub fn write_manifest(path: &Path, manifest: &Manifest, replace: Replace) -> Res
         Replace::Refuse => OldManifest::Refuse,
         Replace::Existing => OldManifest::Replace,
     };
-    verify::write_manifest(path, manifest, old).map_err(|fault| {
+    crate::verify::write_manifest(path, manifest, old).map_err(|fault| {
         let (kind, hint) = match &fault {
             ManifestError::Exists => (ErrorKind::Usage, "name another file, or say --replace"),
             ManifestError::WrongKind => (ErrorKind::Usage, "name a file"),

@@ -75,15 +75,8 @@ impl KnownManifest {
                 place
             }
         };
-        let refused = |fault| {
-            Error::new(ErrorKind::ImageDigest, fault)
-                .at_path(&place)
-                .hint_that("fetch the manifest again, name another with --manifest FILE, or --manifest none")
-        };
-        // A signature is of these very bytes, and is to be checked before anything is made of them.
-        let bytes = verify::read_manifest(&place).map_err(refused)?;
-        let manifest = Manifest::from_json(&bytes).map_err(refused)?;
-        drop(bytes);
+        let hint = "fetch the manifest again, name another with --manifest FILE, or --manifest none";
+        let manifest = read_manifest(&place).map_err(|error| error.hint_that(hint))?;
         let used = ManifestUse { root: manifest.root(), path: place, image_file: None };
         Ok(Some(Self { manifest, used, standing: Standing::Claimed }))
     }
@@ -127,6 +120,23 @@ impl KnownManifest {
     pub(crate) fn chunks(&self) -> ByManifest<'_> {
         ByManifest { digests: self.manifest.digests(), standing: self.standing }
     }
+}
+
+/// Reads a manifest, wherever it lies.
+pub(crate) fn read_manifest(place: &Path) -> Result<Manifest, Error> {
+    let refused = |fault| {
+        let error = Error::new(ErrorKind::ImageDigest, fault).at_path(place);
+        error.hint_that("make the manifest again with `reimage manifest IMAGE`, or fetch it again")
+    };
+    // A signature is of these very bytes, and is to be checked before anything is made of them.
+    let bytes = verify::read_manifest(place).map_err(refused)?;
+    Manifest::from_json(&bytes).map_err(refused)
+}
+
+/// Whether a file is a manifest, however broken, and no image: its name ends in `.json`, or its content says so.
+#[must_use]
+pub fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "json") || Manifest::is_in(path)
 }
 
 /// Why an image's file was not found to be the manifest's.

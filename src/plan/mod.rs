@@ -29,8 +29,8 @@ pub use duplicates::{Duplicate, OtherSeed};
 pub(crate) use earlier::{Known, go_on};
 pub use earlier::{RunMode, UnfinishedRun};
 pub(crate) use fit::{Ends, Fit, relocation};
-pub use manifest::ManifestUse;
-pub(crate) use manifest::{FETCH_BOTH, KnownManifest};
+pub(crate) use manifest::{FETCH_BOTH, KnownManifest, read_manifest};
+pub use manifest::{ManifestUse, is_manifest};
 pub(crate) use open::{
     Check, CheckedImage, Later, SeenImage, image_error, open_checked, other_than_manifest,
 };

@@ -1,5 +1,6 @@
 //! What was typed. What it means is decided in `request` and `credentials`.
 
+mod manifest;
 mod seed;
 mod values;
 
@@ -12,6 +13,7 @@ use clap::error::ErrorKind as ClapError;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use reimage::{Expect, ExpectedDigest};
 
+pub(crate) use manifest::{ManifestArgs, ManifestFlag};
 pub(crate) use seed::{CredentialArgs, MachineArgs, NetworkArg, OsArg, SeedArgs, SeedFormatArg};
 
 use crate::exit::Failure;
@@ -80,8 +82,10 @@ pub(crate) enum Command {
     Plan(JobArgs),
     /// Rebuild the system disk from the image, and write the seed
     Rebuild(JobArgs),
-    /// Compare a disk with an image, and write nothing; a difference is exit code 31
+    /// Compare a disk with an image or a manifest, and write nothing; a difference is exit code 31
     Verify(VerifyArgs),
+    /// Make the manifest of an image: the digest of each chunk of its disk, and what its file is
+    Manifest(ManifestArgs),
     /// Show what an image is and holds
     Inspect(InspectArgs),
     /// Write the seed alone
@@ -106,6 +110,8 @@ pub(crate) struct JobArgs {
     #[command(flatten)]
     pub(crate) subject: SubjectArgs,
     #[command(flatten)]
+    pub(crate) manifest: ManifestFlag,
+    #[command(flatten)]
     pub(crate) image: ImageArgs,
     #[command(flatten)]
     pub(crate) disk: DiskArgs,
@@ -121,6 +127,8 @@ pub(crate) struct JobArgs {
 pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) subject: SubjectArgs,
+    #[command(flatten)]
+    pub(crate) manifest: ManifestFlag,
     #[command(flatten)]
     pub(crate) image: ImageArgs,
     #[command(flatten)]
@@ -233,7 +241,8 @@ pub(crate) struct DiskArgs {
 #[command(next_help_heading = "Run")]
 pub(crate) struct RunArgs {
     /// What is checked of the image before the target changes: tables is all metadata, digest also the
-    /// file's digest, deep also decodes every cluster; auto is digest where one is expected, else tables
+    /// file's digest, deep also decodes every cluster; auto is digest where one is expected or a manifest is
+    /// known, else tables (for a file that is replaced whole, the manifest is compared chunk by chunk)
     #[arg(long, value_name = "KIND", default_value = "auto")]
     pub(crate) preflight: PreflightArg,
     #[command(flatten)]

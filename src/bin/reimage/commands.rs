@@ -4,12 +4,14 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use reimage::{
-    BoundPlan, CancelToken, Credential, ErrorKind, Event, InstanceStatus, Observer, PlanSummary, Preflight,
-    PruneReport, Replace, Request, Subject,
+    BoundPlan, CancelToken, Credential, Digest, ErrorKind, Event, InstanceStatus, Manifest, Observer,
+    PlanSummary, Preflight, PruneReport, Replace, Request, Subject,
 };
 use serde::Serialize;
 
-use crate::args::{Arguments, Command, CommonArgs, InspectArgs, JobArgs, SeedArgs, StatusArgs, VerifyArgs};
+use crate::args::{
+    Arguments, Command, CommonArgs, InspectArgs, JobArgs, ManifestArgs, SeedArgs, StatusArgs, VerifyArgs,
+};
 use crate::consent::Terminal;
 use crate::credentials::{self, SeedWanted};
 use crate::exit::Failure;
@@ -27,6 +29,7 @@ pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
         Command::Plan(job) => plan((&job, &args.common), output, &progress),
         Command::Rebuild(job) => rebuild((&job, &args.common), output, &progress),
         Command::Verify(args) => verify(&args, output, &progress),
+        Command::Manifest(args) => manifest(&args, output, &progress),
         Command::Inspect(args) => inspect(&args, output, &progress),
         Command::Seed(of) => seed(&of, args.common.state_dir.as_deref(), output),
         Command::Status(of) => status(&of, args.common.state_dir.as_deref(), output),
@@ -119,9 +122,33 @@ fn verify(args: &VerifyArgs, output: Output, progress: &Progress) -> Result<(), 
     let request = request::of_verify(args)?;
     let cancel = CancelToken::new();
     signals::listen(&cancel, output);
-    let report = reimage::verify(&request, progress, &cancel)?;
+    let image = request.instance.image.as_deref();
+    let report = match image.filter(|path| reimage::is_manifest(path)) {
+        Some(manifest) => {
+            let disk = &request.instance.system_disk.path;
+            reimage::verify_manifest(manifest, disk, &request.options, (progress, &cancel))?
+        }
+        None => reimage::verify(&request, progress, &cancel)?,
+    };
     progress.end_phase();
     output.show(&report, |report| show::verified(report, &request.instance.system_disk.path));
+    Ok(())
+}
+
+fn manifest(args: &ManifestArgs, output: Output, progress: &Progress) -> Result<(), Failure> {
+    progress.start("manifest");
+    let cancel = CancelToken::new();
+    signals::listen(&cancel, output);
+    let manifest = reimage::manifest(&args.path, &request::of_manifest(args), progress, &cancel)?;
+    progress.end_phase();
+    let Some(file) = &args.output else {
+        // It is JSON, whatever form results have.
+        Output::Text.result(&manifest.to_json());
+        return Ok(());
+    };
+    let replace = if args.replace { Replace::Existing } else { Replace::Refuse };
+    reimage::write_manifest(file, &manifest, replace)?;
+    output.show(&ManifestDocument::of(file, &manifest), show::manifest);
     Ok(())
 }
 
@@ -165,6 +192,28 @@ fn status(args: &StatusArgs, state_dir: Option<&Path>, output: Output) -> Result
         pruned + &status
     });
     Ok(())
+}
+
+/// What `manifest` prints where the manifest itself goes into a file.
+#[derive(Serialize)]
+pub(crate) struct ManifestDocument {
+    pub(crate) path: String,
+    pub(crate) root: Digest,
+    pub(crate) virtual_size: u64,
+    pub(crate) data_chunks: usize,
+    pub(crate) whole_digest: Option<Digest>,
+}
+
+impl ManifestDocument {
+    fn of(path: &Path, manifest: &Manifest) -> Self {
+        Self {
+            path: path.display().to_string(),
+            root: manifest.root(),
+            virtual_size: manifest.virtual_size(),
+            data_chunks: manifest.data_chunks(),
+            whole_digest: manifest.whole_digest(),
+        }
+    }
 }
 
 /// What `status` prints: what was pruned, if anything was to be, and what became of the rebuilds.

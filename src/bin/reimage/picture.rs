@@ -44,6 +44,7 @@ pub(crate) fn inspection(inspection: &Inspection) -> String {
             format!("a file of {}, a disk of {}", exact(layer.file_size), exact(layer.virtual_size)),
         );
     }
+    inspection.manifest.iter().for_each(|used| lines.block(&show::manifest_used(used)));
     let brush = brush();
     lines.block("\n");
     lines.block(&map(&inspection.picture, brush, output::columns()));

@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 
 use reimage::{
     BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, EarlierRun, Expect, GptPolicy, ImageFormat,
-    ImageOptions, InstanceSpec, Mode, NestedFormat, NetworkPolicy, OldCredentials, OnError, Options, Os,
-    Placement, Preflight, Request, SeedFormat, SeedSpec, SightPolicy, TargetFormat, UserDataDisks,
-    VerifyPolicy, WholeDigest,
+    ImageOptions, InstanceSpec, ManifestSource, Mode, NestedFormat, NetworkPolicy, OldCredentials, OnError,
+    Options, Os, Placement, Preflight, Request, SeedFormat, SeedSpec, SightPolicy, TargetFormat,
+    UserDataDisks, VerifyPolicy, WholeDigest,
 };
 
 use crate::args::{
     CheckArgs, CutOffArgs, DataDiskDigestArg, DiskArgs, GptArg, ImageArgs, ImageFormatArg, JobArgs,
-    MachineArgs, ModeArg, NetworkArg, OsArg, PreflightArg, RunArgs, SeedFormatArg, StatusArgs, SubjectArgs,
-    TargetFormatArg, VerifyArg, VerifyArgs,
+    MachineArgs, ManifestArgs, ManifestFlag, ModeArg, NetworkArg, OsArg, PreflightArg, RunArgs,
+    SeedFormatArg, StatusArgs, SubjectArgs, TargetFormatArg, VerifyArg, VerifyArgs,
 };
 use crate::exit::Failure;
 use crate::show::clean;
@@ -34,6 +34,7 @@ pub(crate) fn of_verify(args: &VerifyArgs) -> Result<Request, Failure> {
     let mut request = Request::default();
     request.instance = of_subject(&args.subject)?;
     request.options.image = image_options(&args.image);
+    request.options.image.manifest = manifest_of(&args.manifest);
     apply_check(&mut request.options, &args.check);
     Ok(request)
 }
@@ -74,6 +75,23 @@ pub(crate) fn of_status(args: &StatusArgs) -> Result<Option<Asked>, Failure> {
 /// The folder of journals.
 pub(crate) fn state_dir(typed: Option<&Path>) -> Result<PathBuf, Failure> {
     typed.map_or_else(default_state_dir, |folder| Ok(folder.to_owned()))
+}
+
+fn manifest_of(args: &ManifestFlag) -> ManifestSource {
+    match &args.manifest {
+        None => ManifestSource::Beside,
+        Some(word) if word.as_os_str() == "none" => ManifestSource::None,
+        Some(file) => ManifestSource::File(file.clone()),
+    }
+}
+
+/// How a manifest is made.
+pub(crate) fn of_manifest(args: &ManifestArgs) -> Options {
+    let mut options = Options::default();
+    options.image = image_options(&args.image);
+    options.whole_digest = if args.whole_digest { WholeDigest::Compute } else { WholeDigest::Skip };
+    options.threads = args.threads;
+    options
 }
 
 /// How an image is opened.
@@ -256,6 +274,7 @@ fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure>
     let RunArgs { preflight, check, verify, whole_digest, cut_off } = &args.run;
     let mut options = Options::default();
     options.image = image_options(&args.image);
+    options.image.manifest = manifest_of(&args.manifest);
     options.preflight = preflight_of(*preflight);
     options.size = args.disk.size;
     options.placement = if args.disk.in_place { Placement::InPlace } else { Placement::Replace };

@@ -1,15 +1,18 @@
 //! Results as a person reads them.
 
+mod manifest;
+
 use std::fmt::Write as _;
 use std::path::Path;
 
 use reimage::{
     ByteRange, CredentialKind, DataDiskReport, GptPlan, ImageInfo, InstanceState, InstanceStatus,
     OldCredentials, Os, Pattern, Phase, PlanSummary, PruneReport, RepairReport, Report, RunMode, RunStatus,
-    Sandbox, SeedReport, Sight, StorageIdentity, TargetKind, TargetState, Verdict, VerifyReport,
+    Sandbox, SeedReport, Sight, StorageIdentity, TargetKind, TargetState, Verdict,
 };
 
 use crate::picture;
+pub(crate) use manifest::{manifest, manifest_used, verified};
 
 /// Lines of a name and a value.
 #[derive(Default)]
@@ -37,6 +40,7 @@ pub(crate) fn plan(plan: &PlanSummary) -> String {
     lines.block(&format!("Plan of a rebuild{of_what}\n"));
     lines.add("image", image(&plan.image));
     lines.add("", content(plan));
+    plan.manifest.iter().for_each(|used| lines.block(&manifest_used(used)));
     lines.add("target", format!("{} ({})", clean_path(&plan.target), kind(plan)));
     lines.add("", sizes(plan));
     lines.add("mode", mode(plan));
@@ -73,6 +77,7 @@ pub(crate) fn report(report: &Report) -> String {
     lines.add("target", target);
     lines.add("", format!("{}, {}", exact(report.target_bytes), report.target_state));
     lines.add("root digest", report.root.to_string());
+    report.plan.manifest.iter().for_each(|used| lines.block(&manifest_used(used)));
     if let Some(whole) = &report.whole_digest {
         lines.add("BLAKE3", format!("{whole} (of the image's whole disk)"));
     }
@@ -81,6 +86,9 @@ pub(crate) fn report(report: &Report) -> String {
     lines.add("zeroed", exact(report.bytes_zeroed));
     if report.bytes_kept > 0 {
         lines.add("kept", format!("{}, found right and not written", exact(report.bytes_kept)));
+        if report.bytes_by_manifest > 0 {
+            lines.add("", format!("{} of them by the manifest alone", exact(report.bytes_by_manifest)));
+        }
     }
     lines.add("read back", read_back(report.bytes_read_back, report.bytes_proved_holes));
     lines.add("repairs", if report.repairs.is_empty() { "none" } else { "" });
@@ -114,18 +122,6 @@ pub(crate) fn report(report: &Report) -> String {
     let parts: Vec<_> = parts.iter().map(|(name, ms)| format!("{name} {}", seconds(*ms))).collect();
     lines.add("time", format!("{} ({})", seconds(took.total_ms), parts.join(", ")));
     lines.add("state", "the instance stays Stopped");
-    lines.into_text()
-}
-
-/// What was compared.
-pub(crate) fn verified(report: &VerifyReport, target: &Path) -> String {
-    let mut lines = Lines::default();
-    lines.block("The disk holds the image\n");
-    lines.add("target", clean_path(target));
-    lines.add("", exact(report.target_bytes));
-    lines.add("root digest", report.root.to_string());
-    lines.add("compared", read_back(report.bytes_read, report.bytes_proved_holes));
-    lines.add("GPT", gpt(&report.gpt));
     lines.into_text()
 }
 

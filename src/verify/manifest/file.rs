@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, RenameFlags};
 
 use super::super::runs::MOST_CHUNKS;
-use super::json::MOST_BYTES;
+use super::json::{FORMAT, MOST_BYTES};
 use super::{Manifest, ManifestError};
 use crate::sys::beside;
 
@@ -47,6 +47,19 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ManifestError> {
     file.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(failed("reading the manifest"))?;
     let len = bytes.len() as u64;
     if len > MOST_BYTES { Err(too_long(len)) } else { Ok(bytes) }
+}
+
+impl Manifest {
+    /// Whether the content of a file says that it is a manifest, whole or not.
+    pub(crate) fn is_in(path: &Path) -> bool {
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let is_file = path.metadata().is_ok_and(|metadata| metadata.is_file());
+        let file = File::options().read(true).custom_flags(flags).open(path).ok().filter(|_| is_file);
+        let mut head = Vec::new();
+        let read = file.and_then(|file| file.take(512).read_to_end(&mut head).ok());
+        let text = String::from_utf8_lossy(&head);
+        read.is_some() && text.trim_start().starts_with('{') && text.contains(&format!("\"{FORMAT}\""))
+    }
 }
 
 /// What becomes of a file that has the manifest's name already.

@@ -13,7 +13,7 @@ use super::{Former, ImageFileDigests, Made, Manifest, ManifestError};
 use crate::range::ByteRange;
 
 /// What a manifest says that it is.
-const FORMAT: &str = "reimage-manifest";
+pub(super) const FORMAT: &str = "reimage-manifest";
 const VERSION: u64 = 1;
 /// A line for each digest, and the lines around it where it is a run of its own.
 const DIGEST_LINE: u64 = 72;

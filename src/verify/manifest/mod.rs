@@ -133,6 +133,15 @@ pub(crate) struct Former {
     pub(crate) bytes: Vec<u8>,
 }
 
+impl Former {
+    /// Those of the bytes that lie in `range`.
+    pub(crate) fn part(self, range: ByteRange) -> Option<Self> {
+        let range = self.range.intersection(range)?;
+        let place = |at: u64| usize::try_from(at - self.range.start()).expect("it is in memory");
+        Some(Self { range, bytes: self.bytes[place(range.start())..place(range.end())].to_vec() })
+    }
+}
+
 impl Made {
     /// Made by this program, now.
     pub(crate) fn now(source: SourceKind, image_format: &str, filled: Vec<ByteRange>) -> Self {
@@ -200,6 +209,10 @@ impl Manifest {
     #[must_use]
     pub fn data_chunks(&self) -> usize {
         self.digests.len()
+    }
+
+    pub(crate) fn head(&self) -> &[Former] {
+        &self.head
     }
 
     pub(crate) fn digests(&self) -> &DigestTable {

@@ -1,0 +1,40 @@
+//! The arguments of `manifest`, and the flag that names one.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::ImageArgs;
+
+/// Make the manifest of an image.
+#[derive(Args)]
+pub(crate) struct ManifestArgs {
+    /// The image
+    #[arg(value_name = "IMAGE")]
+    pub(crate) path: PathBuf,
+    /// Write it into this file, which must not exist [default: standard output]
+    #[arg(long, short = 'o', value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Let it take the place of a file of that name
+    #[arg(long, requires = "output")]
+    pub(crate) replace: bool,
+    /// Also compute the BLAKE3 that b3sum gives for the raw disk (takes time on sparse disks)
+    #[arg(long)]
+    pub(crate) whole_digest: bool,
+    /// Threads that decode, at most 12 [default: twice the processors]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) image: ImageArgs,
+}
+
+/// Which manifest belongs to an image.
+#[derive(Args)]
+#[command(next_help_heading = "Image")]
+pub(crate) struct ManifestFlag {
+    /// The image's manifest, with which its file and each of its chunks are compared; none does without
+    /// [default: IMAGE.manifest.json, if it is there]
+    #[arg(long, value_name = "FILE|none")]
+    pub(crate) manifest: Option<PathBuf>,
+}
