@@ -218,6 +218,11 @@ impl Error {
         first
     }
 
+    /// The same of any number of refusals; nothing where there is none.
+    pub(crate) fn first_if_any(refusals: Vec<Error>) -> Option<Self> {
+        (!refusals.is_empty()).then(|| Self::first_of(refusals))
+    }
+
     /// The same error with further ones behind it.
     #[must_use]
     pub(crate) fn and(mut self, more: impl IntoIterator<Item = Error>) -> Self {

@@ -61,7 +61,7 @@ pub fn inspect(
     preflight: Preflight,
     observer: &dyn Observer,
 ) -> Result<Inspection, Error> {
-    let check = Check { preflight, threads: None, later: Later::LosesNothing };
+    let check = Check { preflight, threads: None, later: Later::LosesNothing, policies: &[] };
     let CheckedImage { image, tables: content, manifest, .. } =
         plan::open_checked(path, options, check, observer)?;
     let refused = |fault| image_error(ErrorKind::Image, fault);

@@ -49,6 +49,7 @@ mod seed;
 mod status;
 mod sys;
 mod target;
+mod trust;
 mod verify;
 
 pub use copy::Sandbox;
@@ -73,10 +74,11 @@ pub use prune::{PruneEntry, PruneReport, prune};
 pub use range::ByteRange;
 pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, Verdict, rebuild};
 pub use request::{
-    BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, EarlierRun, Expect, ExpectedDigest, GptPolicy,
-    ImageFormat, ImageOptions, InstanceSpec, ManifestSource, Mode, NestedFormat, NetworkPolicy,
-    OldCredentials, OnError, Options, Os, Placement, PowerState, Preflight, Request, SeedFormat, SeedSpec,
-    SightPolicy, SystemDisk, TargetFormat, UserDataDisks, VerifyPolicy, WholeDigest,
+    BackingPolicy, BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, EarlierRun, Expect, ExpectedDigest,
+    GptPolicy, ImageFormat, ImageOptions, InstanceSpec, ManifestSource, Mode, NestedFormat, NetworkPolicy,
+    OldCredentials, OnError, Options, Os, Placement, Policy, PowerState, Preflight, Request, SeedFormat,
+    SeedSpec, SightPolicy, SignedManifests, SignedSums, SystemDisk, TargetFormat, TrustKey, UserDataDisks,
+    VerifyPolicy, WholeDigest,
 };
 pub use reseed::{scrub_seed, write_seed};
 pub use seed::{Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey};
@@ -84,6 +86,7 @@ pub use status::{DiskContent, FailureStatus, InstanceState, InstanceStatus, RunS
 pub use target::{Disk, Exchange, Target, TargetError};
 #[cfg(feature = "sim")]
 pub use target::{SimAction, SimDisk, SimFault, SimHistory, SimLie, SimMoment, SimOperation, SimWhen};
+pub use trust::ImageSignature;
 pub use verify::{
     Digest, ImageFileDigests, Made, Manifest, ManifestError, Pattern, SourceKind, VerifiedChunk,
 };

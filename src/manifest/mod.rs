@@ -33,9 +33,12 @@ pub fn manifest(
     observer: &dyn Observer,
     cancel: &CancelToken,
 ) -> Result<Manifest, Error> {
-    // The one that is beside it tells of what it was.
-    let image = ImageOptions { manifest: ManifestSource::None, ..options.image.clone() };
-    let check = Check { preflight: Preflight::Auto, threads: options.threads, later: Later::LosesNothing };
+    // The one that is beside it tells of what it was, and so does its signature.
+    let (manifest, trust_keys) = (ManifestSource::None, Vec::new());
+    let image = ImageOptions { manifest, trust_keys, ..options.image.clone() };
+    let (threads, later) = (options.threads, Later::LosesNothing);
+    // What a host may be given matters where it is put on a disk.
+    let check = Check { preflight: Preflight::Auto, threads, later, policies: &[] };
     let CheckedImage { image, .. } = plan::open_checked(path, &image, check, observer)?;
     let failed = |fault: CopyError| match fault {
         CopyError::Image(fault) => image_error(ErrorKind::Image, fault),

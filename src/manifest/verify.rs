@@ -23,7 +23,7 @@ use crate::verify::{CHUNK, Digest, Former, Manifest, is_zero};
 /// Compares a disk with a manifest; writes nothing, and whatever uses the disk may go on.
 ///
 /// Behind the end of the manifest's disk it must be zero; a backup GPT that moved is what it should be. Of the options,
-/// those of the GPT, and of threads and time count.
+/// those of the GPT, of threads and time, and of who must have signed the manifest count.
 ///
 /// # Errors
 ///
@@ -36,7 +36,7 @@ pub fn verify_manifest(
     (observer, cancel): (&dyn Observer, &CancelToken),
 ) -> Result<VerifyReport, Error> {
     let (place, path) = (manifest, disk);
-    let manifest = plan::read_manifest(place)?;
+    let manifest = plan::read_manifest(place, options)?;
     let disk = open_complete(path, manifest.virtual_size())?;
     let failed = |fault: CopyError| copy_error(fault, path);
     let pool = Pool::start(options.threads).map_err(|error| failed(CopyError::Memory(error)))?;

@@ -8,7 +8,8 @@ use serde::Serialize;
 use crate::copy::{self, ByManifest, CopyError, Pool, Standing, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::image::Image;
-use crate::request::ManifestSource;
+use crate::request::{ImageOptions, ManifestSource, Options, Policy, TrustKey};
+use crate::trust::{self, ManifestBytes};
 use crate::verify::{self, Digest, Manifest};
 
 /// What to do where an image and its manifest differ.
@@ -43,6 +44,8 @@ pub(crate) struct KnownManifest {
     pub(crate) manifest: Manifest,
     pub(crate) used: ManifestUse,
     standing: Standing,
+    /// Who has signed it, where anybody had to.
+    pub(super) signer: Option<TrustKey>,
 }
 
 /// The image is not the manifest's.
@@ -58,9 +61,15 @@ enum Foreign {
 
 impl KnownManifest {
     /// The manifest of an image: where it is named it must be there, and where it is there it must be right.
-    pub(super) fn find(path: &Path, source: &ManifestSource) -> Result<Option<Self>, Error> {
-        let place = match source {
-            ManifestSource::None => return Ok(None),
+    pub(super) fn find(
+        path: &Path,
+        options: &ImageOptions,
+        policies: &[Policy],
+    ) -> Result<Option<Self>, Error> {
+        // Where somebody wants a signature, an image without a manifest is refused.
+        let none = || trust::check_manifest((path, options), policies, None).map(|_| None);
+        let place = match &options.manifest {
+            ManifestSource::None => return none(),
             ManifestSource::File(place) => place.clone(),
             ManifestSource::Beside => {
                 let place = verify::beside(path);
@@ -70,15 +79,15 @@ impl KnownManifest {
                     error.kind() == io::ErrorKind::NotFound || no_such_name
                 };
                 if place.symlink_metadata().is_err_and(|error| absent(&error)) {
-                    return Ok(None);
+                    return none();
                 }
                 place
             }
         };
         let hint = "fetch the manifest again, name another with --manifest FILE, or --manifest none";
-        let manifest = read_manifest(&place).map_err(|error| error.hint_that(hint))?;
+        let (manifest, signer) = read(&place, (path, options, policies), hint)?;
         let used = ManifestUse { root: manifest.root(), path: place, image_file: None };
-        Ok(Some(Self { manifest, used, standing: Standing::Claimed }))
+        Ok(Some(Self { manifest, used, standing: Standing::Claimed, signer }))
     }
 
     /// Whether the image's disk has the size that the manifest says.
@@ -122,15 +131,32 @@ impl KnownManifest {
     }
 }
 
-/// Reads a manifest, wherever it lies.
-pub(crate) fn read_manifest(place: &Path) -> Result<Manifest, Error> {
-    let refused = |fault| {
-        let error = Error::new(ErrorKind::ImageDigest, fault).at_path(place);
-        error.hint_that("make the manifest again with `reimage manifest IMAGE`, or fetch it again")
-    };
-    // A signature is of these very bytes, and is to be checked before anything is made of them.
+/// Reads a manifest that stands for an image, signed as the options want it.
+pub(crate) fn read_manifest(place: &Path, options: &Options) -> Result<Manifest, Error> {
+    let (options, policies) = (&options.image, &options.policies);
+    if let Some(refusal) = Error::first_if_any(trust::check_request(place, options, policies)) {
+        return Err(refusal);
+    }
+    trust::check_without_image(place, options)?;
+    let hint = "make the manifest again with `reimage manifest IMAGE`, or fetch it again";
+    read(place, (place, options, policies), hint).map(|(manifest, _)| manifest)
+}
+
+/// A manifest, and who has signed it.
+fn read(
+    place: &Path,
+    (image, options, policies): (&Path, &ImageOptions, &[Policy]),
+    hint: &str,
+) -> Result<(Manifest, Option<TrustKey>), Error> {
+    let refused = |fault| Error::new(ErrorKind::ImageDigest, fault).at_path(place).hint_that(hint);
+    // The signature is of these very bytes, and is checked before anything is made of them.
     let bytes = verify::read_manifest(place).map_err(refused)?;
-    Manifest::from_json(&bytes).map_err(refused)
+    let signer = trust::check_manifest(
+        (image, options),
+        policies,
+        Some(ManifestBytes { path: place, bytes: &bytes }),
+    )?;
+    Ok((Manifest::from_json(&bytes).map_err(refused)?, signer))
 }
 
 /// Whether a file is a manifest, however broken, and no image: its name ends in `.json`, or its content says so.

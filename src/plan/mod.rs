@@ -149,13 +149,15 @@ fn examine(
     refusals.extend(opened.as_ref().err().map(survey::who_writes).unwrap_or_default());
     let opened = noted(opened, &mut refusals);
     let root = opened.as_ref().and_then(|opened| opened.root);
-    let (image, manifest) = opened.map(|opened| ((opened.image, opened.tables), opened.manifest)).unzip();
-    let manifest = manifest.flatten();
+    let (image, manifest) = match opened {
+        Some(opened) => (Some((opened.image, opened.tables, opened.signatures)), opened.manifest),
+        None => (None, None),
+    };
     if runs {
         // A machine that runs has its disks: no device is opened.
         return Err(Error::first_of(refusals));
     }
-    let seen = survey::survey(request, image.as_ref().map(|(image, _)| image.as_ref()), &mut refusals);
+    let seen = survey::survey(request, image.as_ref().map(|(image, ..)| image.as_ref()), &mut refusals);
     let (claim, brought) = match take_claim(request, storage, &seen) {
         Ok((claim, brought)) => (Some(claim), brought),
         Err(errors) => {
@@ -163,7 +165,7 @@ fn examine(
             (None, None)
         }
     };
-    let (Some((image, tables)), Some(claim)) = (image, claim) else {
+    let (Some((image, tables, signatures)), Some(claim)) = (image, claim) else {
         return Err(Error::first_of(refusals));
     };
     let fit = noted(Fit::find(request, (image.as_ref(), tables), &claim, brought.as_deref()), &mut refusals);
@@ -172,7 +174,8 @@ fn examine(
     checked(&claim, seen.data_disks.len(), observer);
     let found = (&claim, &fit, (&seen, &known));
     let used = manifest.as_ref().map(|manifest| manifest.used.clone());
-    let summary = summary::summarise(request, (image.as_ref(), tables, used), found, seed.as_ref())?;
+    let opened = (image.as_ref(), tables, (used, signatures));
+    let summary = summary::summarise(request, opened, found, seed.as_ref())?;
     if let Some(bound) = &request.options.plan {
         refusals.extend(bound.differences(&summary));
     }
@@ -293,7 +296,8 @@ pub(crate) fn open_image(
         return Err(Error::new(ErrorKind::Usage, RequestFault::NoImage));
     };
     let options = &request.options;
-    let check = Check { preflight: options.preflight, threads: options.threads, later };
+    let check =
+        Check { preflight: options.preflight, threads: options.threads, later, policies: &options.policies };
     open_checked(path, &options.image, check, observer).map_err(|error| match &request.instance.id {
         Some(id) if error.path() == Some(path) && !path.exists() => error.hint_that(format!(
             "the image that {id} was created from is gone: name another with --image FILE or as IMAGE"

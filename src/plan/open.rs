@@ -7,9 +7,10 @@ use super::manifest::{CheckFault, FETCH_BOTH, KnownManifest};
 use crate::copy::{self, CopyError, Pool, Sink, Transfer, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::guard;
-use crate::image::{self, DigestAlgorithm, Image, ImageError, TableReport};
+use crate::image::{self, DigestAlgorithm, FileIdentity, Image, ImageError, TableReport};
 use crate::observe::{CancelToken, Event, Observer, Phase};
-use crate::request::{ExpectedDigest, ImageFormat, ImageOptions, NestedFormat, Preflight};
+use crate::request::{ExpectedDigest, ImageFormat, ImageOptions, NestedFormat, Policy, Preflight};
+use crate::trust::{self, ImageSignature, Listed, Opened};
 use crate::verify::Digest;
 
 /// The image file is not the expected one, or nothing was expected.
@@ -28,14 +29,17 @@ pub(crate) struct CheckedImage {
     /// The root of its chunk digests, where every cluster was decoded.
     pub(crate) root: Option<Digest>,
     pub(crate) manifest: Option<KnownManifest>,
+    /// Who has signed for it.
+    pub(crate) signatures: Vec<ImageSignature>,
 }
 
 /// What is checked of an image when it is opened.
 #[derive(Clone, Copy)]
-pub(crate) struct Check {
+pub(crate) struct Check<'a> {
     pub(crate) preflight: Preflight,
     pub(crate) threads: Option<NonZeroUsize>,
     pub(crate) later: Later,
+    pub(crate) policies: &'a [Policy],
 }
 
 /// What comes after the checks.
@@ -95,13 +99,19 @@ impl SeenImage {
 pub(crate) fn open_checked(
     path: &Path,
     options: &ImageOptions,
-    check: Check,
+    check: Check<'_>,
     observer: &dyn Observer,
 ) -> Result<CheckedImage, Error> {
     let checked = |name, detail: String| observer.event(&Event::Checked { name, detail });
+    if let Some(refusal) = Error::first_if_any(trust::check_request(path, options, check.policies)) {
+        return Err(refusal);
+    }
     let image = open(path, options)?;
-    let mut manifest = KnownManifest::find(path, &options.manifest)?;
-    if check.preflight == Preflight::Digest && options.expect_digest.is_none() && manifest.is_none() {
+    check_places(image.as_ref(), check.policies)?;
+    let mut manifest = KnownManifest::find(path, options, check.policies)?;
+    let listed = listed(image.as_ref(), path, options)?;
+    let is_known = options.expect_digest.is_some() || listed.is_some() || manifest.is_some();
+    if check.preflight == Preflight::Digest && !is_known {
         return Err(Error::new(ErrorKind::Usage, DigestFault::NoneGiven)
             .hint_that("give --expect-digest sha256:HEX or blake3:HEX, or make a manifest of the image"));
     }
@@ -111,10 +121,18 @@ pub(crate) fn open_checked(
     let tables = image.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
     checked("image", format!("all metadata of {path:?}"));
     if let Some(expected) = options.expect_digest.filter(|_| check.preflight != Preflight::Tables) {
-        check_digest(image.as_ref(), path, expected)?;
+        check_digest(image.as_ref(), (path, expected), "fetch the image again, or correct --expect-digest")?;
         checked("digest", "the image file is the expected one".into());
     }
+    if let Some(Listed { sha256, signer }) = &listed {
+        let expected = (path, ExpectedDigest::Sha256(*sha256));
+        check_digest(image.as_ref(), expected, "fetch the image again, or the list that belongs to it")?;
+        checked("digest", format!("the image file is that of the list which {signer} has signed"));
+    }
+    let signer = manifest.as_ref().and_then(|manifest| manifest.signer.clone());
     let compares_file = match check.preflight {
+        // Who wants a signature wants to know of what before anything else happens.
+        _ if signer.is_some() => true,
         Preflight::Tables => false,
         Preflight::Digest | Preflight::Deep => true,
         Preflight::Auto => check.later == Later::Overwrites,
@@ -124,6 +142,9 @@ pub(crate) fn open_checked(
         pass.compare_file(manifest)?;
         checked("manifest", "the image file is that of its manifest".into());
     }
+    if let Some(key) = &signer {
+        checked("signature", format!("the manifest is signed by the key {}", key.id()));
+    }
     let root = match check.preflight {
         Preflight::Deep => Some(pass.decode_everything(manifest.as_ref())?),
         _ => None,
@@ -131,7 +152,9 @@ pub(crate) fn open_checked(
     if root.is_some() {
         checked("content", "every cluster of the image decodes".into());
     }
-    Ok(CheckedImage { image, tables, root, manifest })
+    let signatures =
+        signer.iter().map(ImageSignature::from).chain(listed.map(ImageSignature::from)).collect();
+    Ok(CheckedImage { image, tables, root, manifest, signatures })
 }
 
 fn open(path: &Path, options: &ImageOptions) -> Result<Box<dyn Image>, Error> {
@@ -148,6 +171,19 @@ fn open(path: &Path, options: &ImageOptions) -> Result<Box<dyn Image>, Error> {
         backing_folders: &options.allow_backing,
     };
     image::open(path, &options).map_err(|fault| image_error(ErrorKind::Image, fault))
+}
+
+fn check_places(image: &dyn Image, policies: &[Policy]) -> Result<(), Error> {
+    let files = image.identities();
+    let opened =
+        |file: &FileIdentity| Opened { path: file.path.clone(), device: file.device, inode: file.inode };
+    trust::check_places(policies, &files.iter().map(opened).collect::<Vec<_>>())
+}
+
+/// What a signed list says of the image, where one is given.
+fn listed(image: &dyn Image, path: &Path, options: &ImageOptions) -> Result<Option<Listed>, Error> {
+    let layers = image.identities().len();
+    options.sums.as_ref().map(|sums| trust::listed(sums, path, layers)).transpose()
 }
 
 /// An image's fault as an error of the kind that the moment gives it.
@@ -167,7 +203,11 @@ pub(crate) fn image_error(kind: ErrorKind, fault: ImageError) -> Error {
 }
 
 /// Compares the image file, as it lies, with the digest that was given.
-fn check_digest(image: &dyn Image, path: &Path, expected: ExpectedDigest) -> Result<(), Error> {
+fn check_digest(
+    image: &dyn Image,
+    (path, expected): (&Path, ExpectedDigest),
+    hint: &str,
+) -> Result<(), Error> {
     let (algorithm, by, expected) = match expected {
         ExpectedDigest::Sha256(bytes) => ("SHA-256", DigestAlgorithm::Sha256, bytes),
         ExpectedDigest::Blake3(bytes) => ("BLAKE3", DigestAlgorithm::Blake3, bytes),
@@ -178,9 +218,7 @@ fn check_digest(image: &dyn Image, path: &Path, expected: ExpectedDigest) -> Res
     }
     let hex = |bytes: [u8; 32]| bytes.map(|byte| format!("{byte:02x}")).concat();
     let fault = DigestFault::Differs { algorithm, found: hex(found), expected: hex(expected) };
-    Err(Error::new(ErrorKind::ImageDigest, fault)
-        .at_path(path)
-        .hint_that("fetch the image again, or correct --expect-digest"))
+    Err(Error::new(ErrorKind::ImageDigest, fault).at_path(path).hint_that(hint))
 }
 
 /// A pass over all of an image before anything is written.

@@ -17,6 +17,7 @@ use crate::layout::{self, DiskLayout, Outcome, ReadBytes, Relocation};
 use crate::range::ByteRange;
 use crate::request::{ExpectedDigest, GptPolicy, Placement, Preflight, Request};
 use crate::seed::{ComposedSeed, SeedReport};
+use crate::trust::ImageSignature;
 
 /// What a rebuild will do; sizes in bytes.
 #[derive(Clone, Debug, Serialize)]
@@ -41,6 +42,8 @@ pub struct PlanSummary {
     pub image_digest: Option<String>,
     /// The image's manifest, where one is known: each chunk is compared with it.
     pub manifest: Option<ManifestUse>,
+    /// Who has signed for the image, where the request or a policy wanted it signed.
+    pub signatures: Vec<ImageSignature>,
     /// Its size now.
     pub target_bytes: u64,
     /// Its size when the run has ended.
@@ -116,9 +119,12 @@ impl GptPlan {
     }
 }
 
+/// What is known of where an image comes from.
+type Origin = (Option<ManifestUse>, Vec<ImageSignature>);
+
 pub(super) fn summarise(
     request: &Request,
-    (image, content, manifest): (&dyn Image, TableReport, Option<ManifestUse>),
+    (image, content, (manifest, signatures)): (&dyn Image, TableReport, Origin),
     (claim, fit, (seen, known)): (&Claim, &Fit, (&Seen, &Known)),
     seed: Option<&ComposedSeed>,
 ) -> Result<PlanSummary, Error> {
@@ -146,6 +152,7 @@ pub(super) fn summarise(
         image_files: image.identities(),
         image_digest: image_digest(request),
         manifest,
+        signatures,
         target_bytes: claim.size(),
         size_after: fit.size,
         mode: known.mode,

@@ -1,6 +1,7 @@
 //! What was asked for: values only. Nothing here opens a file.
 
 mod options;
+mod trust;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ pub use options::{
     ImageOptions, ManifestSource, Mode, NestedFormat, OnError, Options, Placement, Preflight, SightPolicy,
     TargetFormat, VerifyPolicy, WholeDigest,
 };
+pub use trust::{BackingPolicy, Policy, SignedManifests, SignedSums, TrustKey};
 
 /// Everything that is asked of one rebuild, but for the credentials.
 ///

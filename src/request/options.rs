@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::trust::{Policy, SignedSums, TrustKey};
+
 /// How a rebuild goes about it; the defaults are the careful ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -46,6 +48,8 @@ pub struct Options {
     pub on_error: OnError,
     /// How often what was written is made durable and noted, so that a later run can go on from there.
     pub checkpoint: Duration,
+    /// What the host demands of every rebuild; all of them must be met.
+    pub policies: Vec<Policy>,
     /// After how long without any progress the run ends; by default it waits.
     pub stall_timeout: Option<Duration>,
 }
@@ -71,6 +75,7 @@ impl Default for Options {
             earlier_run: EarlierRun::default(),
             on_error: OnError::default(),
             checkpoint: Duration::from_secs(3),
+            policies: Vec::new(),
             stall_timeout: None,
         }
     }
@@ -128,6 +133,10 @@ pub struct ImageOptions {
     pub expect_digest: Option<ExpectedDigest>,
     /// Where its manifest is.
     pub manifest: ManifestSource,
+    /// The keys of which one must have signed the image's manifest; none by default, and then nobody need have.
+    pub trust_keys: Vec<TrustKey>,
+    /// The signed list that must have the image file's digest.
+    pub sums: Option<SignedSums>,
 }
 
 /// Where the manifest of an image is.

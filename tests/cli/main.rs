@@ -9,5 +9,6 @@ mod refusals;
 mod results;
 mod seeds;
 mod status;
+mod trust;
 
 mod support;

@@ -10,7 +10,7 @@ use crate::support::{Ran, Room, Seen, text};
 
 /// Plan and rebuild both refuse with this code; `disk` stays as it is. Returns the rebuild's error.
 #[track_caller]
-fn refused(room: &Room, words: &[&str], code: i32, disk: &Path) -> Value {
+pub(crate) fn refused(room: &Room, words: &[&str], code: i32, disk: &Path) -> Value {
     let before = Seen::of(disk);
     let names = room.names();
     let planned = room.run("plan", words).error(code);
@@ -26,7 +26,7 @@ fn refused(room: &Room, words: &[&str], code: i32, disk: &Path) -> Value {
 }
 
 /// A room with an image and an old disk of 2 MiB.
-fn room() -> (Room, String, std::path::PathBuf) {
+pub(crate) fn room() -> (Room, String, std::path::PathBuf) {
     let room = Room::new();
     let image = text(&room.image("zlib-64k")).to_owned();
     let disk = room.old_disk("disk.raw", 2 << 20);

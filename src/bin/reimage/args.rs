@@ -2,6 +2,7 @@
 
 mod manifest;
 mod seed;
+mod trust;
 mod values;
 
 use std::ffi::OsString;
@@ -15,6 +16,7 @@ use reimage::{Expect, ExpectedDigest};
 
 pub(crate) use manifest::{ManifestArgs, ManifestFlag};
 pub(crate) use seed::{CredentialArgs, MachineArgs, NetworkArg, OsArg, SeedArgs, SeedFormatArg};
+pub(crate) use trust::TrustArgs;
 
 use crate::exit::Failure;
 use crate::output::Output;
@@ -66,7 +68,7 @@ Exit codes:
   12             refused: size, room or sector size does not fit
   13             refused: credentials or seed request
   14             refused: the target cannot be opened, or is of the wrong kind
-  20, 21         the image cannot be used, or has another digest
+  20, 21         the image cannot be used, or has another digest or signature
   30             the target could not be written (run it again)
   31             the target does not hold what it should
   32             the image could not be read during the copy (run it again)
@@ -114,6 +116,8 @@ pub(crate) struct JobArgs {
     #[command(flatten)]
     pub(crate) image: ImageArgs,
     #[command(flatten)]
+    pub(crate) trust: TrustArgs,
+    #[command(flatten)]
     pub(crate) disk: DiskArgs,
     #[command(flatten)]
     pub(crate) run: RunArgs,
@@ -131,6 +135,8 @@ pub(crate) struct VerifyArgs {
     pub(crate) manifest: ManifestFlag,
     #[command(flatten)]
     pub(crate) image: ImageArgs,
+    #[command(flatten)]
+    pub(crate) trust: TrustArgs,
     #[command(flatten)]
     pub(crate) check: CheckArgs,
 }

@@ -15,6 +15,7 @@ mod progress;
 mod request;
 mod show;
 mod signals;
+mod trust;
 mod watchdog;
 
 use std::process::ExitCode;

@@ -17,6 +17,7 @@ use crate::args::{
 };
 use crate::exit::Failure;
 use crate::show::clean;
+use crate::trust;
 
 /// The request of `plan` and `rebuild`.
 pub(crate) fn of_job(args: &JobArgs, state_dir: Option<&Path>) -> Result<Request, Failure> {
@@ -35,6 +36,7 @@ pub(crate) fn of_verify(args: &VerifyArgs) -> Result<Request, Failure> {
     request.instance = of_subject(&args.subject)?;
     request.options.image = image_options(&args.image);
     request.options.image.manifest = manifest_of(&args.manifest);
+    trust::apply(&mut request.options, &args.trust)?;
     apply_check(&mut request.options, &args.check);
     Ok(request)
 }
@@ -146,18 +148,8 @@ fn read_instance(path: &Path) -> Result<InstanceSpec, Failure> {
             .hinting("correct its path, or its rights")
             .at(path)
     })?;
-    let mut instance: InstanceSpec = toml::from_str(&text).map_err(|error| {
-        let place = match error.span() {
-            Some(span) => {
-                format!("{path:?} line {}", 1 + text[..span.start.min(text.len())].matches('\n').count())
-            }
-            None => format!("{path:?}"),
-        };
-        let fault = clean(error.message().lines().next().unwrap_or("not as it should be"));
-        Failure::usage(format!("the instance file {place}: {fault}"))
-            .hinting("correct the file: unknown keys are errors, so that a misspelt one is not overlooked")
-            .at(path)
-    })?;
+    let mut instance: InstanceSpec =
+        toml::from_str(&text).map_err(|error| not_toml("the instance file", path, (&text, &error)))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let resolve = |path: &mut PathBuf| {
         if !path.as_os_str().is_empty() {
@@ -173,6 +165,20 @@ fn read_instance(path: &Path) -> Result<InstanceSpec, Failure> {
         seed.user_data.as_mut().map(resolve);
     }
     Ok(instance)
+}
+
+/// What is wrong with a file of ours, and in which line.
+pub(crate) fn not_toml(what: &str, path: &Path, (text, error): (&str, &toml::de::Error)) -> Failure {
+    let place = match error.span() {
+        Some(span) => {
+            format!("{path:?} line {}", 1 + text[..span.start.min(text.len())].matches('\n').count())
+        }
+        None => format!("{path:?}"),
+    };
+    let fault = clean(error.message().lines().next().unwrap_or("not as it should be"));
+    Failure::usage(format!("{what} {place}: {fault}"))
+        .hinting("correct the file: unknown keys are errors, so that a misspelt one is not overlooked")
+        .at(path)
 }
 
 fn apply_disks(instance: &mut InstanceSpec, args: &DiskArgs) {
@@ -275,6 +281,7 @@ fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure>
     let mut options = Options::default();
     options.image = image_options(&args.image);
     options.image.manifest = manifest_of(&args.manifest);
+    trust::apply(&mut options, &args.trust)?;
     options.preflight = preflight_of(*preflight);
     options.size = args.disk.size;
     options.placement = if args.disk.in_place { Placement::InPlace } else { Placement::Replace };
