@@ -23,6 +23,7 @@ import check_limits
 import check_real_faults
 import check_refusals
 import check_tricks
+import check_trust
 from host import Broken, Program, Scratch, Tally
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -61,6 +62,7 @@ SECTIONS = {
     "swapped": check_guard.swapped,
     "data disks": check_data_disks.data_disks,
     "tricks": check_tricks.tricks,
+    "trust": check_trust.trust,
     "race": check_claim.race,
     "faults": check_faults.io_errors,
     "signals": check_faults.signals,
