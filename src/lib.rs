@@ -30,6 +30,7 @@
 //! nothing. Sizes are bytes, times milliseconds.
 #![deny(unsafe_code)]
 
+mod capture;
 mod copy;
 mod error;
 mod guard;
@@ -52,6 +53,7 @@ mod target;
 mod trust;
 mod verify;
 
+pub use capture::{BadSectors, CaptureDurations, CaptureReport, CaptureRequest, ManifestPlace, capture};
 pub use copy::Sandbox;
 pub use error::{Error, ErrorKind, TargetState};
 pub use guard::{

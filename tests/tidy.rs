@@ -13,7 +13,7 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
     let trust: &[&str] = &["request", "sys"];
     let policy: &[&str] = &[
         "copy", "guard", "image", "journal", "layout", "observe", "plan", "prune", "rebuild", "request",
-        "seed", "sys", "target", "trust", "verify",
+        "manifest", "seed", "sys", "target", "trust", "verify",
     ];
     // It looks at the disks that dead runs left, and removes only what lies in the state folder or beside a disk.
     let prune: &[&str] = &["guard", "inspect", "journal", "layout", "sys"];
@@ -34,6 +34,7 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("seed", &["request", "sys"]),
         ("plan", policy),
         ("rebuild", policy),
+        ("capture", policy),
         ("inspect", policy),
         ("manifest", policy),
         ("reseed", &["guard", "request", "seed"]),
@@ -43,8 +44,8 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         (
             "lib",
             &[
-                "inspect", "copy", "guard", "image", "journal", "layout", "manifest", "observe", "plan",
-                "prune", "rebuild", "request", "reseed", "seed", "status", "sys", "target", "trust",
+                "capture", "inspect", "copy", "guard", "image", "journal", "layout", "manifest", "observe",
+                "plan", "prune", "rebuild", "request", "reseed", "seed", "status", "sys", "target", "trust",
                 "verify",
             ],
         ),

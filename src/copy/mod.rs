@@ -7,7 +7,6 @@ mod check;
 mod error;
 mod farm;
 mod manifest;
-#[allow(dead_code, reason = "`capture` comes next")]
 mod pack;
 mod patience;
 mod pieces;
@@ -19,7 +18,6 @@ pub(crate) use check::{Exceptions, Piece, ReadBack, Scope, check, repair};
 pub(crate) use error::CopyError;
 pub(crate) use farm::Pool;
 pub(crate) use manifest::{ByManifest, Standing, digest_file};
-#[allow(unused_imports, reason = "`capture` comes next")]
 pub(crate) use pack::{OnBad, Pack, Packed, pack};
 pub(crate) use patience::{MayOpen, patiently};
 pub(crate) use transfer::{Compare, Ledger, Onto, Sink, Transfer, Transferred, transfer};

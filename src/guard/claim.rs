@@ -20,11 +20,13 @@ use super::sight::{self, Sight, SightLimit};
 use super::topology::{Storage, Topology};
 use crate::request::{Expect, Placement, SightPolicy, TargetFormat};
 
-/// Whether the disk will be written, or only looked at for a plan.
+/// Whether the disk will be written, read to its end, or only looked at for a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     /// Everything is opened read-only.
     Look,
+    /// The disk is opened read-only and locked: nothing of it changes, and nobody else changes it meanwhile.
+    Hold,
     /// The disk is opened for writing and locked.
     Write,
 }
@@ -49,6 +51,36 @@ pub(crate) struct Subject<'a> {
     pub(crate) sight: SightPolicy,
 }
 
+/// A disk that is held while it is read to its end: examined and locked as for a claim, and never a target.
+pub(crate) struct ReadClaim(Claim);
+
+impl ReadClaim {
+    /// What the disk is known by.
+    pub(crate) fn facts(&self) -> Option<&DiskFacts> {
+        self.0.facts()
+    }
+
+    /// What of the host could not be looked at.
+    pub(crate) fn sight_limits(&self) -> &[SightLimit] {
+        self.0.sight_limits()
+    }
+
+    /// Another handle of the open disk, under the same locks.
+    pub(crate) fn reader(&self) -> io::Result<File> {
+        self.0.held.file().expect("a disk that is read is open").try_clone()
+    }
+
+    /// The locks on it.
+    pub(crate) fn hold(&self) -> &Hold {
+        self.0.hold.as_ref().expect("nobody takes the locks of a disk that is read")
+    }
+}
+
+/// Examines the disk behind `subject.path` as for a claim, and takes hold of it to read it.
+pub(crate) fn hold_host_disk(topology: &Topology, subject: &Subject<'_>) -> Result<ReadClaim, Vec<Refusal>> {
+    claim_host_disk(topology, subject, Access::Hold).map(ReadClaim)
+}
+
 /// The right to write one disk; only this room makes one, and only a `Claim` becomes a target.
 pub(crate) struct Claim {
     path: PathBuf,
@@ -65,6 +97,8 @@ pub(crate) enum Held {
     Device { file: File, sector_size: u32 },
     /// A regular file that exists, and the folder in which its name stands.
     File { file: File, folder: OwnedFd, name: OsString },
+    /// A device or a file that is only read, with the size of a device's sectors.
+    ReadOnly { file: File, sector_size: Option<u32> },
     /// A name under which nothing lies yet.
     NewFile { folder: OwnedFd, name: OsString },
     /// A caller's own storage, which nobody here can examine.
@@ -74,7 +108,7 @@ pub(crate) enum Held {
 impl Held {
     fn file(&self) -> Option<&File> {
         match self {
-            Self::Device { file, .. } | Self::File { file, .. } => Some(file),
+            Self::Device { file, .. } | Self::File { file, .. } | Self::ReadOnly { file, .. } => Some(file),
             Self::NewFile { .. } | Self::Promised(_) => None,
         }
     }
@@ -82,6 +116,7 @@ impl Held {
     fn sector_size(&self) -> Option<u32> {
         match self {
             Self::Device { sector_size, .. } => Some(*sector_size),
+            Self::ReadOnly { sector_size, .. } => *sector_size,
             _ => None,
         }
     }
@@ -145,7 +180,10 @@ pub(crate) fn claim_host_disk(
     let alone = |refusal| vec![refusal];
     let looked_at = match open_path_only(subject.path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return new_file(topology, subject),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && access != Access::Hold => {
+            return new_file(topology, subject);
+        }
+        Err(source) if access == Access::Hold => return Err(alone(Refusal::CannotRead { source })),
         Err(source) => return Err(alone(Refusal::CannotOpen { source })),
     };
     let metadata = looked_at.metadata().map_err(|source| alone(Refusal::CannotOpen { source }))?;
@@ -177,6 +215,7 @@ pub(crate) fn claim_host_disk(
     let mut limits = Vec::new();
     let opened = || {
         let (held, size) = match identity {
+            _ if access == Access::Hold => open::to_read(&looked_at, &metadata)?,
             StorageIdentity::Device { .. } => open::device(subject, &looked_at, access)?,
             StorageIdentity::File { .. } => open::file((topology, subject), (&looked_at, &metadata), access)?,
         };

@@ -80,7 +80,7 @@ pub(crate) fn lock_name_of(bytes: &serde_json::Value) -> Option<String> {
 /// Locks on a disk and on what lies below it; they end with it.
 pub(crate) struct Hold {
     kernel: Kernel,
-    storage: Storage,
+    pub(super) storage: Storage,
     /// The disk as it was named, its usual node, the whole disk, the file below a loop device.
     files: Vec<File>,
     excused: Vec<u32>,
@@ -113,7 +113,7 @@ impl Hold {
         for file in &hold.files {
             match access {
                 Access::Look => locked::ask(file)?,
-                Access::Write => locked::lock(file)?,
+                Access::Hold | Access::Write => locked::lock(file)?,
             }
         }
         if hold.files.iter().any(|file| !locked::are_known(file)) {

@@ -27,7 +27,12 @@ pub(super) fn ask(file: &File) -> Result<(), Refusal> {
 /// udev itself holds the lock while it probes: whoever asks tries again, but with the disk closed in between,
 /// so that it is not taken for a user of the disk itself.
 fn flock(file: &File, operation: FlockOperation) -> Result<(), Refusal> {
-    match rustix::fs::flock(file, operation) {
+    let locked = match rustix::fs::flock(file, operation) {
+        // NFS makes a lock of bytes of it (flock(2)), and gives the exclusive one only to who may write.
+        Err(rustix::io::Errno::BADF) => rustix::fs::flock(file, FlockOperation::NonBlockingLockShared),
+        result => result,
+    };
+    match locked {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Refusal::Locked { who: FLOCK }),
         Err(error) => Err(Refusal::CannotOpen { source: error.into() }),

@@ -12,6 +12,7 @@ use super::aliases;
 use super::claim::{Access, Held, Subject};
 use super::refusal::Refusal;
 use super::topology::Topology;
+use crate::range::ByteRange;
 use crate::request::{Placement, TargetFormat};
 use crate::sys::aligned::AlignedBuffer;
 use crate::sys::{beside, block, store};
@@ -23,10 +24,10 @@ pub(super) fn device(
     access: Access,
 ) -> Result<(Held, u64), Refusal> {
     let mode = match access {
-        Access::Look => OFlags::RDONLY,
+        Access::Look | Access::Hold => OFlags::RDONLY,
         Access::Write => OFlags::RDWR,
     };
-    let file = exclusive(looked_at, mode)?;
+    let file = exclusive(looked_at, mode | OFlags::DIRECT)?;
     let cannot_open = |source| Refusal::CannotOpen { source };
     if block::is_read_only(&file).map_err(cannot_open)? {
         return Err(Refusal::ReadOnly);
@@ -40,8 +41,8 @@ pub(super) fn device(
 /// Without O_CREAT, O_EXCL on a block device is the kernel's exclusive claim (open(2)).
 fn exclusive(looked_at: &File, mode: OFlags) -> Result<File, Refusal> {
     let flags = mode | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let open = || match reopen(looked_at, flags | OFlags::DIRECT) {
-        Err(rustix::io::Errno::INVAL) => reopen(looked_at, flags),
+    let open = || match reopen(looked_at, flags) {
+        Err(rustix::io::Errno::INVAL) => reopen(looked_at, flags - OFlags::DIRECT),
         result => result,
     };
     open().map_err(|error| match error {
@@ -66,7 +67,7 @@ pub(super) fn file(
     access: Access,
 ) -> Result<(Held, u64), Refusal> {
     let flags = match access {
-        Access::Look => OFlags::RDONLY,
+        Access::Look | Access::Hold => OFlags::RDONLY,
         Access::Write => OFlags::RDWR,
     };
     refuse_attributes(subject, looked_at, metadata)?;
@@ -84,6 +85,23 @@ pub(super) fn file(
         check_folder((topology, subject), &folder, &name)?;
     }
     Ok((Held::File { file, folder, name }, metadata.len()))
+}
+
+/// Opens a disk to be read, a device exclusively; whether it could be written does not matter.
+pub(super) fn to_read(looked_at: &File, metadata: &Metadata) -> Result<(Held, u64), Refusal> {
+    let cannot_read = |source| Refusal::CannotRead { source };
+    if metadata.is_file() {
+        let file = reopen(looked_at, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK);
+        let file = file.map_err(|error| cannot_read(error.into()))?;
+        return Ok((Held::ReadOnly { file, sector_size: None }, metadata.len()));
+    }
+    // Not past the page cache: images are read in pieces of any length. What the cache holds from before may be older
+    // than what lies there, if another host or a partition's own node has written it.
+    let file = exclusive(looked_at, OFlags::RDONLY)?;
+    store::drop_pages(&file, ByteRange::new(0, 0)).map_err(cannot_read)?;
+    let size = block::size(&file).map_err(cannot_read)?;
+    let sector_size = Some(block::sector_size(&file).map_err(cannot_read)?);
+    Ok((Held::ReadOnly { file, sector_size }, size))
 }
 
 fn cannot_write(error: rustix::io::Errno) -> Refusal {

@@ -29,8 +29,14 @@ pub enum Refusal {
         source: std::io::Error,
     },
     /// The operating system does not open it.
-    #[error("it cannot be opened for writing")]
+    #[error("it cannot be opened")]
     CannotOpen {
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It is not there, or the operating system does not let it be read.
+    #[error("it cannot be read")]
+    CannotRead {
         /// What the system said.
         source: std::io::Error,
     },
@@ -120,7 +126,7 @@ pub enum Refusal {
         who: &'static str,
     },
     /// Another run of this program has it.
-    #[error("another rebuild of this disk is under way (lock {path:?})")]
+    #[error("another run on this disk is under way (lock {path:?})")]
     AnotherRun {
         /// The lock file in the state folder.
         path: PathBuf,
@@ -210,6 +216,20 @@ pub enum Refusal {
         /// Where.
         mount_point: PathBuf,
     },
+    /// A file that the run writes would change the disk that it is made from, or lie on it.
+    #[error("{what} {path:?} would be written to the disk that it is made from")]
+    OnItsSource {
+        /// What it is.
+        what: &'static str,
+        /// Where it would be.
+        path: PathBuf,
+    },
+    /// What lies at the place of a new file is no plain file.
+    #[error("a {found} lies there, and a new file takes the place of a plain file only")]
+    NoPlainFile {
+        /// What lies there.
+        found: &'static str,
+    },
     /// It is the file that the seed would replace, or the other way round.
     #[error("it is the seed {path:?}")]
     Seed {
@@ -288,6 +308,7 @@ impl Refusal {
             Self::DataDisk { .. }
             | Self::DataDiskUnknown { .. }
             | Self::OnDataDisk { .. }
+            | Self::OnItsSource { .. }
             | Self::Moved
             | Self::Untold { .. }
             | Self::HostDisk { .. }
@@ -306,6 +327,10 @@ impl Refusal {
                 "name the block device or the file that the machine uses as its system disk"
             }
             Self::Folder { .. } => "make the folder first, or correct the path",
+            Self::CannotRead { source } if source.kind() == std::io::ErrorKind::NotFound => {
+                "name the block device or the file that the machine uses as its system disk"
+            }
+            Self::CannotRead { .. } => "run as a user that may read the disk",
             Self::CannotOpen { source } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 "run as a user that may write the disk and its folder"
             }
@@ -356,6 +381,8 @@ impl Refusal {
             }
             Self::Locked { .. } => "stop the instance, or wait for the other program",
             Self::DataDisk { .. } => "data disks are never written; correct the system disk's path",
+            Self::OnItsSource { .. } => "name a file on another disk",
+            Self::NoPlainFile { .. } => "name a file of its own",
             Self::OnDataDisk { .. } => "data disks are never written: put it somewhere else",
             Self::DataDiskUnknown { .. } => {
                 "correct the data disk's path, so that it can be told apart from the system disk"

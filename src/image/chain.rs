@@ -26,9 +26,21 @@ const TABLES_MAX: u64 = 48 << 20;
 
 /// Opens an image and every file below it.
 pub(super) fn open(path: &Path, options: &OpenOptions<'_>) -> Result<Vec<Layer>, ImageError> {
+    layers_below(SourceFile::open(path)?, options)
+}
+
+/// The same of a file that is open already.
+pub(super) fn open_file(
+    file: File,
+    path: &Path,
+    options: &OpenOptions<'_>,
+) -> Result<Vec<Layer>, ImageError> {
+    layers_below(SourceFile::hold_disk(file, path)?, options)
+}
+
+fn layers_below(top: SourceFile, options: &OpenOptions<'_>) -> Result<Vec<Layer>, ImageError> {
     let mut budget = Budget::new(TABLES_MAX);
     let folders = canonical_folders(options.backing_folders)?;
-    let top = SourceFile::open(path)?;
     let mut layers = vec![Layer::open(top, options.format, options.nested, &mut budget)?];
     while let Some((layer, backing)) = layers.last().and_then(names_another) {
         let from = layer.file.path().to_path_buf();

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::error::ImageError;
 use crate::range::ByteRange;
-use crate::sys::{locks, read::UncachedReads, sparse};
+use crate::sys::{locks, read::UncachedReads, sparse, store};
 use crate::verify::Digest;
 
 /// How much of a file tells it from another.
@@ -93,6 +93,15 @@ impl SourceFile {
 
     /// Takes over an open file: nobody may be writing it, and nobody shall begin.
     pub(super) fn hold(file: File, path: &Path) -> Result<Self, ImageError> {
+        let held = Self::hold_disk(file, path)?;
+        let doing = "reading the head of the image";
+        let unreadable = |source| ImageError::Io { doing, path: path.into(), range: None, source };
+        read_head(&held.reads, &held.file, held.len()).map_err(unreadable)?;
+        Ok(held)
+    }
+
+    /// The same of a disk, of which nothing need be readable.
+    pub(super) fn hold_disk(file: File, path: &Path) -> Result<Self, ImageError> {
         let failed = |doing| move |source| ImageError::Io { doing, path: path.into(), range: None, source };
         hold_against_writers(&file, path)?;
         let metadata = file.metadata().map_err(failed("looking at the image"))?;
@@ -100,9 +109,7 @@ impl SourceFile {
         let len = sparse::end(file.as_fd()).map_err(failed("finding the image's size"))?;
         let stamp = stamp(&metadata, len);
         let reads = UncachedReads::default();
-        let mut head = vec![0; usize::try_from(len.min(HEAD)).expect("a head is short")];
-        let read = reads.read_exact_at(file.as_fd(), &mut head, 0);
-        read.map_err(failed("reading the head of the image"))?;
+        let head = read_head(&reads, &file, len).unwrap_or_else(|_| unread_head());
         let nanoseconds =
             |(seconds, more): (i64, i64)| seconds.saturating_mul(1_000_000_000).saturating_add(more);
         let may_have_holes = !is_device && metadata.blocks().saturating_mul(512) < len;
@@ -115,7 +122,7 @@ impl SourceFile {
                 size: len,
                 modified_ns: nanoseconds(stamp.modified),
                 changed_ns: nanoseconds(stamp.changed),
-                head: Digest::of(&head),
+                head,
             },
             stamp,
             stretches: may_have_holes.then(Mutex::default),
@@ -142,15 +149,19 @@ impl SourceFile {
 
     /// Fills the buffer with the file's bytes from `offset` on.
     pub(super) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), ImageError> {
-        self.reads.read_exact_at(self.file.as_fd(), buffer, offset).map_err(|source| {
-            let len = u64::try_from(buffer.len()).unwrap_or(u64::MAX).min(u64::MAX - offset);
-            ImageError::Io {
-                doing: "reading the image",
-                path: self.path().into(),
-                range: Some(ByteRange::new(offset, len)),
-                source,
-            }
-        })
+        let len = u64::try_from(buffer.len()).unwrap_or(u64::MAX).min(u64::MAX - offset);
+        let range = ByteRange::new(offset, len);
+        self.reads.read_exact_at(self.file.as_fd(), buffer, offset).map_err(|source| ImageError::Io {
+            doing: "reading the image",
+            path: self.path().into(),
+            range: Some(range),
+            source,
+        })?;
+        if self.identity.block_device.is_some() {
+            // No device knows uncached reads; a disk that is read to its end would push out everybody else's pages.
+            let _ = store::drop_pages(&self.file, range);
+        }
+        Ok(())
     }
 
     /// What lies at the start of a range within the file, and how far that goes.
@@ -203,15 +214,25 @@ impl SourceFile {
         let metadata = self.file.metadata().map_err(failed)?;
         let now = stamp(&metadata, sparse::end(self.file.as_fd()).map_err(failed)?);
         // The times of a device say nothing, and those of a file can be set.
-        let mut head = vec![0; usize::try_from(self.len().min(HEAD)).expect("a head is short")];
-        let is_there = self.reads.read_exact_at(self.file.as_fd(), &mut head, 0).is_ok();
-        let same_head = is_there && Digest::of(&head) == self.identity.head;
-        if now == self.stamp && same_head {
+        let head = read_head(&self.reads, &self.file, self.len()).unwrap_or_else(|_| unread_head());
+        if now == self.stamp && head == self.identity.head {
             Ok(())
         } else {
             Err(ImageError::Changed { path: self.path().into() })
         }
     }
+}
+
+/// The digest of as much of a file as tells it from another.
+fn read_head(reads: &UncachedReads, file: &File, len: u64) -> io::Result<Digest> {
+    let mut head = vec![0; usize::try_from(len.min(HEAD)).expect("a head is short")];
+    reads.read_exact_at(file.as_fd(), &mut head, 0)?;
+    Ok(Digest::of(&head))
+}
+
+/// What stands for the head of a disk that cannot be read there.
+fn unread_head() -> Digest {
+    Digest::from_bytes([0; 32])
 }
 
 fn stamp(metadata: &Metadata, len: u64) -> Stamp {

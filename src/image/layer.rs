@@ -88,6 +88,10 @@ impl Layer {
 
 /// What the content is to be read as: qcow2, or raw for everything else.
 fn decide(file: &SourceFile, format: Format, nested: Nested) -> Result<Content, ImageError> {
+    if (format, nested) == (Format::Raw, Nested::Allow) {
+        // Whatever it holds, and whether or not that can be read.
+        return Ok(Content::Plain);
+    }
     let content = content::look(file)?;
     let path = file.path();
     let named = path.extension().map(|ending| ending.to_ascii_lowercase());

@@ -37,6 +37,21 @@ pub(crate) fn open(path: &Path, options: &OpenOptions<'_>) -> Result<Box<dyn Ima
     Ok(Box::new(layered::LayeredImage::new(chain::open(path, options)?)))
 }
 
+/// The same of an image whose own file is open already; `path` is its name, beside which backing files are looked for.
+///
+/// A raw file that may hold anything is opened although it cannot be read everywhere.
+///
+/// # Errors
+///
+/// The same as those of `open`.
+pub(crate) fn open_file(
+    file: std::fs::File,
+    path: &Path,
+    options: &OpenOptions<'_>,
+) -> Result<Box<dyn Image>, ImageError> {
+    Ok(Box::new(layered::LayeredImage::new(chain::open_file(file, path, options)?)))
+}
+
 /// How an image is to be opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct OpenOptions<'a> {

@@ -4,8 +4,10 @@
 //! checksum. While a run lives it holds a lock on its file, which keeps a second run off the same storage. A run
 //! on a disk that an earlier one left unfinished writes behind that one's records, which stand until the disk is
 //! complete. `read` tells what a journal says, `chunks` has the digests of what is on the disk already, `earlier` says
-//! whether a run goes on from there, `holds` remembers which image a disk has, and `stale` removes what dead runs left.
+//! whether a run goes on from there, `holds` remembers which image a disk has, `captures` which unfinished image a
+//! capture writes, and `stale` removes what dead runs left.
 
+pub(crate) mod captures;
 mod chunks;
 mod earlier;
 mod holds;

@@ -3,8 +3,8 @@
 //! The room sees bytes only, through [`ReadBytes`]; every byte may be hostile. From the top:
 //! `describe` (all of a disk, for `inspect`), `probe` (what lies at its head and end), `relocate` (the
 //! backup GPT at the end of a larger disk), `sector` (512 or 4096), `marker` (a disk in the middle of a
-//! rebuild), `shared` (ids that two disks have in common), then `gpt` and `mbr`,
-//! which read the tables, and `bytes`.
+//! rebuild), `shared` (ids that two disks have in common), `unclean` (file systems that were not unmounted), then
+//! `gpt` and `mbr`, which read the tables, and `bytes`.
 
 #[cfg(test)]
 mod against_blkid;
@@ -24,6 +24,7 @@ mod sector;
 mod shared;
 mod superblocks;
 mod type_names;
+mod unclean;
 mod volume_labels;
 
 use std::io;
@@ -37,7 +38,8 @@ pub(crate) use probe::{probe, ptuuid};
 pub(crate) use relocate::{ImageBackup, Outcome, Patch, Relocation, apply, overlay, relocate};
 pub(crate) use sector::{SectorSize, fits_sector};
 pub use shared::{SeedLabel, SharedId, SharedKind};
-pub(crate) use shared::{seed_labels, shared_ids};
+pub(crate) use shared::{contents, seed_labels, shared_ids};
+pub(crate) use unclean::unclean;
 
 use crate::error::ErrorKind;
 

@@ -200,7 +200,7 @@ fn ids(layout: &DiskLayout) -> Vec<Id<'_>> {
 }
 
 /// What lies on the disk itself and in its partitions, with the place of each.
-fn contents(layout: &DiskLayout) -> impl Iterator<Item = (String, &Signature)> {
+pub(crate) fn contents(layout: &DiskLayout) -> impl Iterator<Item = (String, &Signature)> {
     let whole = layout.file_system.iter().map(|content| ("whole disk".to_owned(), content));
     let parts = layout
         .partitions
@@ -209,7 +209,7 @@ fn contents(layout: &DiskLayout) -> impl Iterator<Item = (String, &Signature)> {
     whole.chain(parts)
 }
 
-fn partition_place(number: u32) -> String {
+pub(super) fn partition_place(number: u32) -> String {
     format!("partition {number}")
 }
 

@@ -66,7 +66,7 @@ pub fn manifest(
 }
 
 /// Both digests of the image's file, in one pass.
-fn digest_file(image: &dyn Image, watch: &Watch<'_>) -> Result<ImageFileDigests, CopyError> {
+pub(crate) fn digest_file(image: &dyn Image, watch: &Watch<'_>) -> Result<ImageFileDigests, CopyError> {
     watch.started();
     ImageFileDigests::of(watch.bytes_total, |piece, buffer| {
         if watch.cancel.is_cancelled() {

@@ -193,7 +193,7 @@ fn refuse_delta_of_new_file(
 fn claim_is_replaced(options: &Options, claim: &Claim) -> bool {
     match claim.held() {
         Held::File { .. } | Held::NewFile { .. } => options.placement == Placement::Replace,
-        Held::Device { .. } | Held::Promised(_) => false,
+        Held::Device { .. } | Held::ReadOnly { .. } | Held::Promised(_) => false,
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) use open::{
     Check, CheckedImage, Later, SeenImage, image_error, open_checked, other_than_manifest,
 };
 pub use summary::{GptPlan, PlanSummary, TargetKind};
-use survey::Seen;
+pub(crate) use survey::{Seen, storage_of, survey};
 pub(crate) use view::{DiskBytes, ImageBytes};
 
 /// A rebuild that may begin: everything was checked, and the disk is held.
@@ -157,7 +157,7 @@ fn examine(
         // A machine that runs has its disks: no device is opened.
         return Err(Error::first_of(refusals));
     }
-    let seen = survey::survey(request, image.as_ref().map(|(image, ..)| image.as_ref()), &mut refusals);
+    let seen = survey(request, image.as_ref().map(|(image, ..)| image.as_ref()), &mut refusals);
     let (claim, brought) = match take_claim(request, storage, &seen) {
         Ok((claim, brought)) => (Some(claim), brought),
         Err(errors) => {
@@ -198,7 +198,7 @@ fn examine(
 fn checked(claim: &Claim, data_disks: usize, observer: &dyn Observer) {
     let tell = |name, detail| observer.event(&Event::Checked { name, detail });
     match claim.held() {
-        Held::Device { .. } | Held::File { .. } => {
+        Held::Device { .. } | Held::File { .. } | Held::ReadOnly { .. } => {
             tell("target", format!("nobody else uses {:?}", claim.path()));
         }
         Held::NewFile { .. } => tell("target", format!("{:?} is a new file", claim.path())),
@@ -254,7 +254,7 @@ fn check_request(request: &Request, storage: &Storage) -> Result<(), Error> {
 }
 
 /// Whether a journal can be begun: the folder, or the first of its parents that is there, can be written.
-fn check_state_dir(folder: &std::path::Path) -> Result<(), Error> {
+pub(crate) fn check_state_dir(folder: &std::path::Path) -> Result<(), Error> {
     let absolute = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     let there = absolute.ancestors().find(|folder| folder.symlink_metadata().is_ok());
     let there = there.unwrap_or(std::path::Path::new("/"));
@@ -321,7 +321,7 @@ fn take_claim(request: &Request, storage: Storage, seen: &Seen) -> Result<Claime
     }
     let mut needed = vec![("the state folder", options.state_dir.clone())];
     needed.extend(
-        ["locks", "journals", "seeds", "disks"]
+        ["locks", "journals", "seeds", "disks", "captures"]
             .map(|name| ("the state folder", options.state_dir.join(name))),
     );
     if let Some(seed) = &request.instance.seed {

@@ -68,7 +68,7 @@ enum Changed {
 }
 
 impl SeenImage {
-    pub(super) fn of(image: &dyn Image, root: Option<Digest>) -> Self {
+    pub(crate) fn of(image: &dyn Image, root: Option<Digest>) -> Self {
         let files = image.identities();
         let devices = files.iter().filter_map(|file| file.block_device);
         Self { root, writes: devices.map(|device| (device, guard::sectors_written_to(device))).collect() }

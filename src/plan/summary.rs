@@ -212,7 +212,7 @@ fn kind_of(request: &Request, claim: &Claim) -> TargetKind {
         Held::File { .. } if request.options.placement == Placement::InPlace => TargetKind::InPlaceFile,
         Held::File { .. } => TargetKind::ReplacedFile,
         Held::NewFile { .. } => TargetKind::NewFile,
-        Held::Promised(_) => TargetKind::CallersOwn,
+        Held::ReadOnly { .. } | Held::Promised(_) => TargetKind::CallersOwn,
     }
 }
 

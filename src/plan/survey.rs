@@ -11,13 +11,13 @@ use crate::range::ByteRange;
 use crate::request::{Request, SightPolicy};
 
 /// What was seen around the system disk.
-pub(super) struct Seen {
-    pub(super) topology: Topology,
-    pub(super) image_files: Vec<ImageFile>,
-    pub(super) data_disks: Vec<DataDisk>,
-    pub(super) limits: Vec<SightLimit>,
+pub(crate) struct Seen {
+    pub(crate) topology: Topology,
+    pub(crate) image_files: Vec<ImageFile>,
+    pub(crate) data_disks: Vec<DataDisk>,
+    pub(crate) limits: Vec<SightLimit>,
     /// What a person should know of the data disks.
-    pub(super) warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Seen {
@@ -55,10 +55,10 @@ fn layout_of(disk: &DataDisk) -> Option<DiskLayout> {
 }
 
 /// Looks at everything that must survive, and notes what may not be.
-pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mut Vec<Error>) -> Seen {
+pub(crate) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mut Vec<Error>) -> Seen {
     let identities = image.map(Image::identities).unwrap_or_default();
     let topology = Topology::of_this_host(near(request, &identities));
-    let image_files = guard::image_files(&topology, identities.into_iter().map(of_file));
+    let image_files = guard::image_files(&topology, identities.into_iter().map(storage_of));
     let writers = guard::image_writers(&topology, &image_files);
     refusals.extend(writers.into_iter().map(|(path, refusal)| refusal.about(&path)));
     let mut limits = Vec::new();
@@ -85,7 +85,7 @@ pub(super) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mu
     let seen = Seen { topology, image_files, data_disks, limits, warnings };
     refusals.extend(check_seed_path(request, &seen).err());
     let state_dir = &request.options.state_dir;
-    let below = ["locks", "journals", "seeds", "disks"].map(|name| state_dir.join(name));
+    let below = ["locks", "journals", "seeds", "disks", "captures"].map(|name| state_dir.join(name));
     for folder in std::iter::once(state_dir.clone()).chain(below) {
         let written = guard::check_written(&seen.topology, ("the state folder", &folder), &seen.data_disks);
         refusals.extend(written.err().map(|refusal| refusal.about(&folder)));
@@ -117,7 +117,8 @@ pub(super) fn who_writes(fault: &Error) -> Vec<Error> {
     guard::writers_at(path).into_iter().map(|refusal| refusal.about(path)).collect()
 }
 
-fn of_file(file: FileIdentity) -> (PathBuf, StorageIdentity) {
+/// A file of an image as the guard knows it.
+pub(crate) fn storage_of(file: FileIdentity) -> (PathBuf, StorageIdentity) {
     let identity = match file.block_device {
         Some(device) => guard::device_identity(device),
         None => StorageIdentity::File { device: file.device, inode: file.inode },

@@ -1,9 +1,10 @@
-//! Removes what dead runs left: lock files, journals that tell nothing any more, unfinished new files.
+//! Removes what dead runs left: lock files, journals that tell nothing any more, unfinished new files and images.
 //!
 //! What a living run holds stays, and so does what the next rebuild needs to go on with an unfinished disk. A journal
 //! is judged as it lies, then taken by its lock, and removed only if it still says the same: no run is kept waiting
 //! while a disk is looked at.
 
+mod captures;
 mod judge;
 
 use std::fs;
@@ -67,6 +68,7 @@ pub fn prune(state_dir: &Path) -> Result<PruneReport, Error> {
     };
     let mut report = PruneReport::default();
     prune_journals(state_dir, &mut report).map_err(unreadable)?;
+    captures::prune(state_dir, &mut report).map_err(unreadable)?;
     prune_locks(&guard::lock_folder(state_dir), &mut report).map_err(unreadable)?;
     Ok(report)
 }

@@ -13,6 +13,7 @@ mod run;
 mod steps;
 
 pub use report::{DataDiskReport, Durations, RepairReport, Report, Verdict};
+pub(crate) use report::{changed_data_disks, compare_data_disks, ms};
 pub(crate) use run::copy_error;
 
 use std::time::Instant;

@@ -6,8 +6,9 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::copy::Sandbox;
-use crate::error::TargetState;
-use crate::guard::{DataDisk, DataDiskEvidence, SecondLook, Topology};
+use crate::error::{Error, ErrorKind, TargetState};
+use crate::guard::{DataDisk, DataDiskEvidence, Refusal, SecondLook, Topology};
+use crate::observe::{Event, Observer};
 use crate::plan::{GptPlan, PlanSummary, RunMode};
 use crate::range::ByteRange;
 use crate::request::PowerState;
@@ -98,7 +99,7 @@ pub struct DataDiskReport {
 
 impl DataDiskReport {
     /// What differs, and whether the content does, as far as it was looked at.
-    pub(super) fn in_words(&self) -> String {
+    fn in_words(&self) -> String {
         let digest = |evidence: &DataDiskEvidence| evidence.digest.clone();
         let same =
             digest(&self.before).is_some() && self.after.as_ref().and_then(digest) == digest(&self.before);
@@ -138,7 +139,7 @@ pub struct Durations {
     pub total_ms: u64,
 }
 
-pub(super) fn ms(since: Instant) -> u64 {
+pub(crate) fn ms(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -160,8 +161,32 @@ pub(super) fn note_repair(
     }
 }
 
+/// Looks at every data disk again, and tells of those that changed and may.
+pub(crate) fn compare_data_disks(disks: &[DataDisk], observer: &dyn Observer) -> Vec<DataDiskReport> {
+    let host = disks.first().map(DataDisk::host);
+    let look = |disk| compare(disk, host.as_ref().expect("there is a data disk"));
+    let reports: Vec<_> = disks.iter().map(look).collect();
+    for disk in reports.iter().filter(|disk| disk.verdict == Verdict::ChangedElsewhere) {
+        let message =
+            format!("the shareable data disk {:?} changed: {}", disk.path, disk.differences.join(", "));
+        observer.event(&Event::Warning { code: "data_disk", message });
+    }
+    reports
+}
+
+/// An error for each data disk that changed and may not; `else_is` says what of the run is complete nevertheless.
+pub(crate) fn changed_data_disks(reports: &[DataDiskReport], else_is: &str) -> Vec<Error> {
+    let about = |disk: &DataDiskReport| {
+        let (path, what) = (disk.path.clone(), disk.in_words());
+        Error::new(ErrorKind::DataDiskChanged, Refusal::DataDiskChanged { path: path.clone(), what })
+            .at_path(path)
+            .hint_that(format!("something other than this run wrote to it; {else_is}"))
+    };
+    reports.iter().filter(|disk| disk.verdict == Verdict::Changed).map(about).collect()
+}
+
 /// Looks at a data disk again.
-pub(super) fn compare(disk: &DataDisk, topology: &Topology) -> DataDiskReport {
+fn compare(disk: &DataDisk, topology: &Topology) -> DataDiskReport {
     let SecondLook { after, writes, differences } = disk.look_again(topology);
     let before = disk.before().clone();
     let compared = before.digest.is_some() || before.writes.is_some() || !before.files.is_empty();

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use super::books::Books;
 use super::ends::{self, Check, EndFault, MOST_REWRITES, Rewritten};
-use super::report::{self, DataDiskReport, Report, Verdict};
+use super::report::{self, Report};
 use super::run::{Run, end_error, journal_error, mismatch};
 use crate::copy::{self, Compare, CopyError, MayOpen, Onto, Sink, Transfer, Transferred};
 use crate::error::{Error, ErrorKind, TargetState};
-use crate::guard::{DataDisk, Hold, Refusal};
+use crate::guard::Hold;
 use crate::journal::{self, Record};
 use crate::observe::{Event, Phase};
 use crate::plan::{self, Ends, KnownManifest, RunMode, TargetKind};
@@ -162,9 +162,7 @@ impl Run<'_> {
     pub(super) fn report(self, started: Instant) -> Result<Report, Error> {
         self.remember_seed();
         self.remember_image();
-        let host = self.data_disks.first().map(DataDisk::host);
-        let compare = |disk| report::compare(disk, host.as_ref().expect("there is a data disk"));
-        let data_disks: Vec<_> = self.data_disks.iter().map(compare).collect();
+        let data_disks = report::compare_data_disks(&self.data_disks, self.observer);
         self.journal.finish().map_err(|fault| journal_error(fault).leaving(self.state))?;
         if matches!(self.summary.target_kind, TargetKind::ReplacedFile | TargetKind::NewFile)
             && let Ok(path) = std::path::absolute(&self.summary.target)
@@ -172,19 +170,7 @@ impl Run<'_> {
             // What stays by a failure is found by `prune`.
             let _ = prune::after_exchange(&self.options.state_dir, &path);
         }
-        let by = |verdict: Verdict| data_disks.iter().filter(move |disk| disk.verdict == verdict);
-        for disk in by(Verdict::ChangedElsewhere) {
-            let message =
-                format!("the shareable data disk {:?} changed: {}", disk.path, disk.differences.join(", "));
-            self.observer.event(&Event::Warning { code: "data_disk", message });
-        }
-        let about = |disk: &DataDiskReport| {
-            let (path, what) = (disk.path.clone(), disk.in_words());
-            Error::new(ErrorKind::DataDiskChanged, Refusal::DataDiskChanged { path: path.clone(), what })
-                .at_path(path)
-                .hint_that("something other than this run wrote to it; the system disk is complete")
-        };
-        let changed: Vec<_> = by(Verdict::Changed).map(about).collect();
+        let changed = report::changed_data_disks(&data_disks, "the system disk is complete");
         if !changed.is_empty() {
             return Err(Error::first_of(changed).leaving(self.state));
         }

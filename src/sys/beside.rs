@@ -4,8 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::hash::{Hash, Hasher};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 
@@ -32,6 +33,25 @@ pub(crate) fn create(folder: &OwnedFd, place: &OsStr) -> io::Result<(OsString, F
         return Err(error.into());
     }
     Ok((name, file))
+}
+
+/// A file that was made beside its place: where it lies, and its numbers.
+pub(crate) fn lies_at(folder: &OwnedFd, name: &OsStr, file: &File) -> io::Result<(PathBuf, (u64, u64))> {
+    let folder = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd()))?;
+    let metadata = file.metadata()?;
+    Ok((folder.join(name), (metadata.dev(), metadata.ino())))
+}
+
+/// Gives a file that `create` made the mode of any new file of this process.
+pub(crate) fn give_usual_mode(file: &File) -> io::Result<()> {
+    // umask(2) could only ask by setting it, for all threads at once; Linux 4.7 and later show it.
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let mask =
+        status.lines().find_map(|line| u32::from_str_radix(line.strip_prefix("Umask:")?.trim(), 8).ok());
+    match mask {
+        Some(mask) => Ok(rustix::fs::fchmod(file, Mode::from_raw_mode(0o666 & !mask))?),
+        None => Ok(()),
+    }
 }
 
 /// Whether the file of these numbers still lies there as `create` made it.
@@ -183,8 +203,7 @@ mod tests {
         let second = create(&folder, OsStr::new("disk.raw")).unwrap_err();
         assert_eq!(second.kind(), io::ErrorKind::ResourceBusy);
         let metadata = file.metadata().unwrap();
-        let numbers =
-            (std::os::unix::fs::MetadataExt::dev(&metadata), std::os::unix::fs::MetadataExt::ino(&metadata));
+        let numbers = (metadata.dev(), metadata.ino());
         let place = OsStr::new("disk.raw");
         assert_eq!(reopen(&folder, place, numbers).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         drop(file);
@@ -207,7 +226,6 @@ mod tests {
     }
     #[test]
     fn only_the_very_file_that_a_run_made_and_nobody_uses_is_removed() {
-        use std::os::unix::fs::MetadataExt;
         let temporary = tempfile::tempdir().unwrap();
         let at = |name: &str| temporary.path().join(name);
         let numbers = |file: &File| file.metadata().map(|of| (of.dev(), of.ino())).unwrap();

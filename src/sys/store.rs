@@ -74,7 +74,7 @@ fn start_writing_out(file: &File, range: ByteRange) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Drops the clean pages of `range` from the page cache; dirty ones stay.
+/// Drops the clean pages of `range` from the page cache, those of all of the file if it is empty; dirty ones stay.
 pub(crate) fn drop_pages(file: &File, range: ByteRange) -> io::Result<()> {
     let len = std::num::NonZeroU64::new(range.len());
     Ok(rustix::fs::fadvise(file, range.start(), len, Advice::DontNeed)?)

@@ -181,6 +181,7 @@ pub(crate) fn open(
         Held::File { file, folder, name } => staged::stage((folder, name), Some(file), size, earlier),
         Held::NewFile { folder, name } => staged::stage((folder, name), None, size, earlier),
         Held::Promised(_) => unreachable!("a promised claim is opened by `bring`"),
+        Held::ReadOnly { .. } => unreachable!("a disk that is held to be read is no target"),
     }
 }
 

@@ -11,7 +11,9 @@ mod table;
 pub use chunk::VerifiedChunk;
 pub(crate) use chunk::{Run, is_zero};
 pub use digest::Digest;
-pub(crate) use manifest::{Former, OldManifest, beside, read as read_manifest, write_new as write_manifest};
+pub(crate) use manifest::{
+    Former, OldManifest, StagedManifest, beside, read as read_manifest, write_new as write_manifest,
+};
 pub use manifest::{ImageFileDigests, Made, Manifest, ManifestError, SourceKind};
 pub use pattern::Pattern;
 pub(crate) use pattern::classify;

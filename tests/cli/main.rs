@@ -2,6 +2,7 @@
 //! Method: the built binary is run on real images in a temporary folder; every check of a refusal also compares
 //! the disk that was there with what is there afterwards. Nothing of the library is called.
 
+mod captures;
 mod during;
 mod faults;
 mod progress;

@@ -1,5 +1,7 @@
 //! What was typed. What it means is decided in `request` and `credentials`.
 
+mod capture;
+mod guard;
 mod manifest;
 mod seed;
 mod trust;
@@ -12,8 +14,10 @@ use std::time::Duration;
 
 use clap::error::ErrorKind as ClapError;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use reimage::{Expect, ExpectedDigest};
+use reimage::ExpectedDigest;
 
+pub(crate) use capture::{CaptureArgs, CompressArg};
+pub(crate) use guard::{DataDiskDigestArg, GuardArgs};
 pub(crate) use manifest::{ManifestArgs, ManifestFlag};
 pub(crate) use seed::{CredentialArgs, MachineArgs, NetworkArg, OsArg, SeedArgs, SeedFormatArg};
 pub(crate) use trust::TrustArgs;
@@ -92,6 +96,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Write the seed alone
     Seed(SeedArgs),
+    /// Make a private image of a stopped instance's system disk, which is only read
+    Capture(CaptureArgs),
     /// Say whether an instance is stopped, being rebuilt or failed, and what to do
     Status(StatusArgs),
     /// Print the completions for a shell
@@ -216,31 +222,14 @@ pub(crate) struct DiskArgs {
     /// Write into a target file instead of replacing it by a verified new one
     #[arg(long)]
     pub(crate) in_place: bool,
-    /// A disk that must survive, besides those of the instance file (repeatable)
-    #[arg(long, value_name = "PATH")]
-    pub(crate) data_disk: Vec<PathBuf>,
     /// A plan that `reimage plan --json` wrote: whatever was looked at then must still be the same
     #[arg(long, value_name = "FILE")]
     pub(crate) plan: Option<PathBuf>,
-    /// How the contents of data disks are compared before and after: head, tail and some pieces between,
-    /// every byte, or not at all (then they are not opened)
-    #[arg(long, value_name = "HOW", default_value = "sampled")]
-    pub(crate) data_disk_digest: DataDiskDigestArg,
-    /// Refuse where something cannot be looked at: other users' processes, a container's outside, other
-    /// hosts that reach the disk, a data disk's content
-    #[arg(long)]
-    pub(crate) require_full_sight: bool,
-    /// A process that may have the target open for reading, such as a backup (repeatable); one that
-    /// may write is never excused
-    #[arg(long, value_name = "PID")]
-    pub(crate) allow_open_reader: Vec<u32>,
     /// Refuse where the image and a data disk carry the same ids or labels, instead of warning
     #[arg(long)]
     pub(crate) deny_duplicates: bool,
-    /// What the target must be, else it is refused: serial=…,wwn=…,size=…,ptuuid=… (serial and wwn are
-    /// the device's own; a ptuuid is lost with the partition table, but for an unfinished rebuild's)
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = values::expect)]
-    pub(crate) expect: Option<Expect>,
+    #[command(flatten)]
+    pub(crate) guard: GuardArgs,
 }
 
 #[derive(Args)]
@@ -323,13 +312,6 @@ pub(crate) enum TargetFormatArg {
     Auto,
     Raw,
     Qcow2,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum DataDiskDigestArg {
-    Sampled,
-    Full,
-    Off,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -10,7 +10,8 @@ use reimage::{
 use serde::Serialize;
 
 use crate::args::{
-    Arguments, Command, CommonArgs, InspectArgs, JobArgs, ManifestArgs, SeedArgs, StatusArgs, VerifyArgs,
+    Arguments, CaptureArgs, Command, CommonArgs, InspectArgs, JobArgs, ManifestArgs, SeedArgs, StatusArgs,
+    VerifyArgs,
 };
 use crate::consent::Terminal;
 use crate::credentials::{self, SeedWanted};
@@ -32,6 +33,7 @@ pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
         Command::Manifest(args) => manifest(&args, output, &progress),
         Command::Inspect(args) => inspect(&args, output, &progress),
         Command::Seed(of) => seed(&of, args.common.state_dir.as_deref(), output),
+        Command::Capture(of) => capture((&of, args.common.state_dir.as_deref()), output, &progress),
         Command::Status(of) => status(&of, args.common.state_dir.as_deref(), output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -178,6 +180,33 @@ fn seed(args: &SeedArgs, state_dir: Option<&Path>, output: Output) -> Result<(),
         reimage::write_seed(&instance, &credential, &state_dir, replace)?
     };
     output.show(&report, show::seed);
+    Ok(())
+}
+
+fn capture(
+    (args, state_dir): (&CaptureArgs, Option<&Path>),
+    output: Output,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    progress.start("capture");
+    let request = request::of_capture(args, state_dir)?;
+    let cancel = CancelToken::new();
+    signals::listen(&cancel, output);
+    let parting = progress.parting();
+    let watchdog = Watchdog::of_new_file(&request.image, move |failure| {
+        parting(failure);
+        exit::end(failure, output)
+    });
+    let observer = |event: &Event| {
+        progress.event(event);
+        watchdog.event(event);
+    };
+    signals::run_begins();
+    let report = reimage::capture(&request, &observer, &cancel);
+    watchdog.returned();
+    let report = report?;
+    progress.captured(&report);
+    output.show(&report, show::captured);
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use reimage::{ByteRange, Event, Observer, Phase, PlanSummary, Report, TargetState};
+use reimage::{ByteRange, CaptureReport, Event, Observer, Phase, PlanSummary, Report, TargetState};
 use serde::Serialize;
 
 use crate::args::ProgressKind;
@@ -58,7 +58,15 @@ enum Line<'a> {
     NoProgress { phase: Phase, seconds: u64 },
     Warning { code: &'a str, message: &'a str, offset: Option<u64>, length: Option<u64> },
     Error { code: u8, message: &'a str, target_state: TargetState },
-    Summary { report: &'a Report },
+    Summary { report: Done<'a> },
+}
+
+/// What a run did.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Done<'a> {
+    Rebuild(&'a Report),
+    Capture(&'a CaptureReport),
 }
 
 impl Progress {
@@ -86,7 +94,13 @@ impl Progress {
     /// The run is over and went well.
     pub(crate) fn summary(&self, report: &Report) {
         self.end_phase();
-        self.event_line(&Line::Summary { report });
+        self.event_line(&Line::Summary { report: Done::Rebuild(report) });
+    }
+
+    /// A capture is over and went well.
+    pub(crate) fn captured(&self, report: &CaptureReport) {
+        self.end_phase();
+        self.event_line(&Line::Summary { report: Done::Capture(report) });
     }
 
     /// The run is over and did not go well; bars are cleared for the message.

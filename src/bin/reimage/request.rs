@@ -1,5 +1,7 @@
 //! What was typed means this: flags over the instance file, as a `Request`.
 
+mod capture;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,8 +12,10 @@ use reimage::{
     UserDataDisks, VerifyPolicy, WholeDigest,
 };
 
+pub(crate) use capture::of_capture;
+
 use crate::args::{
-    CheckArgs, CutOffArgs, DataDiskDigestArg, DiskArgs, GptArg, ImageArgs, ImageFormatArg, JobArgs,
+    CheckArgs, CutOffArgs, DataDiskDigestArg, GptArg, GuardArgs, ImageArgs, ImageFormatArg, JobArgs,
     MachineArgs, ManifestArgs, ManifestFlag, ModeArg, NetworkArg, OsArg, PreflightArg, RunArgs,
     SeedFormatArg, StatusArgs, SubjectArgs, TargetFormatArg, VerifyArg, VerifyArgs,
 };
@@ -22,7 +26,7 @@ use crate::trust;
 /// The request of `plan` and `rebuild`.
 pub(crate) fn of_job(args: &JobArgs, state_dir: Option<&Path>) -> Result<Request, Failure> {
     let mut instance = of_subject(&args.subject)?;
-    apply_disks(&mut instance, &args.disk);
+    apply_disk(&mut instance, args.disk.target_format, &args.disk.guard);
     apply_machine(&mut instance, &args.machine)?;
     let mut request = Request::default();
     request.instance = instance;
@@ -181,8 +185,8 @@ pub(crate) fn not_toml(what: &str, path: &Path, (text, error): (&str, &toml::de:
         .at(path)
 }
 
-fn apply_disks(instance: &mut InstanceSpec, args: &DiskArgs) {
-    instance.system_disk.format = match args.target_format {
+fn apply_disk(instance: &mut InstanceSpec, format: TargetFormatArg, args: &GuardArgs) {
+    instance.system_disk.format = match format {
         TargetFormatArg::Auto => instance.system_disk.format,
         TargetFormatArg::Raw => TargetFormat::Raw,
         TargetFormatArg::Qcow2 => TargetFormat::Qcow2,
@@ -294,7 +298,9 @@ fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure>
     options.state_dir = self::state_dir(state_dir)?;
     apply_check(&mut options, check);
     apply_cut_off(&mut options, cut_off);
-    apply_guard(&mut options, &args.disk);
+    apply_guard(&mut options, &args.disk.guard);
+    options.duplicates =
+        if args.disk.deny_duplicates { DuplicatePolicy::Deny } else { DuplicatePolicy::Warn };
     options.plan = args.disk.plan.as_deref().map(read_plan).transpose()?;
     Ok(options)
 }
@@ -330,7 +336,7 @@ fn read_plan(path: &Path) -> Result<BoundPlan, Failure> {
     plan.map_err(|error| Failure::From { path: path.to_owned(), error })
 }
 
-fn apply_guard(options: &mut Options, args: &DiskArgs) {
+fn apply_guard(options: &mut Options, args: &GuardArgs) {
     options.data_disk_digest = match args.data_disk_digest {
         DataDiskDigestArg::Sampled => DataDiskDigest::Sampled,
         DataDiskDigestArg::Full => DataDiskDigest::Full,
@@ -338,7 +344,6 @@ fn apply_guard(options: &mut Options, args: &DiskArgs) {
     };
     options.sight = if args.require_full_sight { SightPolicy::RequireFull } else { SightPolicy::Report };
     options.open_readers.clone_from(&args.allow_open_reader);
-    options.duplicates = if args.deny_duplicates { DuplicatePolicy::Deny } else { DuplicatePolicy::Warn };
 }
 
 /// The folder of journals by the XDG base directory rules; root's is the system's.

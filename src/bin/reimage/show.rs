@@ -1,5 +1,6 @@
 //! Results as a person reads them.
 
+mod captured;
 mod manifest;
 
 use std::fmt::Write as _;
@@ -10,6 +11,8 @@ use reimage::{
     OldCredentials, Os, Pattern, Phase, PlanSummary, PruneReport, RepairReport, Report, RunMode, RunStatus,
     Sandbox, SeedReport, Sight, StorageIdentity, TargetKind, TargetState, Verdict,
 };
+
+pub(crate) use captured::captured;
 
 use crate::picture;
 pub(crate) use manifest::{manifest, manifest_used, verified};
@@ -104,13 +107,7 @@ pub(crate) fn report(report: &Report) -> String {
     for disk in &report.data_disks {
         lines.add("data disk", format!("{}: {}", clean_path(&disk.path), evidence(disk)));
     }
-    lines.add(
-        "sandbox",
-        match report.sandbox {
-            Sandbox::Landlock => "Landlock kept the working threads from opening any file",
-            _ => "this kernel has no Landlock: only their code kept the working threads from opening files",
-        },
-    );
+    lines.add("sandbox", sandbox(report.sandbox));
     sight(&mut lines, &report.plan.sight);
     let took = &report.durations;
     let parts = [
@@ -227,6 +224,13 @@ pub(crate) fn seed(seed: &SeedReport) -> String {
 pub(crate) fn image(image: &ImageInfo) -> String {
     let path = image.chain.first().map(|layer| clean_path(&layer.path)).unwrap_or_default();
     format!("{path} ({}, a file of {})", image.format, bytes(image.file_size))
+}
+
+fn sandbox(sandbox: Sandbox) -> &'static str {
+    match sandbox {
+        Sandbox::Landlock => "Landlock kept the working threads from opening any file",
+        _ => "this kernel has no Landlock: only their code kept the working threads from opening files",
+    }
 }
 
 fn sight(lines: &mut Lines, sight: &Sight) {

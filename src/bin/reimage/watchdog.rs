@@ -3,7 +3,7 @@
 //! What went wrong is told first. A thread that no signal reaches (state D in proc(5)) keeps the process, and with it
 //! the locks, until the kernel lets go of it: until then whoever waits for the process gets no exit code.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -30,6 +30,11 @@ impl<F: Fn(&Failure) + Clone + Send + 'static> Watchdog<F> {
         Self::of((plan.target.clone(), plan.target_kind), PATIENCE, end)
     }
 
+    /// Watches a run that only reads its disk and writes the file `new`.
+    pub(crate) fn of_new_file(new: &Path, end: F) -> Self {
+        Self::of((new.to_owned(), TargetKind::NewFile), PATIENCE, end)
+    }
+
     fn of((target, kind): (PathBuf, TargetKind), patience: Duration, end: F) -> Self {
         Self { target, kind, patience, end, has_returned: Arc::default() }
     }
@@ -42,7 +47,7 @@ impl<F: Fn(&Failure) + Clone + Send + 'static> Watchdog<F> {
     fn wait(&self, phase: Phase, seconds: u64) {
         let message = format!("the disk has done nothing for {seconds} s, and does not let go of the run");
         let failure = Failure::of(ErrorKind::TargetIo, message)
-            .hinting("check the disk and the kernel's log, then run the rebuild again")
+            .hinting("check the disk and the kernel's log, then run it again")
             .at(&self.target)
             .leaving(state_in(phase, self.kind));
         let (patience, end) = (self.patience, self.end.clone());

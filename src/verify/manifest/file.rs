@@ -1,6 +1,6 @@
 //! Where a manifest lies: beside the image, or where somebody names it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
@@ -77,40 +77,91 @@ pub(crate) enum OldManifest {
 ///
 /// When there is a file of that name that must stay, or it cannot be written; then nothing is left beside it.
 pub(crate) fn write_new(path: &Path, manifest: &Manifest, old: OldManifest) -> Result<(), ManifestError> {
-    let chunks = manifest.data_chunks();
-    if chunks > MOST_CHUNKS {
-        return Err(ManifestError::TooManyChunks { chunks, most: MOST_CHUNKS });
+    let staged = StagedManifest::make(path, old)?;
+    staged.write(manifest)?;
+    staged.publish()
+}
+
+/// A manifest on its way: beside its place, without its name yet; dropped, it is removed.
+pub(crate) struct StagedManifest {
+    folder: OwnedFd,
+    temporary: OsString,
+    name: OsString,
+    file: File,
+    old: OldManifest,
+    waits: bool,
+}
+
+impl StagedManifest {
+    /// Makes the file beside the manifest's place; it is empty.
+    ///
+    /// # Errors
+    ///
+    /// When there is a file of that name that must stay, or none can be made.
+    pub(crate) fn make(path: &Path, old: OldManifest) -> Result<Self, ManifestError> {
+        let name = path.file_name().ok_or(ManifestError::WrongKind)?.to_owned();
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(parent, flags, Mode::empty());
+        let folder: OwnedFd = folder.map_err(io::Error::from).map_err(failed("opening the folder"))?;
+        if old == OldManifest::Refuse && path.symlink_metadata().is_ok() {
+            return Err(ManifestError::Exists);
+        }
+        let (temporary, file) =
+            beside::create(&folder, &name).map_err(failed("making the manifest's file"))?;
+        Ok(Self { folder, temporary, name, file, old, waits: true })
     }
-    let failed = |doing| move |source: io::Error| ManifestError::Io { doing, source };
-    let name = path.file_name().ok_or(ManifestError::WrongKind)?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-    let folder = rustix::fs::open(parent, flags, Mode::empty());
-    let folder: OwnedFd = folder.map_err(io::Error::from).map_err(failed("opening the folder"))?;
-    if old == OldManifest::Refuse && path.symlink_metadata().is_ok() {
-        return Err(ManifestError::Exists);
+
+    /// The file, and its name in that folder.
+    pub(crate) fn made(&self) -> (&OwnedFd, &OsStr, &File) {
+        (&self.folder, &self.temporary, &self.file)
     }
-    let (temporary, file) = beside::create(&folder, name).map_err(failed("making the manifest's file"))?;
-    let written = manifest
-        .write_json(&file)
-        // The image may be read by others, and so may what tells of it.
-        .and_then(|()| Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(0o644))?))
-        .and_then(|()| file.sync_all())
-        .map_err(failed("writing the manifest"))
-        .and_then(|()| {
-            let flags = match old {
-                OldManifest::Refuse => RenameFlags::NOREPLACE,
-                OldManifest::Replace => RenameFlags::empty(),
-            };
-            match rustix::fs::renameat_with(&folder, &temporary, &folder, name, flags) {
-                Err(rustix::io::Errno::EXIST) => Err(ManifestError::Exists),
-                renamed => renamed.map_err(io::Error::from).map_err(failed("giving the manifest its name")),
-            }
-        });
-    if let Err(fault) = written {
-        // The fault is what is told; a file that stays is removed by the next run.
-        let _ = beside::remove(&folder, &temporary);
-        return Err(fault);
+
+    /// Writes the manifest, durably.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written, or has more chunks than one may have.
+    pub(crate) fn write(&self, manifest: &Manifest) -> Result<(), ManifestError> {
+        let chunks = manifest.data_chunks();
+        if chunks > MOST_CHUNKS {
+            return Err(ManifestError::TooManyChunks { chunks, most: MOST_CHUNKS });
+        }
+        manifest
+            .write_json(&self.file)
+            .and_then(|()| beside::give_usual_mode(&self.file))
+            .and_then(|()| self.file.sync_all())
+            .map_err(failed("writing the manifest"))
     }
-    rustix::fs::fsync(&folder).map_err(io::Error::from).map_err(failed("syncing the folder"))
+
+    /// Gives the manifest its name, durably.
+    ///
+    /// # Errors
+    ///
+    /// When there is a file of that name that must stay, or it cannot be renamed.
+    pub(crate) fn publish(mut self) -> Result<(), ManifestError> {
+        let flags = match self.old {
+            OldManifest::Refuse => RenameFlags::NOREPLACE,
+            OldManifest::Replace => RenameFlags::empty(),
+        };
+        match rustix::fs::renameat_with(&self.folder, &self.temporary, &self.folder, &self.name, flags) {
+            Err(rustix::io::Errno::EXIST) => return Err(ManifestError::Exists),
+            renamed => renamed.map_err(io::Error::from).map_err(failed("giving the manifest its name"))?,
+        }
+        self.waits = false;
+        rustix::fs::fsync(&self.folder).map_err(io::Error::from).map_err(failed("syncing the folder"))
+    }
+}
+
+impl Drop for StagedManifest {
+    fn drop(&mut self) {
+        if self.waits {
+            // Nothing more can be done about a failure here; a file that stays is removed by the next run.
+            let _ = beside::remove(&self.folder, &self.temporary);
+        }
+    }
+}
+
+fn failed(doing: &'static str) -> impl Fn(io::Error) -> ManifestError {
+    move |source| ManifestError::Io { doing, source }
 }

@@ -13,7 +13,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use file::{OldManifest, beside, read, write_new};
+pub(crate) use file::{OldManifest, StagedManifest, beside, read, write_new};
 
 use super::runs::TableFault;
 use super::{CHUNK, CHUNK_LEN, Digest, DigestTable};
