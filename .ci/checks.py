@@ -11,6 +11,7 @@ import sys
 import time
 
 import check_aliases
+import check_capture
 import check_claim
 import check_cut_off
 import check_data_disks
@@ -69,6 +70,7 @@ SECTIONS = {
     "real faults": check_real_faults.real_faults,
     "cut off": check_cut_off.cut_off,
     "kills": check_kills.kills,
+    "capture": check_capture.captures_section,
     "replaced": check_files.replaced,
     "unfinished": check_layout.unfinished,
     "limits": check_limits.limits,

@@ -200,7 +200,7 @@ class Program:
         self.state = scratch.folder_of("state")
 
     def words(self, command, *words):
-        state = ("--state-dir", self.state) if command in ("plan", "rebuild", "seed") else ()
+        state = ("--state-dir", self.state) if command in ("plan", "rebuild", "seed", "capture") else ()
         return [self.binary, command, *map(str, words), *state, "--json", "--progress", "none"]
 
     def run(self, command, *words, before=(), stdin=b"", timeout=300, env=None):
