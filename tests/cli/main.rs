@@ -5,11 +5,13 @@
 mod captures;
 mod during;
 mod faults;
+mod manifest;
 mod progress;
 mod refusals;
 mod results;
 mod seeds;
 mod status;
 mod trust;
+mod without_image;
 
 mod support;

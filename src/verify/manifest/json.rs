@@ -19,7 +19,7 @@ const VERSION: u64 = 1;
 const DIGEST_LINE: u64 = 72;
 const RUN_LINES: u64 = 56;
 /// Longer is no manifest: as many digests as there may be, each of them a run of its own, and all else.
-pub(super) const MOST_BYTES: u64 = MOST_CHUNKS as u64 * (DIGEST_LINE + RUN_LINES) + (1 << 20);
+pub(crate) const MOST_BYTES: u64 = MOST_CHUNKS as u64 * (DIGEST_LINE + RUN_LINES) + (1 << 20);
 /// More bytes than these of a disk's head does no moved GPT change: two sectors, and the size in the protective MBR.
 const MOST_OF_HEAD: usize = 16 << 10;
 /// Longer than the name and version of any program, or the name of a format.

@@ -14,6 +14,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use file::{OldManifest, StagedManifest, beside, read, write_new};
+pub(crate) use json::MOST_BYTES;
 
 use super::runs::TableFault;
 use super::{CHUNK, CHUNK_LEN, Digest, DigestTable};
