@@ -21,6 +21,7 @@ import check_guard
 import check_kills
 import check_layout
 import check_limits
+import check_manifest
 import check_real_faults
 import check_refusals
 import check_tricks
@@ -74,6 +75,7 @@ SECTIONS = {
     "replaced": check_files.replaced,
     "unfinished": check_layout.unfinished,
     "limits": check_limits.limits,
+    "manifests": check_manifest.manifests,
     "seed": seed,
 }
 

@@ -44,6 +44,7 @@ mod plan;
 mod prune;
 mod range;
 mod rebuild;
+mod receipt;
 mod request;
 mod reseed;
 mod seed;
@@ -75,6 +76,7 @@ pub use plan::{
 pub use prune::{PruneEntry, PruneReport, prune};
 pub use range::ByteRange;
 pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, Verdict, rebuild};
+pub use receipt::{Drift, DriftCause, DriftReport, ReceiptNote, ReceiptOf, verify_receipt};
 pub use request::{
     BackingPolicy, BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, EarlierRun, Expect, ExpectedDigest,
     GptPolicy, ImageFormat, ImageOptions, InstanceSpec, ManifestSource, Mode, NestedFormat, NetworkPolicy,

@@ -12,12 +12,18 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
     // It may know what was asked, and runs gpgv.
     let trust: &[&str] = &["request", "sys"];
     let policy: &[&str] = &[
-        "copy", "guard", "image", "journal", "layout", "observe", "plan", "prune", "rebuild", "request",
-        "manifest", "seed", "sys", "target", "trust", "verify",
+        "copy", "guard", "image", "journal", "layout", "manifest", "observe", "plan", "prune", "rebuild",
+        "receipt", "request", "seed", "sys", "target", "trust", "verify",
+    ];
+    // They compare a disk as `verify` does, with something else than its image.
+    let compares: &[&str] = &[
+        "copy", "image", "inspect", "layout", "observe", "plan", "range", "rebuild", "request", "seed",
+        "sys", "target", "verify",
     ];
     // It looks at the disks that dead runs left, and removes only what lies in the state folder or beside a disk.
     let prune: &[&str] = &["guard", "inspect", "journal", "layout", "sys"];
-    let status: &[&str] = &["inspect", "journal", "layout", "observe", "plan", "request", "target", "verify"];
+    let status: &[&str] =
+        &["inspect", "journal", "layout", "observe", "plan", "receipt", "request", "target", "verify"];
     BTreeMap::from([
         ("range", &[][..]),
         ("error", &[][..]),
@@ -36,7 +42,8 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("rebuild", policy),
         ("capture", policy),
         ("inspect", policy),
-        ("manifest", policy),
+        ("manifest", compares),
+        ("receipt", compares),
         ("reseed", &["guard", "request", "seed"]),
         ("status", status),
         ("prune", prune),
@@ -45,8 +52,8 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
             "lib",
             &[
                 "capture", "inspect", "copy", "guard", "image", "journal", "layout", "manifest", "observe",
-                "plan", "prune", "rebuild", "request", "reseed", "seed", "status", "sys", "target", "trust",
-                "verify",
+                "plan", "prune", "rebuild", "receipt", "request", "reseed", "seed", "status", "sys",
+                "target", "trust", "verify",
             ],
         ),
     ])

@@ -209,6 +209,30 @@ pub(crate) fn find(disk: &dyn ReadBytes) -> io::Result<Option<Gpt>> {
     Ok(None)
 }
 
+/// Where a disk's partition table lies: both copies of a GPT as far as they are valid, else an MBR; in order.
+pub(crate) fn table_places(disk: &dyn ReadBytes) -> io::Result<Vec<ByteRange>> {
+    for sector in SectorSize::ALL {
+        let copy = |lba| match read(disk, sector, lba) {
+            Err(GptFault::Read(error)) => Err(error),
+            copy => Ok(copy.ok()),
+        };
+        let Some(first) = copy(1)? else { continue };
+        let array = |gpt: &Gpt| {
+            let start = gpt.header.array_lba * sector.bytes();
+            ByteRange::new(start, gpt.header.array_sectors(sector) * sector.bytes())
+        };
+        let mut places = vec![ByteRange::between(0, 2 * sector.bytes()), array(&first)];
+        if let Some(backup) = copy(first.header.other_lba)? {
+            places.extend([
+                array(&backup),
+                ByteRange::new(backup.header.my_lba * sector.bytes(), sector.bytes()),
+            ]);
+        }
+        return Ok(places);
+    }
+    Ok(super::mbr::read(disk)?.map(|_| ByteRange::new(0, 512)).into_iter().collect())
+}
+
 /// The number of the last whole sector; 0 on a disk without one.
 pub(super) fn last_lba(disk: &dyn ReadBytes, sector: SectorSize) -> u64 {
     (disk.size() / sector.bytes()).saturating_sub(1)

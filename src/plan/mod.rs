@@ -321,7 +321,7 @@ fn take_claim(request: &Request, storage: Storage, seen: &Seen) -> Result<Claime
     }
     let mut needed = vec![("the state folder", options.state_dir.clone())];
     needed.extend(
-        ["locks", "journals", "seeds", "disks", "captures"]
+        ["locks", "journals", "seeds", "disks", "captures", "receipts"]
             .map(|name| ("the state folder", options.state_dir.join(name))),
     );
     if let Some(seed) = &request.instance.seed {

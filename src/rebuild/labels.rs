@@ -11,11 +11,11 @@ use crate::range::ByteRange;
 const MOST: usize = 1024;
 
 /// The disk as it is when all but its first block is written; between the ends nothing is a label.
-struct Unlabelled {
-    size: u64,
-    ends: Ends,
-    head: Vec<u8>,
-    tail: Vec<u8>,
+pub(super) struct Unlabelled {
+    pub(super) size: u64,
+    pub(super) ends: Ends,
+    pub(super) head: Vec<u8>,
+    pub(super) tail: Vec<u8>,
 }
 
 impl ReadBytes for Unlabelled {

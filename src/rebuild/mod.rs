@@ -8,6 +8,7 @@ mod labels;
 mod mend;
 mod noted;
 mod prepare;
+mod receipt;
 mod report;
 mod run;
 mod steps;

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::books::Books;
 use super::ends::{self, Check, EndFault, MOST_REWRITES, Rewritten};
+use super::receipt::{self, Rest};
 use super::report::{self, Report};
 use super::run::{Run, end_error, journal_error, mismatch};
 use crate::copy::{self, Compare, CopyError, MayOpen, Onto, Sink, Transfer, Transferred};
@@ -162,6 +163,7 @@ impl Run<'_> {
     pub(super) fn report(self, started: Instant) -> Result<Report, Error> {
         self.remember_seed();
         self.remember_image();
+        let rest = self.rest_of_receipt();
         let data_disks = report::compare_data_disks(&self.data_disks, self.observer);
         self.journal.finish().map_err(|fault| journal_error(fault).leaving(self.state))?;
         if matches!(self.summary.target_kind, TargetKind::ReplacedFile | TargetKind::NewFile)
@@ -172,12 +174,13 @@ impl Run<'_> {
         }
         let changed = report::changed_data_disks(&data_disks, "the system disk is complete");
         if !changed.is_empty() {
+            rest.iter().for_each(Rest::forget);
             return Err(Error::first_of(changed).leaving(self.state));
         }
         let copied = self.copied.expect("the copy came before");
         let mut durations = self.durations;
         durations.total_ms = report::ms(started);
-        Ok(Report {
+        let report = Report {
             target: self.summary.target.clone(),
             target_bytes: self.fit.size,
             target_state: self.state,
@@ -199,7 +202,9 @@ impl Run<'_> {
             sandbox: self.pool.sandbox(),
             durations,
             plan: self.summary,
-        })
+        };
+        rest.iter().for_each(|rest| receipt::keep(rest, (&report, &copied.digests), self.observer));
+        Ok(report)
     }
 
     /// Only now: a run that did not end may be repeated with the same instance id.

@@ -17,6 +17,7 @@ use crate::journal::{self, JournalSummary};
 use crate::layout::{self, DiskLayout, Signature, marker};
 use crate::observe::Phase;
 use crate::plan::DiskBytes;
+use crate::receipt::{self, ReceiptNote, ReceiptOf};
 use crate::request::InstanceSpec;
 use crate::target::Disk;
 use crate::verify::CHUNK;
@@ -53,6 +54,8 @@ pub struct InstanceStatus {
     pub failure: Option<FailureStatus>,
     /// What lies on the disk, where it could be read.
     pub disk: Option<DiskContent>,
+    /// The receipt of the last finished rebuild, with which the disk can be compared.
+    pub receipt: Option<ReceiptNote>,
     /// What a person should know besides.
     pub notices: Vec<String>,
     /// What to do.
@@ -183,7 +186,10 @@ pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, 
     });
     let run = tells.map(|journal| run_of(journal, state_dir));
     let of_marker = seen.as_ref().and_then(|seen| Some(seen.marker.as_ref()?.journal.clone()));
+    let of_disk = path.as_deref().and_then(|path| receipt::find(state_dir, ReceiptOf::Disk(path)));
+    let receipt = of_disk.or_else(|| receipt::find(state_dir, ReceiptOf::Instance(id?)));
     Ok(InstanceStatus {
+        receipt,
         state: verdict.state,
         instance: id.map(str::to_owned).or_else(|| journal.as_ref()?.last().instance.clone()),
         target: path,

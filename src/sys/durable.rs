@@ -47,6 +47,14 @@ pub(crate) fn sync_with_parents(folder: &Path) -> io::Result<()> {
 
 /// Puts a whole file into its place: the old one or the new one is there, whenever the power goes.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole_with(path, |file| file.write_all(bytes))
+}
+
+/// The same for bytes that need not be in memory all at once.
+pub(crate) fn write_whole_with(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
     let beside = path.with_extension("new");
     // Whatever a killed run, or somebody else, left there is not written into.
     match std::fs::remove_file(&beside) {
@@ -59,7 +67,7 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(&beside)?;
-    file.write_all(bytes)?;
+    write(&mut file)?;
     file.sync_all()?;
     std::fs::rename(&beside, path)?;
     path.parent().map_or(Ok(()), sync_folder)

@@ -12,10 +12,12 @@ pub use chunk::VerifiedChunk;
 pub(crate) use chunk::{Run, is_zero};
 pub use digest::Digest;
 pub(crate) use manifest::{
-    Former, OldManifest, StagedManifest, beside, read as read_manifest, write_new as write_manifest,
+    Former, MOST_BYTES as MOST_MANIFEST_BYTES, OldManifest, StagedManifest, beside, read as read_manifest,
+    write_new as write_manifest,
 };
 pub use manifest::{ImageFileDigests, Made, Manifest, ManifestError, SourceKind};
 pub use pattern::Pattern;
 pub(crate) use pattern::classify;
 pub(crate) use read_back::{Expected, holds};
+pub(crate) use runs::Runs;
 pub(crate) use table::{CHUNK, CHUNK_LEN, DigestTable, WholeDigester};

@@ -18,7 +18,7 @@ use reimage::ExpectedDigest;
 
 pub(crate) use capture::{CaptureArgs, CompressArg};
 pub(crate) use guard::{DataDiskDigestArg, GuardArgs};
-pub(crate) use manifest::{ManifestArgs, ManifestFlag};
+pub(crate) use manifest::{ManifestArgs, ManifestFlag, ReceiptFlag};
 pub(crate) use seed::{CredentialArgs, MachineArgs, NetworkArg, OsArg, SeedArgs, SeedFormatArg};
 pub(crate) use trust::TrustArgs;
 
@@ -88,7 +88,7 @@ pub(crate) enum Command {
     Plan(JobArgs),
     /// Rebuild the system disk from the image, and write the seed
     Rebuild(JobArgs),
-    /// Compare a disk with an image or a manifest, and write nothing; a difference is exit code 31
+    /// Compare a disk with an image, a manifest or a receipt, and write nothing; a difference is exit code 31
     Verify(VerifyArgs),
     /// Make the manifest of an image: the digest of each chunk of its disk, and what its file is
     Manifest(ManifestArgs),
@@ -140,6 +140,8 @@ pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) manifest: ManifestFlag,
     #[command(flatten)]
+    pub(crate) receipt: ReceiptFlag,
+    #[command(flatten)]
     pub(crate) image: ImageArgs,
     #[command(flatten)]
     pub(crate) trust: TrustArgs,
@@ -158,6 +160,8 @@ pub(crate) struct InspectArgs {
     /// What is checked of the image
     #[arg(long, value_name = "WHAT", conflicts_with = "check")]
     pub(crate) preflight: Option<PreflightArg>,
+    #[command(flatten)]
+    pub(crate) manifest: ManifestFlag,
     #[command(flatten)]
     pub(crate) image: ImageArgs,
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::CommandFactory;
 use reimage::{
     BoundPlan, CancelToken, Credential, Digest, ErrorKind, Event, InstanceStatus, Manifest, Observer,
-    PlanSummary, Preflight, PruneReport, Replace, Request, Subject,
+    Options, PlanSummary, Preflight, PruneReport, ReceiptOf, Replace, Request, Subject,
 };
 use serde::Serialize;
 
@@ -29,7 +29,10 @@ pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
     let done = match args.command {
         Command::Plan(job) => plan((&job, &args.common), output, &progress),
         Command::Rebuild(job) => rebuild((&job, &args.common), output, &progress),
-        Command::Verify(args) => verify(&args, output, &progress),
+        Command::Verify(of) => match &of.receipt.receipt {
+            Some(word) => verify_receipt((word, &of), args.common.state_dir.as_deref(), output, &progress),
+            None => verify(&of, output, &progress),
+        },
         Command::Manifest(args) => manifest(&args, output, &progress),
         Command::Inspect(args) => inspect(&args, output, &progress),
         Command::Seed(of) => seed(&of, args.common.state_dir.as_deref(), output),
@@ -137,6 +140,34 @@ fn verify(args: &VerifyArgs, output: Output, progress: &Progress) -> Result<(), 
     Ok(())
 }
 
+fn verify_receipt(
+    (word, args): (&Path, &VerifyArgs),
+    state_dir: Option<&Path>,
+    output: Output,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    progress.start("verify");
+    if args.subject.target.is_some() {
+        return Err(Failure::usage("--receipt needs no image")
+            .hinting("give --receipt FILE|INSTANCE|TARGET [TARGET]"));
+    }
+    let of = match word.to_str() {
+        _ if word.extension().is_some_and(|ending| ending == "json") => ReceiptOf::File(word),
+        Some(id) if !id.contains('/') && word.symlink_metadata().is_err() => ReceiptOf::Instance(id),
+        _ => ReceiptOf::Disk(word),
+    };
+    let mut options = Options::default();
+    options.state_dir = request::state_dir(state_dir)?;
+    options.threads = args.check.threads;
+    let cancel = CancelToken::new();
+    signals::listen(&cancel, output);
+    let disk = args.subject.image_path.as_deref();
+    let report = reimage::verify_receipt(of, disk, &options, (progress, &cancel))?;
+    progress.end_phase();
+    output.show(&report, show::drift);
+    Ok(())
+}
+
 fn manifest(args: &ManifestArgs, output: Output, progress: &Progress) -> Result<(), Failure> {
     progress.start("manifest");
     let cancel = CancelToken::new();
@@ -160,7 +191,8 @@ fn inspect(args: &InspectArgs, output: Output, progress: &Progress) -> Result<()
         None if args.check => Preflight::Deep,
         None => Preflight::Auto,
     };
-    let options = request::image_options(&args.image);
+    let mut options = request::image_options(&args.image);
+    options.manifest = request::manifest_of(&args.manifest);
     let inspection = reimage::inspect(&args.path, &options, preflight, progress)?;
     output.show(&inspection, picture::inspection);
     Ok(())

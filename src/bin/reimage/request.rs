@@ -83,7 +83,8 @@ pub(crate) fn state_dir(typed: Option<&Path>) -> Result<PathBuf, Failure> {
     typed.map_or_else(default_state_dir, |folder| Ok(folder.to_owned()))
 }
 
-fn manifest_of(args: &ManifestFlag) -> ManifestSource {
+/// Where an image's manifest is.
+pub(crate) fn manifest_of(args: &ManifestFlag) -> ManifestSource {
     match &args.manifest {
         None => ManifestSource::Beside,
         Some(word) if word.as_os_str() == "none" => ManifestSource::None,

@@ -15,7 +15,7 @@ use reimage::{
 pub(crate) use captured::captured;
 
 use crate::picture;
-pub(crate) use manifest::{manifest, manifest_used, verified};
+pub(crate) use manifest::{drift, manifest, manifest_used, verified};
 
 /// Lines of a name and a value.
 #[derive(Default)]
@@ -168,6 +168,9 @@ pub(crate) fn status(status: &InstanceStatus) -> String {
     }
     if let Some(journal) = &status.journal {
         lines.add("journal", clean_name(journal));
+    }
+    if let Some(receipt) = &status.receipt {
+        lines.add("receipt", format!("{}, of {}", clean_path(&receipt.path), utc(receipt.time_s)));
     }
     for notice in &status.notices {
         lines.add("notice", clean_name(notice));

@@ -1,4 +1,4 @@
-//! The arguments of `manifest`, and the flag that names one.
+//! The arguments of `manifest`, and the flags that name a manifest or a receipt.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -37,4 +37,14 @@ pub(crate) struct ManifestFlag {
     /// [default: IMAGE.manifest.json, if it is there]
     #[arg(long, value_name = "FILE|none")]
     pub(crate) manifest: Option<PathBuf>,
+}
+
+/// Which receipt a disk is compared with.
+#[derive(Args)]
+pub(crate) struct ReceiptFlag {
+    /// Compare the disk with the receipt of its last rebuild, without an image, and list what changed since: a
+    /// receipt's file (a name that ends in .json), the disk, or the id of the instance; TARGET may follow, where
+    /// the disk is elsewhere now
+    #[arg(long, value_name = "FILE|INSTANCE|TARGET", conflicts_with_all = ["instance", "image_flag", "manifest"])]
+    pub(crate) receipt: Option<PathBuf>,
 }

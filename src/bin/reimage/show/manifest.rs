@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use reimage::{ManifestUse, VerifyReport};
+use reimage::{DriftReport, ManifestUse, VerifyReport};
 
-use super::{Lines, clean_name, clean_path, exact, gpt, read_back};
+use super::{Lines, clean_name, clean_path, exact, gpt, read_back, span, utc};
 use crate::commands::ManifestDocument;
 
 /// What was compared.
@@ -17,6 +17,30 @@ pub(crate) fn verified(report: &VerifyReport, target: &Path) -> String {
     report.manifest.iter().for_each(|used| lines.block(&manifest_used(used)));
     lines.add("compared", read_back(report.bytes_read, report.bytes_proved_holes));
     lines.add("GPT", gpt(&report.gpt));
+    lines.into_text()
+}
+
+/// What changed since a rebuild, and was to be expected.
+pub(crate) fn drift(report: &DriftReport) -> String {
+    let mut lines = Lines::default();
+    lines.block("The disk holds what its rebuild left there\n");
+    lines.add("receipt", format!("{}, of {}", clean_path(&report.receipt), utc(report.time_s)));
+    if let Some(instance) = &report.instance {
+        lines.add("instance", clean_name(instance));
+    }
+    lines.add("target", clean_path(&report.target));
+    lines.add("", exact(report.target_bytes));
+    lines.add("root digest", report.root.to_string());
+    lines.add("compared", read_back(report.bytes_read, report.bytes_proved_holes));
+    for drift in &report.drift {
+        lines.add(
+            "changed",
+            format!("bytes {}: the partition table, as it is to be expected", span(drift.range)),
+        );
+    }
+    if report.drift.is_empty() {
+        lines.add("changed", "nothing");
+    }
     lines.into_text()
 }
 
