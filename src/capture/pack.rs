@@ -108,6 +108,10 @@ impl<'a> Capture<'a> {
         };
         let reader = self.new.reader().map_err(unopened)?;
         let image = image::open_file(reader, path, &options).map_err(|fault| unreadable(fault, path))?;
+        let whole = ByteRange::new(0, self.prepared.format.virtual_size);
+        if image.virtual_size() != whole.len() {
+            return Err(fault::mismatch(whole, path));
+        }
         image.check_tables().map_err(|fault| unreadable(fault, path))?;
         let transfer = Transfer { image: image.as_ref(), sink: Sink::Digests, whole: None, manifest: None };
         let read = copy::transfer(&self.pool, transfer, (&self.watch(Phase::ReadBack), &mut ()));
