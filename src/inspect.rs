@@ -10,12 +10,12 @@ use crate::image::{ExtentKind, Image, ImageInfo, TableReport};
 use crate::layout::{self, DiskLayout, ReadBytes, marker};
 use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{
-    self, Check, CheckedImage, DiskBytes, Ends, GptPlan, ImageBytes, KnownManifest, Later, ManifestUse,
-    image_error, other_than_manifest,
+    self, Check, CheckedImage, DiskBytes, Ends, GptPlan, ImageBytes, ImageDisk, KnownManifest, Later,
+    ManifestUse, image_error, other_than_manifest,
 };
 use crate::range::{ByteRange, RangeSet};
 use crate::rebuild::copy_error;
-use crate::request::{GptPolicy, ImageOptions, Preflight, Request};
+use crate::request::{GptPolicy, ImageOptions, Preflight, Request, SystemDisk, TargetFormat};
 use crate::target::{Disk, HostDisk};
 use crate::verify::Digest;
 
@@ -144,7 +144,7 @@ pub fn verify(
     let CheckedImage { image, manifest, .. } = opened;
     let path = &request.instance.system_disk.path;
     let virtual_size = image.virtual_size();
-    let disk = open_complete(path, virtual_size)?;
+    let disk = open_complete((&request.instance.system_disk, &request.options.image), virtual_size)?;
     let size = disk.size();
     let relocation = match request.options.gpt {
         GptPolicy::Keep => None,
@@ -171,10 +171,11 @@ pub fn verify(
     let watch = Watch { observer, cancel, phase: Phase::ReadBack, bytes_total: size, stall_timeout };
     let middle = (&digests, ends.middle());
     let exceptions = Exceptions { kept: &RangeSet::default(), doubtful: &[] };
-    let read = copy::check(&pool, &disk, middle, (Scope::Everything, exceptions), &watch).map_err(failed)?;
+    let read =
+        copy::check(&pool, disk.as_ref(), middle, (Scope::Everything, exceptions), &watch).map_err(failed)?;
     let mut wrong: Vec<_> = read.mismatches.iter().map(|mismatch| mismatch.range).collect();
     for end in [ends.head, ends.tail] {
-        wrong.extend(compare_end(image.as_ref(), &disk, (end, patches), path)?);
+        wrong.extend(compare_end(image.as_ref(), disk.as_ref(), (end, patches), path)?);
     }
     if !wrong.is_empty() {
         return Err(differs(wrong, path));
@@ -192,7 +193,7 @@ pub fn verify(
 /// The part of one end from the first differing byte on, if there is one.
 fn compare_end(
     image: &dyn Image,
-    disk: &HostDisk,
+    disk: &dyn Disk,
     (range, patches): (ByteRange, &[layout::Patch]),
     path: &Path,
 ) -> Result<Option<ByteRange>, Error> {
@@ -213,10 +214,14 @@ fn compare_end(
 }
 
 /// Opens a disk that is to hold `virtual_size` bytes of an image, and no unfinished rebuild.
-pub(crate) fn open_complete(path: &Path, virtual_size: u64) -> Result<HostDisk, Error> {
-    let disk = open_disk(path)?;
+pub(crate) fn open_complete(
+    (disk, options): (&SystemDisk, &ImageOptions),
+    virtual_size: u64,
+) -> Result<Box<dyn Disk>, Error> {
+    let path = disk.path.as_path();
+    let disk = open_as(disk, options)?;
     let differs = |fault| Error::new(ErrorKind::Mismatch, fault).at_path(path);
-    if let Some(marker) = read_marker(&disk, path)? {
+    if let Some(marker) = read_marker(disk.as_ref(), path)? {
         return Err(
             differs(Difference::Unfinished { journal: marker.journal }).hint_that("run the rebuild again")
         );
@@ -255,13 +260,53 @@ pub(crate) fn open_disk(path: &Path) -> Result<HostDisk, Error> {
     })
 }
 
+/// Opens what a machine sees of its disk: a qcow2 disk through its tables.
+///
+/// It is one where that is said, or where name and content both say so; where only one of them does, it must be said.
+pub(crate) fn open_as(disk: &SystemDisk, options: &ImageOptions) -> Result<Box<dyn Disk>, Error> {
+    let path = disk.path.as_path();
+    let host = open_disk(path)?;
+    if disk.format == TargetFormat::Raw {
+        return Ok(Box::new(host));
+    }
+    let unusable = |error| Error::new(ErrorKind::TargetUnusable, error).at_path(path);
+    let mut magic = [0; QCOW2_MAGIC.len()];
+    let holds_qcow2 = host.size() >= magic.len() as u64 && {
+        let head = ByteRange::new(0, magic.len() as u64);
+        DiskBytes(&host).read_at(head, &mut magic).map_err(unusable)?;
+        magic == QCOW2_MAGIC
+    };
+    let says_qcow2 = match disk.format {
+        TargetFormat::Auto => path.extension().is_some_and(|name| name.eq_ignore_ascii_case("qcow2")),
+        _ => true,
+    };
+    match (says_qcow2, holds_qcow2) {
+        (false, false) => Ok(Box::new(host)),
+        (true, true) => {
+            let opened = plan::open_disk_file(&host.file, path, options);
+            let image = opened.map_err(|fault| image_error(ErrorKind::TargetUnusable, fault))?;
+            Ok(Box::new(ImageDisk(image)))
+        }
+        _ => Err(Error::new(ErrorKind::TargetUnusable, Unclear)
+            .at_path(path)
+            .hint_that("say --target-format raw or qcow2, as the machine uses it")),
+    }
+}
+
+const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
+
+/// It is not certain what the disk is.
+#[derive(Debug, thiserror::Error)]
+#[error("only one of its name and its content says that it is qcow2")]
+struct Unclear;
+
 /// What the disk's head says, if a rebuild of it is unfinished.
-pub(crate) fn read_marker(disk: &HostDisk, path: &Path) -> Result<Option<marker::Marker>, Error> {
+pub(crate) fn read_marker(disk: &dyn Disk, path: &Path) -> Result<Option<marker::Marker>, Error> {
     Ok(read_head(disk, path)?.and_then(|head| marker::read(&head).or_else(|| marker::torn(&head))))
 }
 
 /// As much of the disk's head as a marker fills; `None` where the disk is shorter.
-pub(crate) fn read_head(disk: &HostDisk, path: &Path) -> Result<Option<[u8; marker::LEN]>, Error> {
+pub(crate) fn read_head(disk: &dyn Disk, path: &Path) -> Result<Option<[u8; marker::LEN]>, Error> {
     let len = marker::LEN as u64;
     if disk.size() < len {
         return Ok(None);

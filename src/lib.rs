@@ -70,8 +70,8 @@ pub use layout::{DiskLayout, Partition, SeedLabel, SharedId, SharedKind, Signatu
 pub use manifest::{manifest, verify_manifest, write_manifest};
 pub use observe::{CancelToken, Event, Observer, Phase};
 pub use plan::{
-    Duplicate, GptPlan, ManifestUse, OtherSeed, Plan, PlanSummary, RunMode, TargetKind, UnfinishedRun,
-    is_manifest, plan, plan_onto, preview,
+    Duplicate, GptPlan, ManifestUse, OtherSeed, Plan, PlanSummary, Qcow2Plan, RunMode, TargetKind,
+    UnfinishedRun, is_manifest, plan, plan_onto, preview,
 };
 pub use prune::{PruneEntry, PruneReport, prune};
 pub use range::ByteRange;
@@ -79,10 +79,10 @@ pub use rebuild::{DataDiskReport, Durations, RepairReport, Report, Verdict, rebu
 pub use receipt::{Drift, DriftCause, DriftReport, ReceiptNote, ReceiptOf, verify_receipt};
 pub use request::{
     BackingPolicy, BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, EarlierRun, Expect, ExpectedDigest,
-    GptPolicy, ImageFormat, ImageOptions, InstanceSpec, ManifestSource, Mode, NestedFormat, NetworkPolicy,
-    OldCredentials, OnError, Options, Os, Placement, Policy, PowerState, Preflight, Request, SeedFormat,
-    SeedSpec, SightPolicy, SignedManifests, SignedSums, SystemDisk, TargetFormat, TrustKey, UserDataDisks,
-    VerifyPolicy, WholeDigest,
+    GptPolicy, ImageFormat, ImageOptions, InstanceSpec, Linking, ManifestSource, Mode, NestedFormat,
+    NetworkPolicy, OldCredentials, OldSnapshots, OnError, Options, Os, Placement, Policy, PowerState,
+    Preflight, Request, SeedFormat, SeedSpec, SightPolicy, SignedManifests, SignedSums, SystemDisk,
+    TargetFormat, TrustKey, UserDataDisks, VerifyPolicy, WholeDigest,
 };
 pub use reseed::{scrub_seed, write_seed};
 pub use seed::{Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey};

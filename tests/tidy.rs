@@ -34,7 +34,8 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("image", &["sys", "verify"]),
         ("layout", &[]),
         ("guard", &["request", "sys", "layout"]),
-        ("target", &["guard", "request", "sys", "verify"]),
+        // Only how a qcow2 file is put together: it reads none, so that what it wrote is checked by another.
+        ("target", &["guard", "image", "request", "sys", "verify"]),
         ("journal", &["sys", "verify"]),
         ("copy", &["image", "target", "verify", "observe", "sys"]),
         ("seed", &["request", "sys"]),
@@ -60,11 +61,24 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
 }
 
 /// Arrows to one item of a room only: the rest of that room stays unknown.
-const NARROW: [(&str, &str, &[&str]); 6] = [
+const NARROW: [(&str, &str, &[&str]); 7] = [
     ("verify", "target", &["Disk", "TargetError"]),
     ("image", "verify", &["Digest"]),
     ("journal", "verify", &["Digest"]),
     ("target", "guard", &["Claim", "Held", "Promise"]),
+    (
+        "target",
+        "image",
+        &[
+            "Compression",
+            "NewHeader",
+            "OFFSET_MASK",
+            "Version",
+            "encode_header",
+            "plain_entry",
+            "room_for_name",
+        ],
+    ),
     ("target", "request", &["Placement"]),
     ("copy", "image", &TO_COPY),
 ];

@@ -91,6 +91,7 @@ fn hold(request: &CaptureRequest, seen: &plan::Seen) -> Result<ReadClaim, Vec<Er
         path: &disk.path,
         // What it is read as is decided when it is opened.
         format: TargetFormat::Raw,
+        look_inside: &|_, _| Err(std::io::ErrorKind::Unsupported.into()),
         placement: Placement::InPlace,
         expect: &disk.expect,
         earlier_ptuuid: &|_| None,

@@ -105,6 +105,22 @@ pub(crate) struct Transferred {
 }
 
 impl Transferred {
+    /// Of a disk of which nothing had to be copied.
+    pub(crate) fn nothing(virtual_size: u64) -> Self {
+        Self {
+            digests: DigestTable::new(virtual_size),
+            withheld: Vec::new(),
+            bytes_written: 0,
+            bytes_zeroed: 0,
+            kept: RangeSet::default(),
+            bytes_kept: 0,
+            bytes_by_manifest: 0,
+            old: Vec::new(),
+            doubtful: Vec::new(),
+            whole: None,
+        }
+    }
+
     /// The digest of what a chunk held before it was written, where it was read.
     pub(crate) fn old(&self, range: ByteRange) -> Option<Digest> {
         let index = range.start() / CHUNK;
@@ -179,18 +195,7 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn new(pieces: &'a Shared<'a>, whole: Option<WholeDigester>, ledger: &'a mut dyn Ledger) -> Self {
-        let result = Transferred {
-            digests: DigestTable::new(pieces.image.virtual_size()),
-            withheld: Vec::new(),
-            bytes_written: 0,
-            bytes_zeroed: 0,
-            kept: RangeSet::default(),
-            bytes_kept: 0,
-            bytes_by_manifest: 0,
-            old: Vec::new(),
-            doubtful: Vec::new(),
-            whole: None,
-        };
+        let result = Transferred::nothing(pieces.image.virtual_size());
         Self {
             pieces,
             ledger,

@@ -11,6 +11,14 @@ use crate::sys::store;
 /// O_DIRECT wants offsets and lengths in multiples of this, on every store that we know.
 const BLOCK: u64 = 4096;
 
+/// The disk that an open file describes, where the file is not the disk itself.
+pub(crate) struct Inside {
+    /// The disk's size in bytes.
+    pub(crate) size: u64,
+    /// Its bytes, where they can be read.
+    pub(crate) bytes: Option<Box<dyn ReadBytes + Send + Sync>>,
+}
+
 /// An open disk's bytes; the descriptor may be one of O_DIRECT.
 pub(crate) struct OpenBytes<'a> {
     pub(super) file: &'a File,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::Promise;
 use super::aliases::{self, ImageFile};
+use super::bytes::{Inside, OpenBytes};
 use super::data_disks::DataDisk;
 use super::hold::{self, DiskLock, Hold};
 use super::identity::{DiskFacts, StorageIdentity, identify, open_path_only};
@@ -18,6 +19,7 @@ use super::open::{self, kind_name, real_path};
 use super::refusal::Refusal;
 use super::sight::{self, Sight, SightLimit};
 use super::topology::{Storage, Topology};
+use crate::layout::ReadBytes;
 use crate::request::{Expect, Placement, SightPolicy, TargetFormat};
 
 /// Whether the disk will be written, read to its end, or only looked at for a plan.
@@ -35,6 +37,8 @@ pub(crate) enum Access {
 pub(crate) struct Subject<'a> {
     pub(crate) path: &'a Path,
     pub(crate) format: TargetFormat,
+    /// Looks into an open qcow2 file of that path: the guard knows no image format.
+    pub(crate) look_inside: &'a dyn Fn(&File, &Path) -> io::Result<Inside>,
     pub(crate) placement: Placement,
     pub(crate) expect: &'a Expect,
     /// The partition table that a disk had before the unfinished run of that journal.
@@ -95,8 +99,8 @@ pub(crate) struct Claim {
 pub(crate) enum Held {
     /// A block device, opened exclusively.
     Device { file: File, sector_size: u32 },
-    /// A regular file that exists, and the folder in which its name stands.
-    File { file: File, folder: OwnedFd, name: OsString },
+    /// A regular file that exists, the folder in which its name stands, and the disk in a qcow2 file.
+    File { file: File, folder: OwnedFd, name: OsString, inside: Option<Inside> },
     /// A device or a file that is only read, with the size of a device's sectors.
     ReadOnly { file: File, sector_size: Option<u32> },
     /// A name under which nothing lies yet.
@@ -110,6 +114,13 @@ impl Held {
         match self {
             Self::Device { file, .. } | Self::File { file, .. } | Self::ReadOnly { file, .. } => Some(file),
             Self::NewFile { .. } | Self::Promised(_) => None,
+        }
+    }
+
+    fn look_at<T>(&self, size: u64, look: impl FnOnce(&dyn ReadBytes) -> T) -> Option<T> {
+        match self {
+            Self::File { inside: Some(inside), .. } => Some(look(inside.bytes.as_deref()?)),
+            _ => Some(look(&OpenBytes { file: self.file()?, size })),
         }
     }
 
@@ -155,9 +166,9 @@ impl Claim {
         &self.held
     }
 
-    /// The disk's present bytes; none of a new file.
-    pub(crate) fn bytes(&self) -> Option<super::OpenBytes<'_>> {
-        Some(super::OpenBytes { file: self.held.file()?, size: self.size })
+    /// Hands the disk's present bytes to whoever wants to look at them; none of a new file, or where they cannot be read.
+    pub(crate) fn look_at<T>(&self, look: impl FnOnce(&dyn ReadBytes) -> T) -> Option<T> {
+        self.held.look_at(self.size, look)
     }
 
     /// The locks, which whoever gets them keeps to the end of the run.
@@ -198,7 +209,8 @@ pub(crate) fn claim_host_disk(
     refusals.extend(topology.untold(&storage).map(|device| Refusal::Untold { device }));
     // Of a disk that is not the one that was meant this is said first, and not only that it is in use.
     let size = match identity {
-        StorageIdentity::File { .. } => Some(metadata.len()),
+        // Of a file that describes a disk it is known when it is open.
+        StorageIdentity::File { .. } => Some(metadata.len()).filter(|_| !open::may_be_qcow2(subject)),
         StorageIdentity::Device { major, minor } => topology.devices.get(&(major, minor)).map(|it| it.size),
     };
     refusals.extend(DiskFacts::unlike(&topology.kernel, &storage, size, subject.expect));
@@ -241,7 +253,10 @@ pub(crate) fn claim_host_disk(
         }
         Err(refusal) => return Err(alone(refusal)),
     };
-    let facts = DiskFacts::of(&topology.kernel, &storage, (size, held.sector_size()), held.file());
+    let describe = |bytes: Option<&dyn ReadBytes>| {
+        DiskFacts::of(&topology.kernel, &storage, (size, held.sector_size()), bytes)
+    };
+    let facts = held.look_at(size, |bytes| describe(Some(bytes))).unwrap_or_else(|| describe(None));
     let facts = DiskFacts { lasting_id: hold.lasting_id(), ..facts };
     let mut refusals = facts.against(subject.expect, subject.earlier_ptuuid);
     // What changed and whoever came between the first look and the locks is seen now, and kept out from here on.

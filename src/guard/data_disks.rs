@@ -17,7 +17,7 @@ use super::kernel::{Kernel, line};
 use super::refusal::Refusal;
 use super::sight::SightLimit;
 use super::topology::{Storage, Topology};
-use crate::layout::ReadBytes as _;
+use crate::layout::ReadBytes;
 use crate::range::ByteRange;
 use crate::request::{DataDisk as Spec, DataDiskDigest};
 use crate::sys::{block, sparse};
@@ -111,7 +111,9 @@ impl DataDisk {
             }
         };
         let kernel = topology.kernel.clone();
-        let facts = DiskFacts::of(&kernel, &storage, (size, sector_size), file.as_ref());
+        let bytes = file.as_ref().map(|file| OpenBytes { file, size });
+        let bytes = bytes.as_ref().map(|bytes| bytes as &dyn ReadBytes);
+        let facts = DiskFacts::of(&kernel, &storage, (size, sector_size), bytes);
         let mut before = DataDiskEvidence {
             path: spec.path.clone(),
             shareable: spec.shareable,

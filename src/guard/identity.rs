@@ -7,7 +7,6 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::bytes::OpenBytes;
 use super::kernel::{Kernel, Number};
 use super::refusal::Refusal;
 use super::topology::Storage;
@@ -91,19 +90,18 @@ pub struct DiskFacts {
 }
 
 impl DiskFacts {
-    /// What `storage` is, and what its open file tells.
+    /// What `storage` is, and what its bytes tell.
     pub(super) fn of(
         kernel: &Kernel,
         storage: &Storage,
         (size, sector_size): (u64, Option<u32>),
-        file: Option<&File>,
+        bytes: Option<&dyn ReadBytes>,
     ) -> Self {
         let tell = |ask: fn(&Kernel, Number) -> Option<String>| match storage.identity {
             StorageIdentity::Device { major, minor } => ask(kernel, (major, minor)),
             StorageIdentity::File { .. } => None,
         };
-        let bytes = file.map(|file| OpenBytes { file, size });
-        let head = bytes.as_ref().and_then(|bytes| head(bytes).ok());
+        let head = bytes.and_then(|bytes| head(bytes).ok());
         Self {
             identity: storage.identity,
             base: storage.bytes.base,
@@ -113,7 +111,7 @@ impl DiskFacts {
             serial: tell(Kernel::serial),
             wwn: tell(Kernel::wwn),
             lasting_id: None,
-            ptuuid: bytes.and_then(|bytes| layout::ptuuid(&bytes).ok().flatten()),
+            ptuuid: bytes.and_then(|bytes| layout::ptuuid(bytes).ok().flatten()),
             head_digest: head.as_ref().map(|head| blake3::hash(head).to_string()),
             unfinished: head
                 .and_then(|head| marker::read(&head).or_else(|| marker::torn(&head)))
@@ -168,7 +166,7 @@ fn differences(expect: &Expect, found: [Option<String>; 4]) -> Vec<Refusal> {
     pairs.into_iter().filter_map(differs).collect()
 }
 
-fn head(bytes: &OpenBytes<'_>) -> io::Result<Vec<u8>> {
+fn head(bytes: &dyn ReadBytes) -> io::Result<Vec<u8>> {
     const LEN: u64 = 64 << 10;
     let range = ByteRange::new(0, LEN.min(bytes.size()));
     let mut head = vec![0; usize::try_from(range.len()).expect("a head is short")];

@@ -26,7 +26,7 @@ mod sight;
 mod topology;
 
 pub(crate) use aliases::{ImageFile, check_seed_path, check_written, image_files, image_writers, writers_at};
-pub(crate) use bytes::OpenBytes;
+pub(crate) use bytes::{Inside, OpenBytes};
 pub(crate) use claim::{Access, Claim, Held, ReadClaim, Subject, claim_host_disk, hold_host_disk};
 pub(crate) use data_disks::{DataDisk, SecondLook, sectors_written_to};
 pub use data_disks::{DataDiskEvidence, FileTimes};

@@ -34,7 +34,9 @@ pub(super) fn device(
     }
     let size = block::size(&file).map_err(cannot_open)?;
     let sector_size = block::sector_size(&file).map_err(cannot_open)?;
-    check_format(subject, &file)?;
+    if format_of(subject, &file)? == FileFormat::Qcow2 {
+        return Err(Refusal::Format { why: "a qcow2 disk is written into a file, and this is a device" });
+    }
     Ok((Held::Device { file, sector_size }, size))
 }
 
@@ -75,7 +77,10 @@ pub(super) fn file(
     let path = format!("/proc/self/fd/{}", looked_at.as_raw_fd());
     rustix::fs::access(path, rustix::fs::Access::WRITE_OK).map_err(cannot_write)?;
     let file = reopen(looked_at, flags | OFlags::CLOEXEC | OFlags::NONBLOCK).map_err(cannot_write)?;
-    check_format(subject, &file)?;
+    let format = format_of(subject, &file)?;
+    if format == FileFormat::Qcow2 && subject.placement == Placement::InPlace {
+        return Err(Refusal::Format { why: "a qcow2 disk is replaced whole, and never written in place" });
+    }
     // A link is followed once, here; from now on the name is one in the folder that really holds it.
     let (folder, name) = folder_and_name(&real_path(looked_at)?)?;
     if subject.placement == Placement::Replace {
@@ -84,7 +89,15 @@ pub(super) fn file(
         }
         check_folder((topology, subject), &folder, &name)?;
     }
-    Ok((Held::File { file, folder, name }, metadata.len()))
+    let inside = match format {
+        FileFormat::Raw => None,
+        FileFormat::Qcow2 => {
+            let inside = (subject.look_inside)(&file, subject.path);
+            Some(inside.map_err(|source| Refusal::Qcow2 { source })?)
+        }
+    };
+    let size = inside.as_ref().map_or(metadata.len(), |inside| inside.size);
+    Ok((Held::File { file, folder, name, inside }, size))
 }
 
 /// Opens a disk to be read, a device exclusively; whether it could be written does not matter.
@@ -131,23 +144,47 @@ fn refuse_attributes(subject: &Subject<'_>, looked_at: &File, metadata: &Metadat
     Ok(())
 }
 
+/// What a target's file is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FileFormat {
+    /// The disk itself.
+    Raw,
+    /// A file that describes the disk.
+    Qcow2,
+}
+
+/// Whether the disk could turn out to be a qcow2 file.
+pub(super) fn may_be_qcow2(subject: &Subject<'_>) -> bool {
+    match subject.format {
+        TargetFormat::Raw => false,
+        TargetFormat::Qcow2 => true,
+        TargetFormat::Auto => named_qcow2(subject.path),
+    }
+}
+
+fn named_qcow2(path: &Path) -> bool {
+    path.extension().is_some_and(|name| name.eq_ignore_ascii_case("qcow2"))
+}
+
 /// A target's name and content decide together, because a guest may have written the content.
-fn check_format(subject: &Subject<'_>, file: &File) -> Result<(), Refusal> {
-    let says_qcow2 = match subject.format {
-        TargetFormat::Raw => return Ok(()),
-        TargetFormat::Qcow2 => return Err(Refusal::Format { why: "qcow2 system disks are not written yet" }),
-        TargetFormat::Auto => subject.path.extension().is_some_and(|name| name.eq_ignore_ascii_case("qcow2")),
-    };
+fn format_of(subject: &Subject<'_>, file: &File) -> Result<FileFormat, Refusal> {
+    if subject.format == TargetFormat::Raw {
+        return Ok(FileFormat::Raw);
+    }
     let mut head = AlignedBuffer::zeroed(4096).map_err(|source| Refusal::CannotOpen { source })?;
     let count = store::read_up_to(file, &mut head, 0).map_err(|source| Refusal::CannotOpen { source })?;
     let holds_qcow2 = head[..count].starts_with(b"QFI\xfb");
-    match (says_qcow2, holds_qcow2) {
-        (false, false) => Ok(()),
-        (true, true) => Err(Refusal::Format { why: "it is a qcow2 disk, and these are not written yet" }),
-        (true, false) => Err(Refusal::Format { why: "its name says qcow2 and its content does not" }),
-        (false, true) => {
+    match (subject.format, named_qcow2(subject.path), holds_qcow2) {
+        (TargetFormat::Auto, false, false) => Ok(FileFormat::Raw),
+        (TargetFormat::Qcow2, _, true) | (_, true, true) => Ok(FileFormat::Qcow2),
+        (TargetFormat::Qcow2, _, false) => {
+            Err(Refusal::Format { why: "it is said to be qcow2 and its content does not begin so" })
+        }
+        (_, true, false) => Err(Refusal::Format { why: "its name says qcow2 and its content does not" }),
+        (_, false, true) => {
             Err(Refusal::Format { why: "its content begins like qcow2 and its name does not say so" })
         }
+        (TargetFormat::Raw, ..) => unreachable!("it is not looked at"),
     }
 }
 

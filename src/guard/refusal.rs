@@ -55,11 +55,23 @@ pub enum Refusal {
     /// The path is a mount point of its own, which cannot be exchanged.
     #[error("the file is a bind mount")]
     BindMounted,
-    /// Name and content do not agree on raw or qcow2, or agree on qcow2.
+    /// Name and content do not agree on raw or qcow2, or it is qcow2 where it cannot be.
     #[error("{why}")]
     Format {
         /// Which of the two says what.
         why: &'static str,
+    },
+    /// The qcow2 file does not say what its disk is.
+    #[error("its qcow2 header cannot be used")]
+    Qcow2 {
+        /// What is wrong with it.
+        source: std::io::Error,
+    },
+    /// Another disk reads from it what it does not hold itself.
+    #[error("{overlay:?} is built on it: that disk would change, too")]
+    BackingOf {
+        /// The disk that names it as its backing file.
+        overlay: PathBuf,
     },
     /// It is mounted.
     #[error("{device} is mounted on {mount_point:?}{}", by.as_ref().map(|by| format!(", in the mount namespace of {by}")).unwrap_or_default())]
@@ -314,6 +326,7 @@ impl Refusal {
             | Self::HostDisk { .. }
             | Self::Holds { .. }
             | Self::Image { .. }
+            | Self::BackingOf { .. }
             | Self::Seed { .. }
             | Self::SeedReplaces { .. }
             | Self::Expected { .. } => ErrorKind::Identity,
@@ -343,7 +356,13 @@ impl Refusal {
                 "--in-place writes into the file, under all its names"
             }
             Self::Format { .. } => {
-                "say --target-format raw if the machine uses it as a raw disk; qcow2 system disks are not written yet"
+                "say --target-format raw or qcow2, as the machine uses it; a qcow2 disk is a file and replaced whole"
+            }
+            Self::Qcow2 { .. } => {
+                "remove the file if the machine can do without it, and make a new one: --target-format qcow2 --size SIZE"
+            }
+            Self::BackingOf { .. } => {
+                "name the machine's own disk; if nothing needs that overlay any more, remove it first"
             }
             Self::Untold { .. } => "run as root on the host itself, with its /sys and /dev",
             Self::Mounted { by: None, .. } => {

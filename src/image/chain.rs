@@ -26,7 +26,7 @@ const TABLES_MAX: u64 = 48 << 20;
 
 /// Opens an image and every file below it.
 pub(super) fn open(path: &Path, options: &OpenOptions<'_>) -> Result<Vec<Layer>, ImageError> {
-    layers_below(SourceFile::open(path)?, options)
+    open_from(SourceFile::open(path)?, options)
 }
 
 /// The same of a file that is open already.
@@ -35,10 +35,11 @@ pub(super) fn open_file(
     path: &Path,
     options: &OpenOptions<'_>,
 ) -> Result<Vec<Layer>, ImageError> {
-    layers_below(SourceFile::hold_disk(file, path)?, options)
+    open_from(SourceFile::hold_disk(file, path)?, options)
 }
 
-fn layers_below(top: SourceFile, options: &OpenOptions<'_>) -> Result<Vec<Layer>, ImageError> {
+/// The same, where the topmost file is open already.
+pub(super) fn open_from(top: SourceFile, options: &OpenOptions<'_>) -> Result<Vec<Layer>, ImageError> {
     let mut budget = Budget::new(TABLES_MAX);
     let folders = canonical_folders(options.backing_folders)?;
     let mut layers = vec![Layer::open(top, options.format, options.nested, &mut budget)?];

@@ -102,8 +102,13 @@ impl SourceFile {
 
     /// The same of a disk, of which nothing need be readable.
     pub(super) fn hold_disk(file: File, path: &Path) -> Result<Self, ImageError> {
-        let failed = |doing| move |source| ImageError::Io { doing, path: path.into(), range: None, source };
         hold_against_writers(&file, path)?;
+        Self::held_already(file, path)
+    }
+
+    /// Takes over an open file that this process holds by other means.
+    pub(super) fn held_already(file: File, path: &Path) -> Result<Self, ImageError> {
+        let failed = |doing| move |source| ImageError::Io { doing, path: path.into(), range: None, source };
         let metadata = file.metadata().map_err(failed("looking at the image"))?;
         let is_device = metadata.file_type().is_block_device();
         let len = sparse::end(file.as_fd()).map_err(failed("finding the image's size"))?;

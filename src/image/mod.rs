@@ -7,6 +7,7 @@
 mod chain;
 mod content;
 mod decoder;
+mod disk_file;
 mod error;
 mod file;
 mod layer;
@@ -16,14 +17,20 @@ mod run;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 pub use decoder::Decoder;
+pub(crate) use disk_file::{DiskFile, backing_of};
 pub use error::{BackingFault, EntryFault, ImageError};
 pub use file::FileIdentity;
 pub use qcow2::Packing;
+/// What a new qcow2 file is made of, for whoever writes one.
+pub(crate) use qcow2::{
+    Compression, NewHeader, OFFSET_MASK, Version, encode_header, plain_entry, room_for_name,
+};
 pub(crate) use qcow2::{Compressor, FilePart, Finished, ImageWriter, NewImage, NewImageError, Stored};
 
 use crate::range::ByteRange;
@@ -45,11 +52,26 @@ pub(crate) fn open(path: &Path, options: &OpenOptions<'_>) -> Result<Box<dyn Ima
 ///
 /// The same as those of `open`.
 pub(crate) fn open_file(
-    file: std::fs::File,
+    file: File,
     path: &Path,
     options: &OpenOptions<'_>,
 ) -> Result<Box<dyn Image>, ImageError> {
     Ok(Box::new(layered::LayeredImage::new(chain::open_file(file, path, options)?)))
+}
+
+/// Opens a qcow2 file that this process has open and holds, and every file below it; nothing is locked of the first.
+///
+/// # Errors
+///
+/// The same as those of `open`.
+pub(crate) fn open_held(
+    file: File,
+    path: &Path,
+    options: &OpenOptions<'_>,
+) -> Result<Box<dyn Image>, ImageError> {
+    let top = file::SourceFile::held_already(file, path)?;
+    let options = OpenOptions { format: Format::Qcow2, ..*options };
+    Ok(Box::new(layered::LayeredImage::new(chain::open_from(top, &options)?)))
 }
 
 /// How an image is to be opened.

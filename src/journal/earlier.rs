@@ -35,6 +35,8 @@ impl Bound {
 pub(crate) enum GoOn {
     IfItCan,
     Never,
+    /// What is half written cannot be gone on with: a qcow2 file without its tables.
+    HasNoTables,
 }
 
 /// What an earlier run left.
@@ -62,6 +64,7 @@ pub(crate) enum Reason {
     Differs,
     Damaged,
     NothingNoted,
+    NoTables,
 }
 
 impl Reason {
@@ -71,6 +74,7 @@ impl Reason {
             Self::Asked => "because that was asked for",
             Self::Differs => "because the image is another one or has changed, or the disk's layout has",
             Self::Damaged => "because the journal is damaged",
+            Self::NoTables => "because a qcow2 file is of no use until its tables are written",
             Self::NothingNoted => "because nothing is noted of what that run wrote",
         }
     }
@@ -137,6 +141,7 @@ fn unfinished(left: &Left) -> Option<String> {
 fn hindrance(left: &Left, go_on: GoOn) -> Option<Reason> {
     match go_on {
         GoOn::Never => Some(Reason::Asked),
+        GoOn::HasNoTables => Some(Reason::NoTables),
         GoOn::IfItCan => left.is_damaged.then_some(Reason::Damaged),
     }
 }

@@ -11,11 +11,13 @@ pub(crate) mod captures;
 mod chunks;
 mod earlier;
 mod holds;
+mod images;
 mod read;
 pub(crate) mod stale;
 
 pub(crate) use earlier::{Bound, Earlier, GoOn, look, of_namesakes};
 pub(crate) use holds::{forget, holds, remember};
+pub(crate) use images::{WholeImage, known_image, remember_image};
 pub(crate) use read::{JournalSummary, Staged, earlier_ptuuid, list};
 
 use std::cell::{Cell, RefCell};

@@ -16,8 +16,8 @@ use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{self, DiskBytes, Ends, GptPlan, ManifestUse};
 use crate::range::{ByteRange, RangeSet};
 use crate::rebuild::copy_error;
-use crate::request::{GptPolicy, Options};
-use crate::target::{Disk, HostDisk};
+use crate::request::{GptPolicy, Options, SystemDisk};
+use crate::target::Disk;
 use crate::verify::{CHUNK, Digest, Former, Manifest, is_zero};
 
 /// Compares a disk with a manifest; writes nothing, and whatever uses the disk may go on.
@@ -31,13 +31,13 @@ use crate::verify::{CHUNK, Digest, Former, Manifest, is_zero};
 /// disk cannot be read.
 pub fn verify_manifest(
     manifest: &Path,
-    disk: &Path,
+    disk: &SystemDisk,
     options: &Options,
     (observer, cancel): (&dyn Observer, &CancelToken),
 ) -> Result<VerifyReport, Error> {
-    let (place, path) = (manifest, disk);
+    let (place, path) = (manifest, disk.path.as_path());
     let manifest = plan::read_manifest(place, options)?;
-    let disk = open_complete(path, manifest.virtual_size())?;
+    let disk = open_complete((disk, &options.image), manifest.virtual_size())?;
     let failed = |fault: CopyError| copy_error(fault, path);
     let pool = Pool::start(options.threads).map_err(|error| failed(CopyError::Memory(error)))?;
     let (size, stall_timeout) = (disk.size(), options.stall_timeout);
@@ -45,13 +45,16 @@ pub fn verify_manifest(
     let watch = Watch { observer, cancel, phase: Phase::ReadBack, bytes_total: size, stall_timeout };
     let middle = (manifest.digests(), ends.middle());
     let exceptions = Exceptions { kept: &RangeSet::default(), doubtful: &[] };
-    let read = copy::check(&pool, &disk, middle, (Scope::Everything, exceptions), &watch).map_err(failed)?;
+    let read = copy::check(&pool, disk.as_ref(), middle, (Scope::Everything, exceptions), &watch);
+    let read = read.map_err(failed)?;
     let mut wrong: Vec<_> = read.mismatches.iter().map(|mismatch| mismatch.range).collect();
-    let moved = Moved::find(&manifest, &disk, options.gpt).map_err(|fault| about(fault, path))?;
+    let moved = Moved::find(&manifest, disk.as_ref(), options.gpt).map_err(|fault| about(fault, path))?;
     match &moved {
         Some(moved) => {
             for end in [ends.head, ends.tail] {
-                wrong.extend(moved.compare(&manifest, &disk, end).map_err(|error| unreadable(error, path))?);
+                wrong.extend(
+                    moved.compare(&manifest, disk.as_ref(), end).map_err(|error| unreadable(error, path))?,
+                );
             }
         }
         // Not even a table is there that could have been moved.
@@ -91,7 +94,7 @@ struct Moved {
 
 impl Moved {
     /// What a rebuild would have moved on this disk; `None` where the disk shows that it is not the manifest's.
-    fn find(manifest: &Manifest, disk: &HostDisk, gpt: GptPolicy) -> Result<Option<Self>, LayoutError> {
+    fn find(manifest: &Manifest, disk: &dyn Disk, gpt: GptPolicy) -> Result<Option<Self>, LayoutError> {
         let virtual_size = manifest.virtual_size();
         let nothing = || Some(Self { relocation: None, before: Vec::new() });
         if gpt == GptPolicy::Keep || disk.size() == virtual_size || manifest.head().is_empty() {
@@ -125,7 +128,7 @@ impl Moved {
     }
 
     /// The parts of one end that are not what they should be.
-    fn compare(&self, manifest: &Manifest, disk: &HostDisk, end: ByteRange) -> io::Result<Vec<ByteRange>> {
+    fn compare(&self, manifest: &Manifest, disk: &dyn Disk, end: ByteRange) -> io::Result<Vec<ByteRange>> {
         let mut bytes = vec![0; to_index(end.len())];
         DiskBytes(disk).read_at(end, &mut bytes)?;
         let mut wrong = Vec::new();
@@ -164,7 +167,7 @@ impl Moved {
 
 /// The image's disk as a larger one shows it, its head put back.
 struct Undone<'a> {
-    disk: &'a HostDisk,
+    disk: &'a dyn Disk,
     size: u64,
     before: &'a [Former],
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind};
 use crate::guard::{Claim, Held, StorageIdentity};
 use crate::image::{FileIdentity, Image, TableReport};
 use crate::journal::{self, Bound, Earlier, GoOn};
-use crate::request::{EarlierRun, Mode, Options, Placement};
+use crate::request::{EarlierRun, Linking, Mode, Options, Placement};
 use crate::sys::{beside, durable};
 use crate::target::Target;
 use crate::verify::CHUNK;
@@ -31,6 +31,8 @@ pub enum RunMode {
     Delta,
     /// What an earlier run wrote is read and compared, the rest is written.
     Resumed,
+    /// Nothing is copied: the disk becomes an overlay on the image.
+    Linked,
 }
 
 /// A run that left the disk unfinished, or a new file beside it.
@@ -63,6 +65,8 @@ pub(crate) struct Known {
     /// Its name there: never its path, which another disk may get.
     pub(crate) key: Value,
     pub(crate) bound: Bound,
+    /// Whether what is noted of a run is of use to a later one.
+    pub(crate) can_go_on: bool,
     pub(super) mode: RunMode,
     pub(super) unfinished: Option<UnfinishedRun>,
     pub(super) warnings: Vec<String>,
@@ -81,7 +85,7 @@ impl Known {
         let bound = bound(options, (image, tables), &key, fit);
         let state_dir = options.state_dir.as_path();
         let mut warnings = volatile(state_dir);
-        let earlier = journal::look(state_dir, &key, (bound, go_on(options))).map_err(|error| {
+        let earlier = journal::look(state_dir, &key, (bound, go_on(options, fit))).map_err(|error| {
             Error::new(ErrorKind::Usage, error).at_path(state_dir).hint_that(
                 "the disk's journal cannot be read: see to it, or name another folder with --state-dir",
             )
@@ -123,6 +127,7 @@ impl Known {
         let goes_on = unfinished.as_ref().is_some_and(|run| run.goes_on);
         let is_replaced = claim_is_replaced(options, claim) || brought.is_some_and(Target::is_new);
         let mode = match options.mode {
+            _ if options.linking == Linking::Linked => RunMode::Linked,
             Mode::Delta => RunMode::Delta,
             Mode::Auto | Mode::Full if goes_on => RunMode::Resumed,
             Mode::Auto
@@ -135,13 +140,15 @@ impl Known {
             }
             Mode::Auto | Mode::Full => RunMode::Full,
         };
-        Ok(Self { key, bound, mode, unfinished, warnings })
+        let can_go_on = fit.container.is_none();
+        Ok(Self { key, bound, can_go_on, mode, unfinished, warnings })
     }
 }
 
 /// What the options mean for an earlier run's journal.
-pub(crate) fn go_on(options: &Options) -> GoOn {
+pub(crate) fn go_on(options: &Options, fit: &Fit) -> GoOn {
     match options.earlier_run {
+        EarlierRun::GoOn if fit.container.is_some() => GoOn::HasNoTables,
         EarlierRun::GoOn => GoOn::IfItCan,
         EarlierRun::StartOver => GoOn::Never,
     }
@@ -226,11 +233,6 @@ fn key_of(claim: &Claim, brought: Option<&dyn Target>) -> Value {
 
 /// Everything that must be the same for a run to go on where another stopped; never the seed, never a path.
 fn bound(options: &Options, (image, tables): (&dyn Image, TableReport), key: &Value, fit: &Fit) -> Bound {
-    let without_path = |file: FileIdentity| {
-        let mut file = serde_json::to_value(file).expect("an identity is plain data");
-        file.as_object_mut().and_then(|fields| fields.remove("path"));
-        file
-    };
     let files: Vec<_> = image.identities().into_iter().map(without_path).collect();
     let gpt = GptPlan::of(fit.relocation.as_ref());
     let to = json!({
@@ -244,4 +246,11 @@ fn bound(options: &Options, (image, tables): (&dyn Image, TableReport), key: &Va
         "gpt": gpt,
     });
     Bound::of(&to, fit.size.div_ceil(CHUNK))
+}
+
+/// A file of the image as it is known again under whatever name.
+pub(super) fn without_path(file: FileIdentity) -> Value {
+    let mut file = serde_json::to_value(file).expect("an identity is plain data");
+    file.as_object_mut().and_then(|fields| fields.remove("path"));
+    file
 }

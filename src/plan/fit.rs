@@ -1,12 +1,12 @@
 //! Whether the image fits the disk: size, room, sector size, and where the backup GPT goes.
 
-use super::ImageBytes;
+use super::{Container, ImageBytes};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Claim, Held};
 use crate::image::{Image, TableReport};
 use crate::layout::{self, LayoutError, Patch, Relocation};
 use crate::range::ByteRange;
-use crate::request::{GptPolicy, Placement, Request};
+use crate::request::{GptPolicy, Linking, Placement, Request};
 use crate::target::Target;
 use crate::verify::CHUNK;
 
@@ -18,6 +18,8 @@ pub(crate) struct Fit {
     /// The disk's size in bytes when the run has ended.
     pub(crate) size: u64,
     pub(crate) relocation: Option<Relocation>,
+    /// The qcow2 file that the disk will be; `None` of a raw one.
+    pub(crate) container: Option<Container>,
 }
 
 /// What does not fit.
@@ -45,7 +47,9 @@ impl Fit {
         claim: &Claim,
         brought: Option<&dyn Target>,
     ) -> Result<Self, Error> {
+        let container = Container::find(request, image, claim)?;
         let size = size_of(request, image.virtual_size(), claim)?;
+        let size = container.as_ref().map_or(Ok(size), |container| container.size_of(size, claim.path()))?;
         let sector = match (claim.held(), brought) {
             (Held::Device { sector_size, .. }, _) => *sector_size,
             (_, Some(target)) => target.sector_size(),
@@ -53,12 +57,14 @@ impl Fit {
         };
         let about = |fault| layout_error(fault, image, claim);
         layout::fits_sector(&ImageBytes(image), sector).map_err(about)?;
-        check_room(request, tables, claim)?;
+        if request.options.linking == Linking::Copy {
+            check_room(request, tables, claim)?;
+        }
         let relocation = match request.options.gpt {
             GptPolicy::Keep => None,
             GptPolicy::Relocate => relocation(image, size, sector).map_err(about)?,
         };
-        Ok(Self { size, relocation })
+        Ok(Self { size, relocation, container })
     }
 
     /// What differs from the image because the backup GPT moves.

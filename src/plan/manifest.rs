@@ -125,6 +125,11 @@ impl KnownManifest {
         Ok(())
     }
 
+    /// Whether the image's file is the very one that the manifest was made with, so that it says all of the disk.
+    pub(super) fn is_proved(&self) -> bool {
+        self.standing == Standing::Proved
+    }
+
     /// What the image's chunks are compared with.
     pub(crate) fn chunks(&self) -> ByManifest<'_> {
         ByManifest { digests: self.manifest.digests(), standing: self.standing }

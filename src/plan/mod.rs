@@ -4,12 +4,15 @@
 //! collected; the first by the documented order is the error, the others stand behind it.
 
 mod bound;
+mod container;
 mod duplicates;
 mod earlier;
 mod fit;
 mod guest;
+mod linked;
 mod manifest;
 mod open;
+mod overlays;
 mod summary;
 mod survey;
 mod view;
@@ -25,18 +28,21 @@ use crate::request::{DuplicatePolicy, Placement, PowerState, Request};
 use crate::seed::{self, Asked, ComposedSeed, Credential};
 use crate::target::Target;
 
+pub use container::Qcow2Plan;
+pub(crate) use container::{Container, look_inside, open_disk_file};
 pub use duplicates::{Duplicate, OtherSeed};
 pub(crate) use earlier::{Known, go_on};
 pub use earlier::{RunMode, UnfinishedRun};
 pub(crate) use fit::{Ends, Fit, relocation};
+pub(crate) use linked::LinkedImage;
 pub(crate) use manifest::{FETCH_BOTH, KnownManifest, read_manifest};
 pub use manifest::{ManifestUse, is_manifest};
 pub(crate) use open::{
-    Check, CheckedImage, Later, SeenImage, image_error, open_checked, other_than_manifest,
+    Check, CheckedImage, Later, SeenImage, image_error, open_checked, open_options, other_than_manifest,
 };
 pub use summary::{GptPlan, PlanSummary, TargetKind};
 pub(crate) use survey::{Seen, storage_of, survey};
-pub(crate) use view::{DiskBytes, ImageBytes};
+pub(crate) use view::{DiskBytes, ImageBytes, ImageDisk};
 
 /// A rebuild that may begin: everything was checked, and the disk is held.
 ///
@@ -60,6 +66,8 @@ pub struct Plan {
     pub(crate) seed: Option<ComposedSeed>,
     pub(crate) data_disks: Vec<DataDisk>,
     pub(crate) known: Known,
+    /// What is known of the image, where the disk becomes an overlay on it.
+    pub(crate) linked: Option<LinkedImage>,
     summary: PlanSummary,
 }
 
@@ -157,7 +165,7 @@ fn examine(
         // A machine that runs has its disks: no device is opened.
         return Err(Error::first_of(refusals));
     }
-    let seen = survey(request, image.as_ref().map(|(image, ..)| image.as_ref()), &mut refusals);
+    let mut seen = survey(request, image.as_ref().map(|(image, ..)| image.as_ref()), &mut refusals);
     let (claim, brought) = match take_claim(request, storage, &seen) {
         Ok((claim, brought)) => (Some(claim), brought),
         Err(errors) => {
@@ -169,9 +177,13 @@ fn examine(
         return Err(Error::first_of(refusals));
     };
     let fit = noted(Fit::find(request, (image.as_ref(), tables), &claim, brought.as_deref()), &mut refusals);
+    let overlays = overlays::look(request, &claim);
+    refusals.extend(overlays.refusal.map(|refusal| refusal.about(claim.path())));
     let Some(fit) = fit.filter(|_| refusals.is_empty()) else { return Err(Error::first_of(refusals)) };
     let known = Known::find(&request.options, (image.as_ref(), tables), (&claim, brought.as_deref()), &fit)?;
     checked(&claim, seen.data_disks.len(), observer);
+    let linked = linked::examine(request, (image.as_ref(), root, manifest.as_ref()), observer)?;
+    seen.warnings.extend(overlays.warning);
     let found = (&claim, &fit, (&seen, &known));
     let used = manifest.as_ref().map(|manifest| manifest.used.clone());
     let opened = (image.as_ref(), tables, (used, signatures));
@@ -191,7 +203,20 @@ fn examine(
     }
     let (request, data_disks) = (request.clone(), seen.data_disks);
     let seen_image = SeenImage::of(image.as_ref(), root);
-    Ok(Plan { request, image, seen_image, manifest, claim, brought, fit, seed, data_disks, known, summary })
+    Ok(Plan {
+        request,
+        image,
+        seen_image,
+        manifest,
+        claim,
+        brought,
+        fit,
+        seed,
+        data_disks,
+        known,
+        linked,
+        summary,
+    })
 }
 
 /// Tells what the guard found, now that it has found nothing against it.
@@ -221,7 +246,7 @@ enum RequestFault {
     NoTarget,
     #[error("no image is named")]
     NoImage,
-    #[error("a new file with a name that ends in .qcow2 would be a raw disk")]
+    #[error("a new file is a raw disk, and its name ends in .qcow2")]
     NewQcow2Name,
     #[error("its power_state is {}", format!("{state:?}").to_lowercase())]
     NotStopped { state: PowerState },
@@ -244,8 +269,12 @@ fn check_request(request: &Request, storage: &Storage) -> Result<(), Error> {
     let named_qcow2 = disk.path.extension().is_some_and(|name| name.eq_ignore_ascii_case("qcow2"));
     let is_new = on_host && disk.path.symlink_metadata().is_err();
     if is_new && named_qcow2 && disk.format == crate::request::TargetFormat::Auto {
-        return usage(RequestFault::NewQcow2Name, "give it another name, or say --target-format raw");
+        return usage(
+            RequestFault::NewQcow2Name,
+            "say --target-format qcow2 or raw, or give it another name",
+        );
     }
+    container::check_linked(request)?;
     if request.instance.power_state != PowerState::Stopped {
         let fault = RequestFault::NotStopped { state: request.instance.power_state };
         return Err(Error::new(ErrorKind::NotStopped, fault).hint_that("stop the instance first"));
@@ -295,10 +324,7 @@ pub(crate) fn open_image(
     let Some(path) = &request.instance.image else {
         return Err(Error::new(ErrorKind::Usage, RequestFault::NoImage));
     };
-    let options = &request.options;
-    let check =
-        Check { preflight: options.preflight, threads: options.threads, later, policies: &options.policies };
-    open_checked(path, &options.image, check, observer).map_err(|error| match &request.instance.id {
+    linked::open(path, &request.options, later, observer).map_err(|error| match &request.instance.id {
         Some(id) if error.path() == Some(path) && !path.exists() => error.hint_that(format!(
             "the image that {id} was created from is gone: name another with --image FILE or as IMAGE"
         )),
@@ -321,7 +347,7 @@ fn take_claim(request: &Request, storage: Storage, seen: &Seen) -> Result<Claime
     }
     let mut needed = vec![("the state folder", options.state_dir.clone())];
     needed.extend(
-        ["locks", "journals", "seeds", "disks", "captures", "receipts"]
+        ["locks", "journals", "seeds", "disks", "captures", "receipts", "images"]
             .map(|name| ("the state folder", options.state_dir.join(name))),
     );
     if let Some(seed) = &request.instance.seed {
@@ -333,6 +359,7 @@ fn take_claim(request: &Request, storage: Storage, seen: &Seen) -> Result<Claime
     let subject = Subject {
         path: &disk.path,
         format: disk.format,
+        look_inside: &|file, path| look_inside(file, path, &options.image),
         placement: options.placement,
         expect: &disk.expect,
         earlier_ptuuid: &|journal| journal::earlier_ptuuid(&options.state_dir, journal),

@@ -158,7 +158,12 @@ pub(crate) fn open_checked(
 }
 
 fn open(path: &Path, options: &ImageOptions) -> Result<Box<dyn Image>, Error> {
-    let options = image::OpenOptions {
+    image::open(path, &open_options(options)).map_err(|fault| image_error(ErrorKind::Image, fault))
+}
+
+/// How an image is opened, in the reader's words.
+pub(crate) fn open_options(options: &ImageOptions) -> image::OpenOptions<'_> {
+    image::OpenOptions {
         format: match options.format {
             ImageFormat::Auto => image::Format::Auto,
             ImageFormat::Raw => image::Format::Raw,
@@ -169,8 +174,7 @@ fn open(path: &Path, options: &ImageOptions) -> Result<Box<dyn Image>, Error> {
             NestedFormat::Allow => image::Nested::Allow,
         },
         backing_folders: &options.allow_backing,
-    };
-    image::open(path, &options).map_err(|fault| image_error(ErrorKind::Image, fault))
+    }
 }
 
 fn check_places(image: &dyn Image, policies: &[Policy]) -> Result<(), Error> {
@@ -219,6 +223,16 @@ fn check_digest(
     let hex = |bytes: [u8; 32]| bytes.map(|byte| format!("{byte:02x}")).concat();
     let fault = DigestFault::Differs { algorithm, found: hex(found), expected: hex(expected) };
     Err(Error::new(ErrorKind::ImageDigest, fault).at_path(path).hint_that(hint))
+}
+
+/// Decodes every cluster of the image, and keeps of the bytes their digests' root.
+pub(super) fn decode_everything(
+    (image, path): (&dyn Image, &Path),
+    threads: Option<NonZeroUsize>,
+    manifest: Option<&KnownManifest>,
+    observer: &dyn Observer,
+) -> Result<Digest, Error> {
+    Pass { image, path, threads, observer }.decode_everything(manifest)
 }
 
 /// A pass over all of an image before anything is written.

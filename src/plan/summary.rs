@@ -9,7 +9,7 @@ use super::duplicates::{self, Duplicate};
 use super::earlier::{Known, RunMode, UnfinishedRun};
 use super::manifest::ManifestUse;
 use super::survey::Seen;
-use super::{Fit, ImageBytes, guest};
+use super::{Container, Fit, ImageBytes, Qcow2Plan, guest};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Claim, DataDiskEvidence, DiskFacts, Held, Sight};
 use crate::image::{FileIdentity, Image, ImageInfo, TableReport};
@@ -52,6 +52,8 @@ pub struct PlanSummary {
     pub mode: RunMode,
     /// The run that left the disk unfinished, where one did.
     pub unfinished: Option<UnfinishedRun>,
+    /// The qcow2 file that it will be; `None` of a raw disk.
+    pub qcow2: Option<Qcow2Plan>,
     /// What becomes of the backup GPT.
     pub gpt: GptPlan,
     /// The seed that will be written.
@@ -132,7 +134,7 @@ pub(super) fn summarise(
     let unreadable = |error| Error::new(ErrorKind::Image, error);
     let after = layout::describe(&future).map_err(unreadable)?;
     // What a guest left on the disk may be anything, and stops nothing.
-    let before = claim.bytes().and_then(|bytes| layout::describe(&bytes).ok());
+    let before = claim.look_at(|bytes| layout::describe(bytes).ok()).flatten();
     let others = seen.layouts();
     let mut warnings = known.warnings.clone();
     warnings.extend(warnings_of(request, fit, seed));
@@ -157,6 +159,7 @@ pub(super) fn summarise(
         size_after: fit.size,
         mode: known.mode,
         unfinished: known.unfinished.clone(),
+        qcow2: fit.container.as_ref().map(Container::summary),
         gpt: GptPlan::of(fit.relocation.as_ref()),
         seed: seed.map(ComposedSeed::summary),
         data_disks: seen.data_disks.iter().map(|disk| disk.before().clone()).collect(),
@@ -198,12 +201,17 @@ impl ReadBytes for Future<'_> {
 
 fn image_digest(request: &Request) -> Option<String> {
     let options = &request.options;
-    let hex = |bytes: [u8; 32]| bytes.map(|byte| format!("{byte:02x}")).concat();
     let expected = options.image.expect_digest.filter(|_| options.preflight != Preflight::Tables)?;
-    Some(match expected {
+    Some(digest_in_words(expected))
+}
+
+/// As it is typed.
+pub(super) fn digest_in_words(expected: ExpectedDigest) -> String {
+    let hex = |bytes: [u8; 32]| bytes.map(|byte| format!("{byte:02x}")).concat();
+    match expected {
         ExpectedDigest::Sha256(bytes) => format!("sha256:{}", hex(bytes)),
         ExpectedDigest::Blake3(bytes) => format!("blake3:{}", hex(bytes)),
-    })
+    }
 }
 
 fn kind_of(request: &Request, claim: &Claim) -> TargetKind {
@@ -236,6 +244,7 @@ fn warnings_of(request: &Request, fit: &Fit, seed: Option<&ComposedSeed>) -> Vec
             )),
         }
     }
+    warnings.extend(fit.container.iter().flat_map(Container::warnings));
     if request.options.gpt == GptPolicy::Keep {
         warnings.push("the backup GPT stays where the image has it, even on a larger disk".into());
     }

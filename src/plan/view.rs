@@ -2,11 +2,11 @@
 
 use std::io;
 
-use crate::image::{Decoder, Image};
+use crate::image::{Decoder, ExtentKind, Image};
 use crate::layout::ReadBytes;
 use crate::range::ByteRange;
 use crate::sys::aligned::AlignedBuffer;
-use crate::target::Disk;
+use crate::target::{Disk, TargetError};
 
 /// The virtual disk of an image.
 pub(crate) struct ImageBytes<'a>(pub(crate) &'a dyn Image);
@@ -29,6 +29,39 @@ impl ReadBytes for ImageBytes<'_> {
             at = end;
         }
         Ok(())
+    }
+}
+
+/// The virtual disk of an image, as a disk that is compared.
+pub(crate) struct ImageDisk(pub(crate) Box<dyn Image>);
+
+impl Disk for ImageDisk {
+    fn size(&self) -> u64 {
+        self.0.virtual_size()
+    }
+
+    fn sector_size(&self) -> u32 {
+        1
+    }
+
+    fn read(&self, range: ByteRange, buffer: &mut [u8]) -> Result<(), TargetError> {
+        let len = usize::try_from(range.len()).expect("it is in memory");
+        ImageBytes(self.0.as_ref())
+            .read_at(range, &mut buffer[..len])
+            .map_err(TargetError::when("reading", range))
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<ByteRange>, TargetError> {
+        let (mut at, end) = (offset, self.size());
+        let failed = |fault| TargetError::new("looking for what is stored", None, io::Error::other(fault));
+        while at < end {
+            let extents = self.0.map(ByteRange::between(at, end)).map_err(failed)?;
+            if let Some(extent) = extents.iter().find(|extent| extent.kind != ExtentKind::Zero) {
+                return Ok(Some(extent.range));
+            }
+            at = extents.last().map_or(end, |extent| extent.range.end());
+        }
+        Ok(None)
     }
 }
 

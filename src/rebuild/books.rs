@@ -60,6 +60,9 @@ impl Ledger for Books<'_> {
     }
 
     fn durable(&mut self, chunks: &[(u64, Digest)]) {
+        if !self.known.can_go_on {
+            return;
+        }
         if let Err(error) = self.journal.note(chunks) {
             // The disk must be rebuilt nevertheless.
             let message =

@@ -6,7 +6,7 @@ use crate::layout::{self, Patch, marker};
 use crate::plan::Ends;
 use crate::range::ByteRange;
 use crate::sys::aligned::AlignedBuffer;
-use crate::target::Target;
+use crate::target::{Disk, Target};
 use crate::verify::{Pattern, VerifiedChunk, classify};
 
 /// The part of the head that makes a disk bootable, and is therefore written last.
@@ -179,13 +179,13 @@ pub(super) fn write_first(
 
 /// Whether the disk's ends hold these bytes already.
 pub(super) fn are_complete(
-    target: &dyn Target,
+    disk: &dyn Disk,
     ends: Ends,
     (head, tail): (&[u8], &[u8]),
 ) -> Result<bool, CopyError> {
     for (range, bytes) in [(ends.head, head), (ends.tail, tail)] {
         let mut buffer = room_for(range)?;
-        match target.read(range, &mut buffer) {
+        match disk.read(range, &mut buffer) {
             Ok(()) if buffer[..bytes.len()] == *bytes => {}
             Err(fault) if !fault.is_behind_the_end() => return Err(fault.into()),
             Ok(()) | Err(_) => return Ok(false),

@@ -3,8 +3,10 @@
 //! Each step is one function of `Run`, in this order, and keeps the state that an error will tell.
 
 mod books;
+mod container;
 mod ends;
 mod labels;
+mod linked;
 mod mend;
 mod noted;
 mod prepare;

@@ -1,14 +1,15 @@
 //! The journal is begun and the target opened: what can fail of it leaves the disk as it was.
 
+use super::container::Sealable;
 use super::noted;
 use super::run::journal_error;
 use crate::error::{Error, ErrorKind};
 use crate::guard::Claim;
 use crate::journal::{Earlier, Journal, Staged};
-use crate::plan::{self, Known, PlanSummary};
+use crate::plan::{self, Fit, Known, PlanSummary};
 use crate::request::Options;
 use crate::sys::beside;
-use crate::target::{self, Exchange, Opened, Target, TargetError};
+use crate::target::{self, Exchange, Opened, Target, TargetError, Wanted};
 use crate::verify::DigestTable;
 
 /// What a run writes to, and where it takes note of it.
@@ -16,6 +17,8 @@ pub(super) struct Prepared {
     pub(super) journal: Journal,
     pub(super) target: Box<dyn Target>,
     pub(super) exchange: Option<Box<dyn Exchange>>,
+    /// The new file, where it is one of qcow2.
+    pub(super) sealable: Option<Sealable>,
     /// The chunks that an earlier run wrote, where this one goes on with it.
     pub(super) noted: Option<DigestTable>,
 }
@@ -25,11 +28,11 @@ pub(super) fn prepare(
     options: &Options,
     (summary, known): (&PlanSummary, &Known),
     virtual_size: u64,
-    (claim, brought, size): (Claim, Option<Box<dyn Target>>, u64),
+    (claim, brought, fit): (Claim, Option<Box<dyn Target>>, &Fit),
 ) -> Result<Prepared, Error> {
     let path = claim.path().to_owned();
     let ptuuid = noted::ptuuid(&claim, &options.state_dir);
-    let begun = Journal::begin(&options.state_dir, &known.key, known.bound, plan::go_on(options));
+    let begun = Journal::begin(&options.state_dir, &known.key, known.bound, plan::go_on(options, fit));
     let (journal, earlier) = begun.map_err(journal_error)?;
     let (chunks, left) = match earlier {
         Earlier::GoesOn { chunks, staged, .. } => (Some(chunks), staged),
@@ -42,27 +45,33 @@ pub(super) fn prepare(
             let numbers = left.as_ref().filter(|_| chunks.is_some()).map(numbers_of);
             let opened = match brought {
                 Some(target) => Ok(target::bring(claim, target)),
-                None => target::open(claim, options.placement, (size, numbers)),
+                None => target::open(claim, wanted(options, fit), numbers),
             };
             let opened = opened.map_err(|fault| unusable(fault).at_path(&path))?;
             noted::staged(&journal, opened.beside.as_ref()).map_err(journal_error)?;
             Ok(opened)
         });
     match opened {
-        Ok(Opened { target, exchange, beside }) => {
-            let taken_up = beside.map(|beside| (beside.device, beside.inode));
+        Ok(Opened { target, exchange, beside, qcow2 }) => {
+            let taken_up = beside.as_ref().map(|beside| (beside.device, beside.inode));
             if let Some(left) = left.filter(|left| Some(numbers_of(left)) != taken_up) {
                 // What stays is found by `prune`.
                 let _ = beside::remove_leftover(&left.temporary, numbers_of(&left));
             }
             let noted = chunks.map(|chunks| DigestTable::of_notes(virtual_size, chunks));
-            Ok(Prepared { journal, target, exchange, noted })
+            let sealable = qcow2.zip(beside).map(|(qcow2, beside)| Sealable { qcow2, path: beside.path });
+            Ok(Prepared { journal, target, exchange, sealable, noted })
         }
         Err(error) => {
             journal.discard();
             Err(error)
         }
     }
+}
+
+fn wanted(options: &Options, fit: &Fit) -> Wanted {
+    let qcow2 = fit.container.as_ref().map(|container| container.shape.clone());
+    Wanted { placement: options.placement, size: fit.size, qcow2 }
 }
 
 fn numbers_of(staged: &Staged) -> (u64, u64) {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use super::container::Sealable;
 use super::ends::{self, EndFault, MOST_REWRITES};
 use super::noted::{self, Noting};
 use super::prepare::{self, Prepared};
@@ -14,7 +15,7 @@ use crate::image::Image;
 use crate::journal::{Journal, JournalError, Record};
 use crate::observe::{CancelToken, Event, Observer, Phase};
 use crate::plan::{
-    FETCH_BOTH, Fit, Known, KnownManifest, Plan, PlanSummary, RunMode, SeenImage, image_error,
+    FETCH_BOTH, Fit, Known, KnownManifest, LinkedImage, Plan, PlanSummary, RunMode, SeenImage, image_error,
 };
 use crate::range::ByteRange;
 use crate::request::{OnError, Options};
@@ -36,6 +37,10 @@ pub(super) struct Run<'a> {
     pub(super) target: Box<dyn Target>,
     /// The new file that replaces the old disk; until it does, the old disk is untouched.
     pub(super) exchange: Option<Box<dyn Exchange>>,
+    /// The same file, where it is one of qcow2 that needs its tables first.
+    pub(super) sealable: Option<Sealable>,
+    /// What is known of the image, where the disk becomes an overlay on it.
+    pub(super) linked: Option<LinkedImage>,
     pub(super) seed: Option<StagedSeed>,
     pub(super) journal: Journal,
     pub(super) known: Known,
@@ -77,6 +82,7 @@ impl<'a> Run<'a> {
             known,
             seen_image,
             manifest,
+            linked,
             ..
         } = plan;
         let options = request.options;
@@ -87,11 +93,12 @@ impl<'a> Run<'a> {
         let pool = Pool::start(options.threads).map_err(no_threads)?;
         let seed = seed.map(ComposedSeed::stage).transpose()?;
         let hold = claim.take_hold();
-        let to_open = (claim, brought, fit.size);
-        let Prepared { journal, target, exchange, noted } =
+        let to_open = (claim, brought, &fit);
+        let Prepared { journal, target, exchange, sealable, noted } =
             prepare::prepare(&options, (&summary, &known), image.virtual_size(), to_open)?;
         let mode = match summary.mode {
             RunMode::Delta => RunMode::Delta,
+            RunMode::Linked => RunMode::Linked,
             RunMode::Full | RunMode::Resumed if noted.is_some() && !target.is_new() => RunMode::Resumed,
             RunMode::Full | RunMode::Resumed => RunMode::Full,
         };
@@ -111,6 +118,8 @@ impl<'a> Run<'a> {
             pool,
             target,
             exchange,
+            sealable,
+            linked,
             seed,
             journal,
             known,
@@ -167,7 +176,10 @@ impl<'a> Run<'a> {
         };
         let marked = ends::mark_again(self.target.as_ref(), bounds, (&head, &tail), self.journal.id());
         let failed = |fault: EndFault| end_error(fault, &self.summary.target);
-        let kept = marked.and_then(|()| Ok(exchange.preserve(self.journal.id())?)).map_err(failed);
+        // Without its tables a qcow2 file shows nothing to anybody.
+        let sealed =
+            marked.and_then(|()| Ok(self.sealable.as_ref().map_or(Ok(()), |file| file.qcow2.seal())?));
+        let kept = sealed.and_then(|()| Ok(exchange.preserve(self.journal.id())?)).map_err(failed);
         let message = match kept {
             Ok(Some(path)) => {
                 format!("what was written stays in {path:?}, to be looked at; remove it afterwards")

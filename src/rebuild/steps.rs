@@ -33,6 +33,11 @@ impl Run<'_> {
     /// The image's chunks onto the disk, and zeroes behind them; the ends are kept back.
     pub(super) fn copy(&mut self) -> Result<(), Error> {
         let started = Instant::now();
+        if self.linked.is_some() {
+            self.link()?;
+            self.durations.copy_ms = report::ms(started);
+            return Ok(());
+        }
         if self.may_write {
             self.state = TargetState::Partial;
         } else {
@@ -65,7 +70,7 @@ impl Run<'_> {
             WholeDigest::Skip => None,
         };
         let compare = match self.mode {
-            RunMode::Full => Compare::Nothing,
+            RunMode::Full | RunMode::Linked => Compare::Nothing,
             // Nothing tells whether a device that is the image has been written between the two runs.
             RunMode::Resumed if self.image.identities().iter().any(|file| file.block_device.is_some()) => {
                 Compare::Everything
@@ -110,15 +115,10 @@ impl Run<'_> {
     pub(super) fn finish(&mut self) -> Result<(), Error> {
         let started = Instant::now();
         self.refuse_new_holders()?;
-        let bounds = self.fit.ends();
-        let (head, tail) = self.assembled_ends();
-        if self.may_write {
-            self.write_ends(bounds, (&head, &tail))?;
-            self.count_ends();
+        if self.linked.is_none() {
+            self.finish_ends()?;
         }
-        if self.may_write && self.check() == Check::ReadBack {
-            self.read.bytes_read += bounds.head.len() + bounds.tail.len();
-        }
+        self.seal()?;
         // Where nothing had to be written, everything has been compared.
         if !self.may_write || self.check() == Check::ReadBack {
             self.state = TargetState::Verified;
@@ -128,6 +128,19 @@ impl Run<'_> {
             self.take_place()?;
         }
         self.durations.finish_ms = report::ms(started);
+        Ok(())
+    }
+
+    fn finish_ends(&mut self) -> Result<(), Error> {
+        let bounds = self.fit.ends();
+        let (head, tail) = self.assembled_ends();
+        if self.may_write {
+            self.write_ends(bounds, (&head, &tail))?;
+            self.count_ends();
+        }
+        if self.may_write && self.check() == Check::ReadBack {
+            self.read.bytes_read += bounds.head.len() + bounds.tail.len();
+        }
         Ok(())
     }
 
@@ -141,7 +154,7 @@ impl Run<'_> {
         self.watched(|| exchange.settle())
     }
 
-    fn watched(&self, act: impl FnOnce() -> Result<(), TargetError> + Send) -> Result<(), Error> {
+    pub(super) fn watched(&self, act: impl FnOnce() -> Result<(), TargetError> + Send) -> Result<(), Error> {
         let watch = self.watch(self.observer, Phase::Finish, 0);
         let done = copy::patiently(MayOpen::Anything, act, &watch).map(|(done, _)| done);
         done.and_then(|done| Ok(done?)).map_err(|fault| self.error(fault))
@@ -163,6 +176,7 @@ impl Run<'_> {
     pub(super) fn report(self, started: Instant) -> Result<Report, Error> {
         self.remember_seed();
         self.remember_image();
+        self.remember_linked();
         let rest = self.rest_of_receipt();
         let data_disks = report::compare_data_disks(&self.data_disks, self.observer);
         self.journal.finish().map_err(|fault| journal_error(fault).leaving(self.state))?;
@@ -185,7 +199,7 @@ impl Run<'_> {
             target_bytes: self.fit.size,
             target_state: self.state,
             power_state: PowerState::Stopped,
-            root: copied.digests.root(),
+            root: self.linked.as_ref().map_or_else(|| copied.digests.root(), |linked| linked.whole.root),
             chunk_bytes: CHUNK,
             mode: self.mode,
             bytes_kept: copied.bytes_kept,
@@ -205,6 +219,15 @@ impl Run<'_> {
         };
         rest.iter().for_each(|rest| receipt::keep(rest, (&report, &copied.digests), self.observer));
         Ok(report)
+    }
+
+    /// So that the next overlay on it needs no second look.
+    fn remember_linked(&self) {
+        let Some(linked) = self.linked.as_ref().filter(|linked| linked.is_news) else { return };
+        if let Err(error) = journal::remember_image(&self.options.state_dir, &linked.files, &linked.whole) {
+            let message = format!("that the image is whole could not be noted: {error}");
+            self.observer.event(&Event::Warning { code: "journal", message });
+        }
     }
 
     /// Only now: a run that did not end may be repeated with the same instance id.
@@ -307,7 +330,7 @@ impl Run<'_> {
         (ends::assemble(bounds.head, withheld, patches), ends::assemble(bounds.tail, withheld, patches))
     }
 
-    fn check(&self) -> Check {
+    pub(super) fn check(&self) -> Check {
         match self.options.verify {
             VerifyPolicy::Off => Check::Trust,
             VerifyPolicy::Full | VerifyPolicy::Written => Check::ReadBack,

@@ -16,8 +16,8 @@ use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{DiskBytes, Ends};
 use crate::range::{ByteRange, RangeSet};
 use crate::rebuild::copy_error;
-use crate::request::Options;
-use crate::target::{Disk, HostDisk};
+use crate::request::{Options, SystemDisk, TargetFormat};
+use crate::target::Disk;
 use crate::verify::{Digest, DigestTable, MOST_MANIFEST_BYTES, Runs};
 
 /// A receipt is a table of chunks and a report; longer is none.
@@ -127,6 +127,9 @@ struct ReportThen {
 #[derive(Deserialize)]
 struct PlanThen {
     after: LayoutThen,
+    /// The qcow2 file that the disk was made; what it says does not matter.
+    #[serde(default)]
+    qcow2: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -164,7 +167,12 @@ pub fn verify_receipt(
     let place = place_of(of, &options.state_dir)?;
     let mut receipt = read(&place)?;
     let (path, table) = (disk.unwrap_or(&receipt.target).to_owned(), receipt.table(&place)?);
-    let disk = open_complete(&path, receipt.virtual_size)?;
+    let format = match receipt.report.plan.qcow2 {
+        Some(_) => TargetFormat::Qcow2,
+        None => TargetFormat::Raw,
+    };
+    let disk = SystemDisk { path: path.clone(), format, ..SystemDisk::default() };
+    let disk = open_complete((&disk, &options.image), receipt.virtual_size)?;
     let (size, said) = (disk.size(), receipt.target_bytes);
     if size != said {
         let error = Error::new(ErrorKind::Mismatch, Fault::Size { size, said }).at_path(&path);
@@ -177,17 +185,18 @@ pub fn verify_receipt(
     let watch = Watch { observer, cancel, phase: Phase::ReadBack, bytes_total: size, stall_timeout };
     let exceptions = Exceptions { kept: &RangeSet::default(), doubtful: &[] };
     let middle = (&table, Ends::of(size).middle());
-    let read = copy::check(&pool, &disk, middle, (Scope::Everything, exceptions), &watch).map_err(failed)?;
+    let read =
+        copy::check(&pool, disk.as_ref(), middle, (Scope::Everything, exceptions), &watch).map_err(failed)?;
     let mut content: Vec<_> = read.mismatches.iter().map(|mismatch| mismatch.range).collect();
     let (mut in_table, mut bytes_read) = (Vec::new(), read.bytes_read);
     for piece in &receipt.ends {
         bytes_read += piece.len;
-        if !piece.is_as_it_was(&disk).map_err(unreadable)? {
+        if !piece.is_as_it_was(disk.as_ref()).map_err(unreadable)? {
             let changed = if piece.table { &mut in_table } else { &mut content };
             changed.push(ByteRange::new(piece.offset, piece.len));
         }
     }
-    let now = layout::describe(&DiskBytes(&disk)).map_err(unreadable)?;
+    let now = layout::describe(&DiskBytes(disk.as_ref())).map_err(unreadable)?;
     let cause = if receipt.report.plan.after.only_grew(&now) {
         DriftCause::PartitionTable
     } else {
@@ -273,7 +282,7 @@ impl Receipt {
 }
 
 impl WrittenPiece {
-    fn is_as_it_was(&self, disk: &HostDisk) -> io::Result<bool> {
+    fn is_as_it_was(&self, disk: &dyn Disk) -> io::Result<bool> {
         let mut bytes = vec![0; usize::try_from(self.len).map_err(io::Error::other)?];
         layout::ReadBytes::read_at(&DiskBytes(disk), ByteRange::new(self.offset, self.len), &mut bytes)?;
         Ok(Digest::of(&bytes) == self.digest)

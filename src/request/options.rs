@@ -52,6 +52,10 @@ pub struct Options {
     pub policies: Vec<Policy>,
     /// After how long without any progress the run ends; by default it waits.
     pub stall_timeout: Option<Duration>,
+    /// What becomes of internal snapshots and bitmaps of a qcow2 file that is replaced.
+    pub old_snapshots: OldSnapshots,
+    /// Whether the disk gets the image's bytes, or becomes an overlay on the image.
+    pub linking: Linking,
 }
 
 impl Default for Options {
@@ -77,6 +81,8 @@ impl Default for Options {
             checkpoint: Duration::from_secs(3),
             policies: Vec::new(),
             stall_timeout: None,
+            old_snapshots: OldSnapshots::default(),
+            linking: Linking::default(),
         }
     }
 }
@@ -93,6 +99,30 @@ pub enum Mode {
     Full,
     /// Every chunk is read and compared, and written only where it differs.
     Delta,
+}
+
+/// What becomes of internal snapshots and bitmaps of a qcow2 file that is replaced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum OldSnapshots {
+    /// A file that has any is not replaced.
+    #[default]
+    Refuse,
+    /// They are lost with the old file.
+    Lose,
+}
+
+/// Whether the disk gets the image's bytes, or becomes an overlay on the image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Linking {
+    /// The disk gets the bytes, and needs the image no more.
+    #[default]
+    Copy,
+    /// A qcow2 disk becomes an overlay that reads from the image what it does not hold itself.
+    Linked,
 }
 
 /// Whether a run goes on where an earlier one stopped.

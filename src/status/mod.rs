@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, TargetState};
-use crate::inspect::{open_disk, read_marker};
+use crate::inspect::{open_as, open_disk, read_marker};
 use crate::journal::{self, JournalSummary};
 use crate::layout::{self, DiskLayout, Signature, marker};
 use crate::observe::Phase;
 use crate::plan::DiskBytes;
 use crate::receipt::{self, ReceiptNote, ReceiptOf};
-use crate::request::InstanceSpec;
+use crate::request::{ImageOptions, InstanceSpec, SystemDisk, TargetFormat};
 use crate::target::Disk;
 use crate::verify::CHUNK;
 use verdict::judge;
@@ -165,12 +165,16 @@ pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, 
                 .hint_that("name the folder with --state-dir, or ask as the user who ran the rebuild"));
         }
     };
-    let looked = named.map(Seen::of);
+    let format = match subject {
+        Subject::Instance(spec) => spec.system_disk.format,
+        Subject::Id(_) | Subject::Disk(_) => TargetFormat::Auto,
+    };
+    let looked = named.map(|path| Seen::of(path, format));
     let marker = looked.as_ref().and_then(|looked| looked.as_ref().ok()?.marker.as_ref());
     let journal = choose(journals, (id, named, marker.map(|marker| marker.journal.as_str())));
     let recorded = journal.as_ref().map(|journal| PathBuf::from(&journal.last().path));
     let path = named.map(Path::to_owned).or(recorded.filter(|path| !path.as_os_str().is_empty()));
-    let looked = looked.or_else(|| path.as_deref().map(Seen::of));
+    let looked = looked.or_else(|| path.as_deref().map(|path| Seen::of(path, format)));
     let seen = match looked.transpose() {
         Ok(seen) => seen,
         Err(error) if can_do_without(&error, subject, journal.as_ref()) => {
@@ -179,6 +183,7 @@ pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, 
         }
         Err(error) => return Err(error),
     };
+    notices.extend(seen.as_ref().and_then(|seen| seen.notice.clone()));
     let verdict = judge(journal.as_ref(), seen.as_ref());
     notices.extend(verdict.notice);
     let tells = journal.as_ref().filter(|journal| {
@@ -212,17 +217,29 @@ struct Seen {
     /// Whether a run that holds no journal here writes it.
     is_locked: bool,
     content: DiskContent,
+    notice: Option<String>,
 }
 
 impl Seen {
-    fn of(path: &Path) -> Result<Self, Error> {
+    fn of(path: &Path, format: TargetFormat) -> Result<Self, Error> {
         let disk = open_disk(path)?;
         let marker = read_marker(&disk, path)?;
-        let unreadable = |error| Error::new(ErrorKind::TargetUnusable, error).at_path(path);
-        let layout = layout::describe(&DiskBytes(&disk)).map_err(unreadable)?;
-        let signatures = layout::probe(&DiskBytes(&disk)).map_err(unreadable)?;
         let is_locked = marker.is_some() && disk.is_locked_by_another();
-        Ok(Self { marker, is_locked, content: DiskContent { size: disk.size(), signatures, layout } })
+        let unreadable = |error| Error::new(ErrorKind::TargetUnusable, error).at_path(path);
+        // The state does not hang on what is in a qcow2 file: while it is unfinished, it is not in its place.
+        let mut spec = SystemDisk::default();
+        (spec.path, spec.format) = (path.to_owned(), format);
+        let (disk, notice): (Box<dyn Disk>, _) = match open_as(&spec, &ImageOptions::default()) {
+            Ok(disk) => (disk, None),
+            Err(error) => {
+                let notice = format!("what is in the file is not shown, only the file itself: {error}");
+                (Box::new(disk), Some(notice))
+            }
+        };
+        let layout = layout::describe(&DiskBytes(disk.as_ref())).map_err(unreadable)?;
+        let signatures = layout::probe(&DiskBytes(disk.as_ref())).map_err(unreadable)?;
+        let content = DiskContent { size: disk.size(), signatures, layout };
+        Ok(Self { marker, is_locked, content, notice })
     }
 }
 

@@ -36,6 +36,16 @@ impl FileTarget {
         Ok(Self { disk: HostDisk::of_file(file, size), age: Age::New, writes: UncachedWrites::default() })
     }
 
+    /// A new file whose length whoever writes it decides; what is no more needed of it in memory is told to the end.
+    pub(super) fn growing(file: File) -> Self {
+        Self { disk: HostDisk::of_file(file, 0), age: Age::New, writes: UncachedWrites::default() }
+    }
+
+    /// The file itself.
+    pub(super) fn file(&self) -> &File {
+        &self.disk.file
+    }
+
     /// A new file that an earlier run has begun to write; it gets `size` bytes.
     pub(super) fn resumed(file: File, size: u64) -> Result<Self, TargetError> {
         Ok(Self { age: Age::Resumed, ..Self::new(file, size)? })
@@ -46,7 +56,7 @@ impl FileTarget {
         Self { disk: HostDisk::of_file(file, size), age: Age::Old, writes: UncachedWrites::default() }
     }
 
-    fn write_bytes(&self, range: ByteRange, bytes: &[u8]) -> Result<(), TargetError> {
+    pub(super) fn write_bytes(&self, range: ByteRange, bytes: &[u8]) -> Result<(), TargetError> {
         let written = self.writes.write_all_at(&self.disk.file, bytes, range.start());
         written.map_err(TargetError::when("writing", range))
     }

@@ -1,23 +1,27 @@
 //! Targets: the system disk that is written. Only a `Claim` becomes one; the writer takes only
 //! `VerifiedChunk`s.
 //!
-//! `disk` reads what is stored, `file` and `device` write, `staged` puts a new file into an old one's place.
+//! `disk` reads what is stored, `file` and `device` write, `qcow2` writes a file that describes the disk, `staged` puts
+//! a new file into an old one's place.
 //! `sim` is a disk in memory that crashes, fails and lies, for tests.
 
 mod device;
 mod disk;
 mod error;
 mod file;
+mod qcow2;
 #[cfg(feature = "sim")]
 mod sim;
 mod staged;
 
 pub(crate) use disk::HostDisk;
 pub use error::TargetError;
+pub(crate) use qcow2::{Backing, NewQcow2, Qcow2Shape};
 #[cfg(feature = "sim")]
 pub use sim::{SimAction, SimDisk, SimFault, SimHistory, SimLie, SimMoment, SimOperation, SimWhen};
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::guard::{Claim, Held, Promise};
 use crate::range::ByteRange;
@@ -154,6 +158,17 @@ pub(crate) struct Opened {
     pub(crate) exchange: Option<Box<dyn Exchange>>,
     /// Where that file lies on this host.
     pub(crate) beside: Option<Beside>,
+    /// The same file, where it is one of qcow2 that has to be sealed before it takes the place.
+    pub(crate) qcow2: Option<Arc<NewQcow2>>,
+}
+
+/// What a host's disk is to become.
+pub(crate) struct Wanted {
+    pub(crate) placement: Placement,
+    /// The disk's size in bytes.
+    pub(crate) size: u64,
+    /// The shape of a new qcow2 file; without one the file is the disk.
+    pub(crate) qcow2: Option<Qcow2Shape>,
 }
 
 /// A new file on this host that waits to take a disk's place.
@@ -163,23 +178,19 @@ pub(crate) struct Beside {
     pub(crate) inode: u64,
 }
 
-/// Turns the right to write a host's disk into the target; a new file gets `size` bytes.
+/// Turns the right to write a host's disk into the target.
 ///
 /// A new file of those numbers that an earlier run left is taken up again, if it is as it was left.
-pub(crate) fn open(
-    claim: Claim,
-    placement: Placement,
-    (size, earlier): (u64, Option<(u64, u64)>),
-) -> Result<Opened, TargetError> {
+pub(crate) fn open(claim: Claim, wanted: Wanted, earlier: Option<(u64, u64)>) -> Result<Opened, TargetError> {
     let held = claim.into_held();
-    let whole = |target: Box<dyn Target>| Opened { target, exchange: None, beside: None };
+    let whole = |target: Box<dyn Target>| Opened { target, exchange: None, beside: None, qcow2: None };
     match held {
         Held::Device { file, sector_size } => Ok(whole(Box::new(device::Device::new(file, sector_size)?))),
-        Held::File { file, .. } if placement == Placement::InPlace => {
-            Ok(whole(Box::new(file::FileTarget::in_place(file, size))))
+        Held::File { file, .. } if wanted.placement == Placement::InPlace => {
+            Ok(whole(Box::new(file::FileTarget::in_place(file, wanted.size))))
         }
-        Held::File { file, folder, name } => staged::stage((folder, name), Some(file), size, earlier),
-        Held::NewFile { folder, name } => staged::stage((folder, name), None, size, earlier),
+        Held::File { file, folder, name, .. } => staged::stage((folder, name), Some(file), wanted, earlier),
+        Held::NewFile { folder, name } => staged::stage((folder, name), None, wanted, earlier),
         Held::Promised(_) => unreachable!("a promised claim is opened by `bring`"),
         Held::ReadOnly { .. } => unreachable!("a disk that is held to be read is no target"),
     }
@@ -190,5 +201,5 @@ pub(crate) fn bring(claim: Claim, target: Box<dyn Target>) -> Opened {
     let held = claim.into_held();
     assert!(matches!(held, Held::Promised(Promise::NobodyElseUsesIt)), "a caller's target needs its promise");
     let exchange = target.exchange();
-    Opened { target, exchange, beside: None }
+    Opened { target, exchange, beside: None, qcow2: None }
 }

@@ -6,11 +6,12 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 
 use super::file::FileTarget;
-use super::{Beside, Exchange, Opened, TargetError};
+use super::{Beside, Exchange, NewQcow2, Opened, Target, TargetError, Wanted};
 use crate::sys::{beside, locks};
 
 /// A new file that waits to take its place; dropped before, it is removed.
@@ -38,14 +39,16 @@ enum Place {
 
 /// Makes the new file: beside the old one, readable by nobody else, with what can be copied beforehand.
 ///
-/// One of the numbers `earlier` that lies there already is taken up instead.
+/// One of the numbers `earlier` that lies there already is taken up instead, but for a qcow2 file: without its tables
+/// nothing tells what is where in it.
 pub(super) fn stage(
     (folder, name): (OwnedFd, OsString),
     old: Option<File>,
-    size: u64,
+    wanted: Wanted,
     earlier: Option<(u64, u64)>,
 ) -> Result<Opened, TargetError> {
     let making = || TargetError::during("making the new file");
+    let earlier = earlier.filter(|_| wanted.qcow2.is_none());
     let left = earlier.map(|numbers| beside::reopen(&folder, &name, numbers)).transpose().map_err(making())?;
     let (temporary, file, is_new) = match left.flatten() {
         Some(file) => (beside::name_beside(&name), file, false),
@@ -67,9 +70,17 @@ pub(super) fn stage(
     if let Some(old) = &staged.old {
         take_over(old, &file).map_err(TargetError::during("taking over owner and attributes"))?;
     }
-    let target = if is_new { FileTarget::new(file, size) } else { FileTarget::resumed(file, size) }?;
+    let size = wanted.size;
+    let (target, qcow2): (Box<dyn Target>, _) = match wanted.qcow2 {
+        Some(shape) => {
+            let qcow2 = Arc::new(NewQcow2::new(file, shape, size));
+            (Box::new(Arc::clone(&qcow2)), Some(qcow2))
+        }
+        None if is_new => (Box::new(FileTarget::new(file, size)?), None),
+        None => (Box::new(FileTarget::resumed(file, size)?), None),
+    };
     let beside = Some(Beside { path, device, inode });
-    Ok(Opened { target: Box::new(target), exchange: Some(Box::new(staged)), beside })
+    Ok(Opened { target, exchange: Some(Box::new(staged)), beside, qcow2 })
 }
 
 impl Exchange for Staged {

@@ -7,6 +7,7 @@ mod during;
 mod faults;
 mod manifest;
 mod progress;
+mod qcow2;
 mod receipts;
 mod refusals;
 mod results;

@@ -3,6 +3,7 @@
 mod capture;
 mod guard;
 mod manifest;
+mod qcow2;
 mod seed;
 mod trust;
 mod values;
@@ -19,6 +20,7 @@ use reimage::ExpectedDigest;
 pub(crate) use capture::{CaptureArgs, CompressArg};
 pub(crate) use guard::{DataDiskDigestArg, GuardArgs};
 pub(crate) use manifest::{ManifestArgs, ManifestFlag, ReceiptFlag};
+pub(crate) use qcow2::{Qcow2Args, TargetFormatArg, TargetFormatArgs};
 pub(crate) use seed::{CredentialArgs, MachineArgs, NetworkArg, OsArg, SeedArgs, SeedFormatArg};
 pub(crate) use trust::TrustArgs;
 
@@ -146,6 +148,8 @@ pub(crate) struct VerifyArgs {
     #[command(flatten)]
     pub(crate) trust: TrustArgs,
     #[command(flatten)]
+    pub(crate) format: TargetFormatArgs,
+    #[command(flatten)]
     pub(crate) check: CheckArgs,
 }
 
@@ -216,9 +220,8 @@ pub(crate) struct ImageArgs {
 #[derive(Args)]
 #[command(next_help_heading = "Disks")]
 pub(crate) struct DiskArgs {
-    /// What the target is; auto is raw, unless name or content say qcow2 (which is refused)
-    #[arg(long, value_name = "FORMAT", default_value = "auto")]
-    pub(crate) target_format: TargetFormatArg,
+    #[command(flatten)]
+    pub(crate) qcow2: Qcow2Args,
     /// The size of a target file in bytes, or with K, M, G, T (powers of 1024; default: as large as
     /// the old disk or the image, the larger of the two)
     #[arg(long, value_parser = values::size)]
@@ -306,13 +309,6 @@ pub(crate) enum ProgressKind {
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum ImageFormatArg {
-    Auto,
-    Raw,
-    Qcow2,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum TargetFormatArg {
     Auto,
     Raw,
     Qcow2,

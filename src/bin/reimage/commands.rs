@@ -130,7 +130,7 @@ fn verify(args: &VerifyArgs, output: Output, progress: &Progress) -> Result<(), 
     let image = request.instance.image.as_deref();
     let report = match image.filter(|path| reimage::is_manifest(path)) {
         Some(manifest) => {
-            let disk = &request.instance.system_disk.path;
+            let disk = &request.instance.system_disk;
             reimage::verify_manifest(manifest, disk, &request.options, (progress, &cancel))?
         }
         None => reimage::verify(&request, progress, &cancel)?,

@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 
 use reimage::{
     BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, EarlierRun, Expect, GptPolicy, ImageFormat,
-    ImageOptions, InstanceSpec, ManifestSource, Mode, NestedFormat, NetworkPolicy, OldCredentials, OnError,
-    Options, Os, Placement, Preflight, Request, SeedFormat, SeedSpec, SightPolicy, TargetFormat,
-    UserDataDisks, VerifyPolicy, WholeDigest,
+    ImageOptions, InstanceSpec, Linking, ManifestSource, Mode, NestedFormat, NetworkPolicy, OldCredentials,
+    OldSnapshots, OnError, Options, Os, Placement, Preflight, Request, SeedFormat, SeedSpec, SightPolicy,
+    TargetFormat, UserDataDisks, VerifyPolicy, WholeDigest,
 };
 
 pub(crate) use capture::of_capture;
 
 use crate::args::{
     CheckArgs, CutOffArgs, DataDiskDigestArg, GptArg, GuardArgs, ImageArgs, ImageFormatArg, JobArgs,
-    MachineArgs, ManifestArgs, ManifestFlag, ModeArg, NetworkArg, OsArg, PreflightArg, RunArgs,
+    MachineArgs, ManifestArgs, ManifestFlag, ModeArg, NetworkArg, OsArg, PreflightArg, Qcow2Args, RunArgs,
     SeedFormatArg, StatusArgs, SubjectArgs, TargetFormatArg, VerifyArg, VerifyArgs,
 };
 use crate::exit::Failure;
@@ -26,7 +26,7 @@ use crate::trust;
 /// The request of `plan` and `rebuild`.
 pub(crate) fn of_job(args: &JobArgs, state_dir: Option<&Path>) -> Result<Request, Failure> {
     let mut instance = of_subject(&args.subject)?;
-    apply_disk(&mut instance, args.disk.target_format, &args.disk.guard);
+    apply_disk(&mut instance, args.disk.qcow2.format.target_format, &args.disk.guard);
     apply_machine(&mut instance, &args.machine)?;
     let mut request = Request::default();
     request.instance = instance;
@@ -38,6 +38,7 @@ pub(crate) fn of_job(args: &JobArgs, state_dir: Option<&Path>) -> Result<Request
 pub(crate) fn of_verify(args: &VerifyArgs) -> Result<Request, Failure> {
     let mut request = Request::default();
     request.instance = of_subject(&args.subject)?;
+    apply_format(&mut request.instance, args.format.target_format);
     request.options.image = image_options(&args.image);
     request.options.image.manifest = manifest_of(&args.manifest);
     trust::apply(&mut request.options, &args.trust)?;
@@ -186,12 +187,16 @@ pub(crate) fn not_toml(what: &str, path: &Path, (text, error): (&str, &toml::de:
         .at(path)
 }
 
-fn apply_disk(instance: &mut InstanceSpec, format: TargetFormatArg, args: &GuardArgs) {
+fn apply_format(instance: &mut InstanceSpec, format: TargetFormatArg) {
     instance.system_disk.format = match format {
         TargetFormatArg::Auto => instance.system_disk.format,
         TargetFormatArg::Raw => TargetFormat::Raw,
         TargetFormatArg::Qcow2 => TargetFormat::Qcow2,
     };
+}
+
+fn apply_disk(instance: &mut InstanceSpec, format: TargetFormatArg, args: &GuardArgs) {
+    apply_format(instance, format);
     if let Some(typed) = &args.expect {
         let filed = std::mem::take(&mut instance.system_disk.expect);
         let mut both = Expect::default();
@@ -302,6 +307,9 @@ fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure>
     apply_guard(&mut options, &args.disk.guard);
     options.duplicates =
         if args.disk.deny_duplicates { DuplicatePolicy::Deny } else { DuplicatePolicy::Warn };
+    let Qcow2Args { allow_losing_snapshots, linked, .. } = &args.disk.qcow2;
+    options.old_snapshots = if *allow_losing_snapshots { OldSnapshots::Lose } else { OldSnapshots::Refuse };
+    options.linking = if *linked { Linking::Linked } else { Linking::Copy };
     options.plan = args.disk.plan.as_deref().map(read_plan).transpose()?;
     Ok(options)
 }

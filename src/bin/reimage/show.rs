@@ -285,11 +285,15 @@ fn kind(plan: &PlanSummary) -> String {
     };
     match plan.target_kind {
         TargetKind::Device => device,
-        TargetKind::ReplacedFile => "file, replaced whole".to_owned(),
+        TargetKind::ReplacedFile => format!("{}file, replaced whole", qcow2(plan)),
         TargetKind::InPlaceFile => "file, written in place".to_owned(),
-        TargetKind::NewFile => "new file".to_owned(),
+        TargetKind::NewFile => format!("new {}file", qcow2(plan)),
         _ => "the caller's own".to_owned(),
     }
+}
+
+fn qcow2(plan: &PlanSummary) -> &'static str {
+    if plan.qcow2.is_some() { "qcow2 " } else { "" }
 }
 
 fn sizes(plan: &PlanSummary) -> String {
@@ -318,6 +322,7 @@ fn how(mode: RunMode) -> &'static str {
     match mode {
         RunMode::Full => "full: all of the disk is written",
         RunMode::Delta => "delta: all of the disk is compared, and written where it differs",
+        RunMode::Linked => "linked: the disk becomes an overlay on the image, which must stay as it is",
         RunMode::Resumed => "resumed: what an earlier run wrote is compared, the rest is written",
         _ => "unknown",
     }

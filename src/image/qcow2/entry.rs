@@ -3,7 +3,7 @@
 use super::header::{Header, L2Kind};
 use crate::image::error::EntryFault;
 
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+pub(crate) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const READS_AS_ZERO: u64 = 1;
@@ -57,7 +57,7 @@ impl Entry {
 }
 
 /// The entry of a table or a cluster that lies there as it is, and is used once.
-pub(super) fn plain(host_offset: u64) -> u64 {
+pub(crate) fn plain(host_offset: u64) -> u64 {
     host_offset | COPIED
 }
 

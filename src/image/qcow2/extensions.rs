@@ -7,18 +7,42 @@ use crate::range::ByteRange;
 const END: u32 = 0;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
 const EXTERNAL_DATA_FILE: u32 = 0x4441_5441;
+const BITMAPS: u32 = 0x2385_2875;
 
 /// The longest name of a backing file.
-const NAME_MAX: u64 = 1023;
+pub(super) const NAME_MAX: u64 = 1023;
 
-/// The backing file, if there is one; `head` is the header cluster, `header_len` where extensions begin.
-pub(super) fn read_backing(fields: &Fields<'_>, header_len: u64) -> Result<Option<Backing>, ImageError> {
+/// The extension that says a backing file's format, and the end of all extensions.
+pub(super) fn backing_format(format: &str) -> Vec<u8> {
+    let mut bytes = BACKING_FORMAT.to_be_bytes().to_vec();
+    bytes.extend(u32::try_from(format.len()).expect("a format's name is short").to_be_bytes());
+    bytes.extend(format.as_bytes());
+    bytes.resize(bytes.len().next_multiple_of(8) + 8, 0);
+    bytes
+}
+
+/// What stands behind the header's fields.
+pub(super) struct Extensions {
+    pub(super) backing: Option<Backing>,
+    /// Whether dirty bitmaps are kept.
+    pub(super) bitmaps: bool,
+}
+
+/// Reads them; `header_len` is where they begin.
+pub(super) fn read(fields: &Fields<'_>, header_len: u64) -> Result<Extensions, ImageError> {
     let name_range = backing_name_range(fields, header_len)?;
     let end = name_range.map_or(fields.cluster_size(), ByteRange::start);
-    let format = walk(fields, ByteRange::between(header_len, end))?;
-    let Some(range) = name_range else { return Ok(None) };
+    let Walked { format, bitmaps } = walk(fields, ByteRange::between(header_len, end))?;
+    let Some(range) = name_range else { return Ok(Extensions { backing: None, bitmaps }) };
     let name = fields.bytes(range, "the backing file's name")?.to_vec();
-    Ok(Some(Backing { name, format }))
+    Ok(Extensions { backing: Some(Backing { name, format }), bitmaps })
+}
+
+#[derive(Default)]
+struct Walked {
+    /// The format of the backing file, if one says it.
+    format: Option<Vec<u8>>,
+    bitmaps: bool,
 }
 
 fn backing_name_range(fields: &Fields<'_>, header_len: u64) -> Result<Option<ByteRange>, ImageError> {
@@ -40,9 +64,9 @@ fn backing_name_range(fields: &Fields<'_>, header_len: u64) -> Result<Option<Byt
     }
 }
 
-/// Goes through the extensions within `area`; the format of the backing file, if one says it.
-fn walk(fields: &Fields<'_>, area: ByteRange) -> Result<Option<Vec<u8>>, ImageError> {
-    let mut format = None;
+/// Goes through the extensions within `area`.
+fn walk(fields: &Fields<'_>, area: ByteRange) -> Result<Walked, ImageError> {
+    let mut walked = Walked::default();
     let mut at = area.start();
     while area.end() - at >= 8 {
         // Where the file ends inside the header cluster, there is no further extension.
@@ -65,12 +89,13 @@ fn walk(fields: &Fields<'_>, area: ByteRange) -> Result<Option<Vec<u8>>, ImageEr
         }
         let bytes = fields.bytes(content, "a header extension")?;
         match kind {
-            BACKING_FORMAT => format = Some(bytes.to_vec()),
+            BACKING_FORMAT => walked.format = Some(bytes.to_vec()),
+            BITMAPS => walked.bitmaps = true,
             EXTERNAL_DATA_FILE => return Err(fields.unsupported("an external data file")),
             // Everything else may be skipped: what must not be ignored has an incompatible feature bit.
             _ => {}
         }
         at = padded_end.min(area.end());
     }
-    Ok(format)
+    Ok(walked)
 }

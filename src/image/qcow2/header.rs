@@ -60,7 +60,7 @@ const SNAPSHOT_ENTRY_LEN: u64 = 40;
 
 /// How clusters are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::image) enum Compression {
+pub(crate) enum Compression {
     /// Raw deflate, which the specification calls zlib.
     Zlib,
     /// Zstandard frames.
@@ -83,6 +83,15 @@ pub(in crate::image) struct Backing {
     pub(in crate::image) format: Option<Vec<u8>>,
 }
 
+/// What a header that marks its own file as corrupt is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::image) enum Corrupt {
+    /// Nothing: what it describes is not to be read.
+    Refuse,
+    /// It still says what the disk was that is about to be replaced.
+    Describe,
+}
+
 /// A checked header.
 #[derive(Clone, Debug)]
 pub(in crate::image) struct Header {
@@ -93,6 +102,9 @@ pub(in crate::image) struct Header {
     pub(in crate::image) refcount_bits: u32,
     pub(in crate::image) snapshots: u32,
     pub(in crate::image) dirty: bool,
+    pub(in crate::image) corrupt: bool,
+    /// Whether it keeps dirty bitmaps for backups.
+    pub(in crate::image) bitmaps: bool,
     pub(in crate::image) lazy_refcounts: bool,
     pub(in crate::image) backing: Option<Backing>,
     pub(super) l2_kind: L2Kind,
@@ -128,7 +140,7 @@ impl Header {
     }
 
     /// Reads and checks the header cluster.
-    pub(super) fn read(file: &SourceFile) -> Result<Self, ImageError> {
+    pub(in crate::image) fn read(file: &SourceFile, corrupt: Corrupt) -> Result<Self, ImageError> {
         let mut start = [0; 112];
         let start = read_head(file, &mut start)?;
         let fields = Fields { bytes: start, path: file.path(), file_len: file.len(), cluster_bits: 9 };
@@ -148,7 +160,7 @@ impl Header {
         let bytes = read_head(file, &mut cluster)?;
         let fields = Fields { bytes, path: file.path(), file_len: file.len(), cluster_bits };
         fields.bytes(ByteRange::new(0, header_len), "the header")?;
-        fields.check(header_len)
+        fields.check(header_len, corrupt)
     }
 }
 
@@ -223,11 +235,11 @@ impl Fields<'_> {
         ImageError::BeyondEnd { path: self.path.into(), what, range, file_size: self.file_len }
     }
 
-    fn check(&self, header_len: u64) -> Result<Header, ImageError> {
+    fn check(&self, header_len: u64, corrupt: Corrupt) -> Result<Header, ImageError> {
         let version = if self.get(VERSION) == 2 { 2 } else { 3 };
         let features = if version == 2 { 0 } else { self.get(INCOMPATIBLE_FEATURES) };
         let compatible = if version == 2 { 0 } else { self.get(COMPATIBLE_FEATURES) };
-        self.check_features(features)?;
+        self.check_features(features, corrupt)?;
         let virtual_size = self.get(SIZE);
         if virtual_size >= 1 << 63 {
             return Err(self.fault(SIZE, "is 2^63 or more"));
@@ -236,6 +248,7 @@ impl Fields<'_> {
         if refcount_order > 6 {
             return Err(self.fault(REFCOUNT_ORDER, "is more than 6"));
         }
+        let extensions = extensions::read(self, header_len)?;
         let l2_kind = if features & EXTENDED_L2 == 0 { L2Kind::Plain } else { L2Kind::Extended };
         let header = Header {
             version,
@@ -245,11 +258,13 @@ impl Fields<'_> {
             refcount_bits: 1 << refcount_order,
             snapshots: self.snapshots()?,
             dirty: features & DIRTY != 0,
+            corrupt: features & CORRUPT != 0,
+            bitmaps: extensions.bitmaps,
             lazy_refcounts: compatible & LAZY_REFCOUNTS != 0,
             l2_kind,
             refcount_table: self.refcount_table()?,
             l1_table: self.l1_table()?,
-            backing: extensions::read_backing(self, header_len)?,
+            backing: extensions.backing,
         };
         if header.l1_entries_needed() > self.get(L1_SIZE) {
             return Err(self.fault(L1_SIZE, "is too small for the virtual size"));
@@ -265,12 +280,12 @@ impl Fields<'_> {
         Ok(header)
     }
 
-    fn check_features(&self, features: u64) -> Result<(), ImageError> {
+    fn check_features(&self, features: u64, corrupt: Corrupt) -> Result<(), ImageError> {
         let unknown = features & !KNOWN_FEATURES;
         if unknown != 0 {
             return Err(self.unsupported(&format!("what incompatible feature bits {unknown:#x} stand for")));
         }
-        if features & CORRUPT != 0 {
+        if features & CORRUPT != 0 && corrupt == Corrupt::Refuse {
             return Err(ImageError::MarkedCorrupt { path: self.path.into() });
         }
         if features & EXTERNAL_DATA_FILE != 0 {
@@ -346,38 +361,80 @@ impl Fields<'_> {
     }
 }
 
-/// What the header of a new image says; all else is as in every image that is written here.
-pub(super) struct NewHeader {
-    pub(super) cluster_bits: u32,
-    pub(super) virtual_size: u64,
-    pub(super) compression: Compression,
-    pub(super) l1_entries: u32,
-    pub(super) l1_offset: u64,
+/// What the header of a new file says; all else is as in every file that is written here.
+pub(crate) struct NewHeader<'a> {
+    pub(crate) version: Version,
+    pub(crate) cluster_bits: u32,
+    pub(crate) virtual_size: u64,
+    pub(crate) compression: Compression,
+    pub(crate) l1_entries: u32,
+    pub(crate) l1_offset: u64,
     /// Whole clusters.
-    pub(super) refcount_table: ByteRange,
+    pub(crate) refcount_table: ByteRange,
+    /// The name of the file below, and its format.
+    pub(crate) backing: Option<(&'a [u8], &'static str)>,
 }
 
-/// The header cluster of a new image: version 3, 16-bit refcounts, no backing file, no extension.
-pub(super) fn encode(new: &NewHeader) -> Vec<u8> {
+/// The version of a new file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    /// `compat=0.10`.
+    Two,
+    /// `compat=1.1`.
+    Three,
+}
+
+/// How many bytes of a header cluster a backing file's name may take at most.
+pub(crate) fn room_for_name(cluster_bits: u32) -> u64 {
+    const FORMAT_LEN: u64 = 16;
+    const END_LEN: u64 = 8;
+    extensions::NAME_MAX.min((1 << cluster_bits) - NEW_LEN - FORMAT_LEN - END_LEN)
+}
+
+/// The header cluster of a new file, with 16-bit refcounts.
+///
+/// # Panics
+///
+/// If the name of the file below has no room in it.
+pub(crate) fn encode(new: &NewHeader<'_>) -> Vec<u8> {
     let (features, compression) = match new.compression {
         Compression::Zlib => (0, 0),
         Compression::Zstd => (COMPRESSION, 1),
     };
     let mut bytes = vec![0; 1 << new.cluster_bits];
     bytes[..QCOW_MAGIC.len()].copy_from_slice(&QCOW_MAGIC);
-    let values = [
-        (VERSION, 3),
+    let mut values = vec![
         (CLUSTER_BITS, u64::from(new.cluster_bits)),
         (SIZE, new.virtual_size),
         (L1_SIZE, u64::from(new.l1_entries)),
         (L1_TABLE_OFFSET, new.l1_offset),
         (REFCOUNT_TABLE_OFFSET, new.refcount_table.start()),
         (REFCOUNT_TABLE_CLUSTERS, new.refcount_table.len() >> new.cluster_bits),
-        (INCOMPATIBLE_FEATURES, features),
-        (REFCOUNT_ORDER, 4),
-        (HEADER_LENGTH, NEW_LEN),
-        (COMPRESSION_TYPE, compression),
     ];
+    let len = match new.version {
+        Version::Two => {
+            values.push((VERSION, 2));
+            VERSION_2_LEN
+        }
+        Version::Three => {
+            values.extend([
+                (VERSION, 3),
+                (INCOMPATIBLE_FEATURES, features),
+                (REFCOUNT_ORDER, 4),
+                (HEADER_LENGTH, NEW_LEN),
+                (COMPRESSION_TYPE, compression),
+            ]);
+            NEW_LEN
+        }
+    };
+    if let Some((name, format)) = new.backing {
+        let behind = extensions::backing_format(format);
+        let start = usize::try_from(len).expect("a header is short");
+        let at = start + behind.len();
+        bytes[start..at].copy_from_slice(&behind);
+        bytes[at..at + name.len()].copy_from_slice(name);
+        values.extend([(BACKING_FILE_OFFSET, at as u64), (BACKING_FILE_SIZE, name.len() as u64)]);
+    }
     for (field, value) in values {
         bytes[field.at..field.at + field.len].copy_from_slice(&value.to_be_bytes()[8 - field.len..]);
     }

@@ -7,7 +7,9 @@ mod map;
 mod tables;
 mod write;
 
-pub(super) use header::{Backing, Compression, Header};
+pub(crate) use entry::{OFFSET_MASK, plain as plain_entry};
+pub(super) use header::{Backing, Corrupt, Header};
+pub(crate) use header::{Compression, NewHeader, Version, encode as encode_header, room_for_name};
 use tables::Tables;
 pub use write::Packing;
 pub(crate) use write::{Compressor, FilePart, Finished, ImageWriter, NewImage, NewImageError, Stored};
@@ -47,7 +49,7 @@ pub(super) struct Qcow2 {
 impl Qcow2 {
     /// Checks the header and the L1 table.
     pub(super) fn open(file: &SourceFile, budget: &mut Budget) -> Result<Self, ImageError> {
-        let header = Header::read(file)?;
+        let header = Header::read(file, Corrupt::Refuse)?;
         let tables = Tables::read(file, &header, budget)?;
         Ok(Self { header, tables })
     }

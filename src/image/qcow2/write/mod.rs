@@ -15,7 +15,7 @@ pub(crate) use parts::FilePart;
 use serde::{Deserialize, Serialize};
 
 use super::entry;
-use super::header::{self, Compression, NewHeader};
+use super::header::{self, Compression, NewHeader, Version};
 use crate::range::ByteRange;
 use space::Space;
 
@@ -208,6 +208,8 @@ impl ImageWriter {
         let l1_offset = if l1_entries == 0 { 0 } else { self.space.put(&big_endian(&self.l1)) };
         let (parts, refcounts) = self.space.finish();
         let header = NewHeader {
+            version: Version::Three,
+            backing: None,
             cluster_bits: self.format.cluster_bits(),
             virtual_size: self.format.virtual_size,
             compression: match self.format.packing {

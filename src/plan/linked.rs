@@ -1,0 +1,92 @@
+//! The image of an overlay is decoded from end to end once; afterwards it is known by what its files are.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::manifest::KnownManifest;
+use super::open::{Check, CheckedImage, Later, decode_everything, open_checked};
+use crate::error::Error;
+use crate::image::Image;
+use crate::journal::{self, WholeImage};
+use crate::observe::{Event, Observer};
+use crate::request::{ExpectedDigest, ImageOptions, Linking, Options, Preflight, Request};
+use crate::verify::Digest;
+
+/// What an overlay's image was found to be.
+#[derive(Clone)]
+pub(crate) struct LinkedImage {
+    /// What the image is known by.
+    pub(crate) files: Value,
+    pub(crate) whole: WholeImage,
+    /// Whether that is news.
+    pub(crate) is_news: bool,
+}
+
+/// Opens the image below an overlay; its file is not digested again where that was done and it has not changed.
+pub(super) fn open(
+    path: &Path,
+    options: &Options,
+    later: Later,
+    observer: &dyn Observer,
+) -> Result<CheckedImage, Error> {
+    let mut image = options.image.clone();
+    let policies = &options.policies;
+    let mut check = Check { preflight: options.preflight, threads: options.threads, later, policies };
+    if let Some(expected) = image.expect_digest
+        && options.linking == Linking::Linked
+        && check.preflight == Preflight::Auto
+    {
+        let unchecked = ImageOptions { expect_digest: None, ..image.clone() };
+        let opened = open_checked(path, &unchecked, Check { preflight: Preflight::Tables, ..check }, &())?;
+        let known = journal::known_image(&options.state_dir, &files_of(opened.image.as_ref()));
+        if known.is_some_and(|known| known.file_digest == Some(in_words(expected))) {
+            (image, check.preflight) = (unchecked, Preflight::Tables);
+        }
+    }
+    open_checked(path, &image, check, observer)
+}
+
+/// What is known of the image where the disk becomes an overlay on it: from before, or because it is decoded now.
+pub(super) fn examine(
+    request: &Request,
+    (image, root, manifest): (&dyn Image, Option<Digest>, Option<&KnownManifest>),
+    observer: &dyn Observer,
+) -> Result<Option<LinkedImage>, Error> {
+    let options = &request.options;
+    if options.linking != Linking::Linked {
+        return Ok(None);
+    }
+    let files = files_of(image);
+    let known = journal::known_image(&options.state_dir, &files);
+    let checked = options.image.expect_digest.filter(|_| options.preflight != Preflight::Tables);
+    let file_digest = checked.map(in_words);
+    // The manifest of a file that is the very one was made by decoding it.
+    let said = manifest.map(|manifest| manifest.used.root);
+    let root = root.or(said.filter(|_| manifest.is_some_and(KnownManifest::is_proved)));
+    let agrees = |known: &WholeImage| [root, said].into_iter().flatten().all(|root| root == known.root);
+    if let Some(whole) = known.filter(agrees) {
+        let detail = "the image was decoded from end to end before, and has not changed".into();
+        observer.event(&Event::Checked { name: "content", detail });
+        let is_news = file_digest.is_some() && whole.file_digest != file_digest;
+        let file_digest = file_digest.or(whole.file_digest);
+        return Ok(Some(LinkedImage { files, whole: WholeImage { file_digest, ..whole }, is_news }));
+    }
+    let root = match root {
+        Some(root) => root,
+        None => {
+            let path = request.instance.image.as_deref().unwrap_or(Path::new(""));
+            decode_everything((image, path), options.threads, manifest, observer)?
+        }
+    };
+    Ok(Some(LinkedImage { files, whole: WholeImage { root, file_digest }, is_news: true }))
+}
+
+/// What tells the image from every other one, and shows that it changed; never its path.
+fn files_of(image: &dyn Image) -> Value {
+    image.identities().into_iter().map(super::earlier::without_path).collect()
+}
+
+fn in_words(expected: ExpectedDigest) -> String {
+    super::summary::digest_in_words(expected)
+}

@@ -1,0 +1,134 @@
+//! Whether the system disk is the file below another disk, which would change with it.
+//!
+//! Looked for among the data disks and beside the target, where hypervisors keep overlays: only headers are read.
+
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::guard::{Claim, Refusal, StorageIdentity, device_identity};
+use crate::image::backing_of;
+use crate::request::Request;
+
+/// More files than this are not looked at in the target's folder.
+const MOST_FILES: usize = 4096;
+/// Longer chains are refused by the reader as well.
+const MOST_LAYERS: usize = 64;
+
+/// What was found.
+pub(super) struct Found {
+    pub(super) refusal: Option<Refusal>,
+    /// Where not all of the folder was looked at.
+    pub(super) warning: Option<String>,
+}
+
+/// Looks for a disk that reads from the claimed one what it does not hold itself.
+pub(super) fn look(request: &Request, claim: &Claim) -> Found {
+    let Some(target) = claim.facts().map(|facts| facts.identity) else {
+        return Found { refusal: None, warning: None };
+    };
+    let target_path = &request.instance.system_disk.path;
+    let data_disks = request.instance.data_disks.iter().map(|disk| disk.path.clone());
+    let (beside, warning) = match target {
+        StorageIdentity::File { .. } => files_beside(target_path),
+        StorageIdentity::Device { .. } => (Vec::new(), None),
+    };
+    let is_built_on = |path: &PathBuf| identity(path) != Some(target) && leads_to(path, target);
+    let overlay = data_disks.chain(beside).find(is_built_on);
+    Found { refusal: overlay.map(|overlay| Refusal::BackingOf { overlay }), warning }
+}
+
+/// The regular files in the folder in which the target really lies.
+fn files_beside(target: &Path) -> (Vec<PathBuf>, Option<String>) {
+    let real = target.canonicalize().unwrap_or_else(|_| target.to_owned());
+    let folder = real.parent().unwrap_or(Path::new("/"));
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        let warning = format!(
+            "the folder {folder:?} cannot be read: whether a disk in it is built on this one is unknown"
+        );
+        return (Vec::new(), Some(warning));
+    };
+    let is_file = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
+    let mut files: Vec<_> =
+        entries.flatten().filter(is_file).map(|entry| entry.path()).take(MOST_FILES + 1).collect();
+    let warning = (files.len() > MOST_FILES).then(|| {
+        format!(
+            "of the files in {folder:?} only {MOST_FILES} were looked at for a disk that is built on this one"
+        )
+    });
+    files.truncate(MOST_FILES);
+    (files, warning)
+}
+
+/// Whether a chain of backing files, as the headers name them, has `target` in it.
+fn leads_to(path: &Path, target: StorageIdentity) -> bool {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LAYERS {
+        let Some(below) = open(&path).and_then(|file| backing_of(file, &path)) else { return false };
+        let Some(below) = resolve(&path, &below) else { return false };
+        if identity(&below) == Some(target) {
+            return true;
+        }
+        path = below;
+    }
+    false
+}
+
+/// Opens a regular file and nothing else.
+fn open(path: &Path) -> Option<File> {
+    path.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let open = |more| std::fs::OpenOptions::new().read(true).custom_flags(flags | more).open(path);
+    let file = open(libc::O_NOATIME).or_else(|_| open(0)).ok()?;
+    file.metadata().is_ok_and(|metadata| metadata.is_file()).then_some(file)
+}
+
+/// What a backing file's name means: a path relative to the overlay's folder, or a description that holds one.
+fn resolve(overlay: &Path, name: &Path) -> Option<PathBuf> {
+    let folder = overlay.canonicalize().ok()?.parent()?.to_owned();
+    let Some(text) = name.to_str() else { return Some(folder.join(name)) };
+    if let Some(description) = text.strip_prefix("json:") {
+        let description: serde_json::Value = serde_json::from_str(description).ok()?;
+        return file_name_in(&description).map(|name| folder.join(name));
+    }
+    Some(folder.join(text.strip_prefix("file:").unwrap_or(text)))
+}
+
+fn file_name_in(description: &serde_json::Value) -> Option<&str> {
+    let fields = description.as_object()?;
+    let dotted = ["filename", "file.filename"].iter().find_map(|key| fields.get(*key)?.as_str());
+    dotted.or_else(|| fields.values().find_map(file_name_in))
+}
+
+fn identity(path: &Path) -> Option<StorageIdentity> {
+    let metadata = path.metadata().ok()?;
+    if metadata.file_type().is_block_device() {
+        return Some(device_identity(metadata.rdev()));
+    }
+    metadata.is_file().then(|| StorageIdentity::File { device: metadata.dev(), inode: metadata.ino() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backing_files_name_is_found_in_whatever_form_qemu_wrote_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let overlay = folder.path().join("overlay.qcow2");
+        std::fs::write(&overlay, b"").unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        for name in [
+            "base.raw",
+            "./base.raw",
+            "file:base.raw",
+            r#"json:{"driver":"raw","file":{"driver":"file","filename":"base.raw"}}"#,
+            r#"json:{"driver":"raw","file.filename":"base.raw"}"#,
+        ] {
+            let path = resolve(&overlay, Path::new(name)).unwrap();
+            assert_eq!(path.components().collect::<PathBuf>(), real.join("base.raw"), "{name}");
+        }
+        assert_eq!(resolve(&overlay, Path::new("/a/b.raw")), Some("/a/b.raw".into()));
+        assert_eq!(resolve(&overlay, Path::new("json:{}")), None);
+    }
+}
