@@ -281,7 +281,6 @@ def kinds(b, scratch):
     b.refused(14, "a read-only device", b.image, device)
     scratch.unloop(device)
     old = b.converted("old-disk.qcow2")
-    b.refused(14, "an existing qcow2 disk", b.image, old)
     b.refused(14, "an existing qcow2 disk, in place", b.image, old, "--in-place")
     raw_name = scratch / "guest-wrote-a-header.raw"
     tool("cp", old, raw_name)

@@ -22,6 +22,7 @@ import check_kills
 import check_layout
 import check_limits
 import check_manifest
+import check_qcow2_targets
 import check_real_faults
 import check_refusals
 import check_tricks
@@ -72,6 +73,7 @@ SECTIONS = {
     "cut off": check_cut_off.cut_off,
     "kills": check_kills.kills,
     "capture": check_capture.captures_section,
+    "qcow2 targets": check_qcow2_targets.qcow2_targets,
     "replaced": check_files.replaced,
     "unfinished": check_layout.unfinished,
     "limits": check_limits.limits,
