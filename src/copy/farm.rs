@@ -260,6 +260,24 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_must_wait_for_what_is_under_way_is_asked_for_again() {
+        let (given, done) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+        let next = || match (given.get(), done.get()) {
+            (100, _) => Ok(Next::End),
+            (given, done) if given > done => Ok(Next::Later),
+            _ => Ok(Next::Job(given.replace(given.get() + 1))),
+        };
+        let count = |job| {
+            assert_eq!(job, done.get(), "one after the other");
+            done.set(done.get() + 1);
+            Ok(())
+        };
+        let cancel = CancelToken::new();
+        pool().run_paced(next, |_, job| Ok(job), count, &watch(&(), &cancel, None)).unwrap();
+        assert_eq!(done.get(), 100);
+    }
+
+    #[test]
     fn an_error_ends_the_run_and_the_jobs_that_wait_are_dropped() {
         let begun = AtomicUsize::new(0);
         let work = |_: &mut Worker, job| {

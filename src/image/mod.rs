@@ -15,7 +15,7 @@ mod layered;
 mod qcow2;
 mod run;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

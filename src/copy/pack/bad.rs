@@ -92,3 +92,89 @@ impl Shared<'_> {
 fn to_index(bytes: u64) -> usize {
     usize::try_from(bytes).expect("a chunk fits in memory")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::super::tests::{Fake, Random, folder, new_file, pack_into, pool};
+    use super::*;
+    use crate::image::Packing;
+    use crate::image::tests::{content, open_alone};
+    use crate::observe::CancelToken;
+
+    const BAD: [u64; 6] = [0, 9, 10, 11, 5000, 6143];
+
+    fn with_bad_sectors() -> Fake {
+        let mut fake = Fake::of(Random::new(9).disk(3 << 20));
+        // What is bad held something.
+        fake.disk.iter_mut().for_each(|byte| *byte |= 1);
+        fake.bad_sectors = BAD.into();
+        fake
+    }
+
+    #[test]
+    fn bad_sectors_become_zero_and_are_listed_and_all_others_are_read() {
+        let folder = folder();
+        for (cluster_size, errno) in [(512, libc::EIO), (64 << 10, libc::ENODATA), (2 << 20, libc::EILSEQ)] {
+            let mut fake = with_bad_sectors();
+            fake.errno = errno;
+            let path = folder.path().join(cluster_size.to_string());
+            let (file, cancel) = (new_file(&path), CancelToken::new());
+            let fill = (&file, OnBad::FillZeroes);
+            let packed = pack_into((&pool(2), &cancel), &fake, (cluster_size, Packing::Zstd), fill).unwrap();
+            let merged = [(0, 1), (9, 3), (5000, 1), (6143, 1)];
+            assert_eq!(packed.bad, merged.map(|(sector, count)| ByteRange::new(sector * 512, count * 512)));
+            for sector in BAD.map(|sector| usize::try_from(sector * 512).unwrap()) {
+                fake.disk[sector..sector + 512].fill(0);
+            }
+            assert!(content(&*open_alone(&path).unwrap(), 1 << 20).unwrap() == fake.disk);
+            assert_eq!(packed.whole, Some(crate::verify::Digest::of(&fake.disk)), "of what the image holds");
+        }
+    }
+
+    #[test]
+    fn the_first_bad_sector_is_told_where_none_may_be() {
+        let (folder, fake) = (folder(), with_bad_sectors());
+        let file = new_file(&folder.path().join("image.qcow2"));
+        let only = Fake { bad_sectors: [5000].into(), ..fake };
+        let fail = (&file, OnBad::Fail);
+        let ended = pack_into((&pool(2), &CancelToken::new()), &only, (65536, Packing::None), fail);
+        match ended.map(|_| ()) {
+            Err(CopyError::Image(fault)) => assert_eq!(fault.range(), Some(ByteRange::new(5000 * 512, 512))),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_disk_that_is_gone_is_not_taken_for_bad_sectors() {
+        let folder = folder();
+        for errno in [libc::ENODEV, libc::ENXIO, libc::ENOMEM] {
+            let fake = Fake { errno, ..with_bad_sectors() };
+            let file = new_file(&folder.path().join(errno.to_string()));
+            let fill = (&file, OnBad::FillZeroes);
+            let ended = pack_into((&pool(2), &CancelToken::new()), &fake, (65536, Packing::None), fill);
+            assert!(matches!(ended, Err(CopyError::Image(_))), "{errno}");
+        }
+    }
+
+    #[test]
+    fn a_cancel_need_not_wait_until_every_sector_was_tried() {
+        let (folder, cancel) = (folder(), CancelToken::new());
+        let reads = Arc::new(AtomicU64::new(0));
+        let (counted, later) = (Arc::clone(&reads), cancel.clone());
+        let mut fake = Fake::of(vec![1; 1 << 20]);
+        fake.bad_sectors = (0..2048).collect();
+        fake.before = Box::new(move |_| {
+            if counted.fetch_add(1, Ordering::SeqCst) == 20 {
+                later.cancel();
+            }
+        });
+        let file = new_file(&folder.path().join("image.qcow2"));
+        let fill = (&file, OnBad::FillZeroes);
+        let ended = pack_into((&pool(1), &cancel), &fake, (65536, Packing::None), fill);
+        assert!(matches!(ended, Err(CopyError::Cancelled)));
+        assert!(reads.load(Ordering::SeqCst) < 40);
+    }
+}

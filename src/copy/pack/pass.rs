@@ -12,7 +12,7 @@ use crate::range::{ByteRange, RangeSet};
 use crate::verify::{CHUNK, DigestTable, WholeDigester};
 
 /// How many stretches and parts are in memory for each thread: two wait, one is dealt with, one waits for its turn.
-const MOST_A_THREAD: u64 = 4;
+pub(super) const MOST_A_THREAD: u64 = 4;
 /// Parts up to so many bytes together are written by one thread.
 const WRITTEN_AT_ONCE: usize = 1 << 20;
 

@@ -106,3 +106,28 @@ fn subclusters(host_offset: u64, bitmap: u64) -> Result<Entry, EntryFault> {
         _ => Entry::Subclusters { host_offset, data, zero },
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compressed_entry_says_every_sector_that_its_bytes_touch() {
+        for cluster_bits in 9..=21 {
+            for (offset, len) in [(512, 1), (1023, 1), (1023, 2), (513, 511), (513, 512), (7 << 20, 400)] {
+                let len = len.min((1 << cluster_bits) - 1);
+                let Entry::Compressed { host_offset, host_len } =
+                    compressed(packed(offset, len, cluster_bits), cluster_bits)
+                else {
+                    panic!("a compressed entry is read as another")
+                };
+                let end = (offset + len as u64).next_multiple_of(512);
+                assert_eq!(
+                    (host_offset, host_offset + u64::from(host_len)),
+                    (offset, end),
+                    "{cluster_bits} bits"
+                );
+            }
+        }
+    }
+}

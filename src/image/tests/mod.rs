@@ -12,6 +12,7 @@ mod qcow2_rs;
 mod sizes;
 mod speed;
 mod tables;
+pub(crate) mod written;
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -23,14 +24,14 @@ use tempfile::TempDir;
 use super::*;
 
 /// A folder of unpacked images, which goes away with the value.
-pub(super) struct Folder(TempDir);
+pub(crate) struct Folder(TempDir);
 
 impl Folder {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    pub(super) fn with(names: &[&str]) -> Self {
+    pub(crate) fn with(names: &[&str]) -> Self {
         let folder = Self::new();
         for name in names {
             folder.unpack(name, name);
@@ -38,18 +39,18 @@ impl Folder {
         folder
     }
 
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Unpacks an image under a name of its own; blocks of zeroes become holes.
-    pub(super) fn unpack(&self, stored: &str, name: &str) -> PathBuf {
+    pub(crate) fn unpack(&self, stored: &str, name: &str) -> PathBuf {
         let path = self.path(name);
         write_sparse(&path, &unpacked(stored));
         path
     }
 
-    pub(super) fn all_of(&self) -> PathBuf {
+    pub(crate) fn all_of(&self) -> PathBuf {
         self.0.path().to_path_buf()
     }
 }
@@ -63,7 +64,7 @@ pub(super) fn unpacked(stored: &str) -> Vec<u8> {
     content
 }
 
-pub(super) fn write_sparse(path: &Path, content: &[u8]) {
+pub(crate) fn write_sparse(path: &Path, content: &[u8]) {
     let file = std::fs::File::create(path).unwrap();
     for (index, block) in content.chunks(4096).enumerate() {
         if block.iter().any(|byte| *byte != 0) {
@@ -78,7 +79,7 @@ fn stored_images() -> PathBuf {
 }
 
 /// Every stored qcow2 image with the size and the SHA-256 of what it holds.
-pub(super) fn expected() -> Vec<(String, u64, String)> {
+pub(crate) fn expected() -> Vec<(String, u64, String)> {
     let text = std::fs::read_to_string(stored_images().join("expected.txt")).unwrap();
     text.lines()
         .map(|line| {
@@ -90,7 +91,7 @@ pub(super) fn expected() -> Vec<(String, u64, String)> {
 }
 
 /// The files below a stored image.
-pub(super) fn below(name: &str) -> &'static [&'static str] {
+pub(crate) fn below(name: &str) -> &'static [&'static str] {
     match name {
         "chain-top" => &["chain-mid.qcow2", "chain-base.raw"],
         "chain-mid" | "chain-v2" => &["chain-base.raw"],
@@ -101,16 +102,16 @@ pub(super) fn below(name: &str) -> &'static [&'static str] {
     }
 }
 
-pub(super) fn open_alone(path: &Path) -> Result<Box<dyn Image>, ImageError> {
+pub(crate) fn open_alone(path: &Path) -> Result<Box<dyn Image>, ImageError> {
     open(path, &OpenOptions::default())
 }
 
-pub(super) fn open_chain(path: &Path, folder: &Path) -> Result<Box<dyn Image>, ImageError> {
+pub(crate) fn open_chain(path: &Path, folder: &Path) -> Result<Box<dyn Image>, ImageError> {
     open(path, &OpenOptions { backing_folders: &[folder.to_path_buf()], ..OpenOptions::default() })
 }
 
 /// The whole disk, read in pieces of `step` bytes cut where the extents do not end.
-pub(super) fn content(image: &dyn Image, step: u64) -> Result<Vec<u8>, ImageError> {
+pub(crate) fn content(image: &dyn Image, step: u64) -> Result<Vec<u8>, ImageError> {
     let mut content = vec![0xee; usize::try_from(image.virtual_size()).unwrap()];
     let mut rest = &mut content[..];
     let mut decoder = Decoder::default();
@@ -141,7 +142,7 @@ pub(super) fn check_gapless(range: ByteRange, extents: &[Extent]) -> u64 {
     at
 }
 
-pub(super) fn sha256(content: &[u8]) -> String {
+pub(crate) fn sha256(content: &[u8]) -> String {
     sha2::Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
