@@ -138,12 +138,14 @@ impl Pool {
         let (jobs, queue) = mpsc::sync_channel::<J>(2 * count);
         let queue = Mutex::new(queue);
         let (report, reports) = mpsc::channel::<Result<R, CopyError>>();
-        let stopped = AtomicBool::new(false);
+        let (stopped, panicked) = (AtomicBool::new(false), AtomicBool::new(false));
         self.threads.in_place_scope(|scope| {
             for _ in 0..count {
                 let (queue, work, report, stopped) = (&queue, &work, report.clone(), &stopped);
+                let alarm = Alarm(&panicked);
                 let mut worker = Worker { beats: Arc::clone(&self.beats), ..Worker::default() };
                 scope.spawn(move |_| {
+                    let _alarm = alarm;
                     loop {
                         let job = queue.lock().expect("no thread panics with the queue").recv();
                         let Ok(job) = job else { break };
@@ -158,15 +160,27 @@ impl Pool {
             }
             drop(report);
             // The queue closes when `feed` returns, so that every thread comes to its end.
-            let fed = feed(jobs, &mut next, &mut done, Patience::new(&reports, &self.beats, watch));
+            let reports = Patience::new(&reports, &self.beats, watch);
+            let fed = feed((jobs, &panicked), &mut next, &mut done, reports);
             stopped.store(fed.is_err(), Ordering::Relaxed);
             fed
         })
     }
 }
 
+/// Tells of a thread that panics: what it was doing never comes back.
+struct Alarm<'a>(&'a AtomicBool);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
 fn feed<J, R>(
-    jobs: mpsc::SyncSender<J>,
+    (jobs, panicked): (mpsc::SyncSender<J>, &AtomicBool),
     next: &mut impl FnMut() -> Result<Next<J>, CopyError>,
     done: &mut impl FnMut(R) -> Result<(), CopyError>,
     mut reports: Patience<'_, R>,
@@ -174,6 +188,8 @@ fn feed<J, R>(
     loop {
         let mut waiting = match next()? {
             Next::Job(job) => Some(job),
+            // The scope that waits for the threads goes on with the panic.
+            Next::Later if panicked.load(Ordering::SeqCst) => return Ok(()),
             Next::Later => match reports.wait()? {
                 Waited::Report(report) => {
                     done(report)?;
@@ -327,6 +343,19 @@ mod tests {
         let work = |_: &mut Worker, _| -> Result<(), CopyError> { panic!("a fault of ours") };
         let panics = || run(1000, work, |()| Ok(()));
         assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+    }
+
+    #[test]
+    fn one_thread_that_panics_ends_a_run_that_waits_for_what_it_did() {
+        let given = std::cell::Cell::new(0);
+        let next = || match given.replace(given.get() + 1) {
+            0 => Ok(Next::Job(())),
+            _ => Ok(Next::Later),
+        };
+        let work = |_: &mut Worker, ()| -> Result<(), CopyError> { panic!("a fault of ours") };
+        let cancel = CancelToken::new();
+        let waits = || pool().run_paced(next, work, |()| Ok(()), &watch(&(), &cancel, None));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(waits)).is_err());
     }
 
     #[test]
