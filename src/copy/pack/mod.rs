@@ -337,6 +337,28 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_of_two_chunks_holds_nothing_of_the_one_before() {
+        let folder = folder();
+        // One thread, so that it has put other bytes together before; 0 stands for a chunk of zeroes.
+        for (number, chunks) in [[1, 1, 1, 0, 0, 1, 0, 0, 1], [0, 1, 1, 0, 1, 1, 1, 0, 1]].iter().enumerate()
+        {
+            let mut random = Random::new(12);
+            let mut disk: Vec<u8> = chunks.iter().flat_map(|filled| vec![*filled; CHUNK_LEN]).collect();
+            disk.iter_mut()
+                .filter(|byte| **byte != 0)
+                .for_each(|byte| *byte = random.below(200).to_le_bytes()[0]);
+            disk.truncate(disk.len() - 70_001);
+            let (path, other) =
+                (folder.path().join(format!("{number}")), folder.path().join(format!("{number}-plain")));
+            let fake = Fake::of(disk);
+            packed(&pool(1), &fake, (2 << 20, Packing::Zstd), &path);
+            written::write(&other, &fake.disk, (2 << 20, Packing::Zstd));
+            assert!(std::fs::read(&path).unwrap() == std::fs::read(&other).unwrap(), "{chunks:?}");
+            assert!(content(&*open_alone(&path).unwrap(), CHUNK).unwrap() == fake.disk, "{chunks:?}");
+        }
+    }
+
+    #[test]
     fn an_image_of_any_format_with_all_its_layers_becomes_one_file() {
         let (target, pool) = (folder(), pool(2));
         let mut packings = PACKINGS.into_iter().cycle();
