@@ -10,8 +10,8 @@ use crate::image::{ExtentKind, Image, ImageInfo, TableReport};
 use crate::layout::{self, DiskLayout, ReadBytes, marker};
 use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{
-    self, Check, CheckedImage, DiskBytes, Ends, GptPlan, ImageBytes, ImageDisk, KnownManifest, Later,
-    ManifestUse, image_error, other_than_manifest,
+    self, ANY_SIZE, Check, CheckedImage, DiskBytes, Ends, GptPlan, ImageBytes, ImageDisk, KnownManifest,
+    Later, ManifestUse, image_error, other_than_manifest,
 };
 use crate::range::{ByteRange, RangeSet};
 use crate::rebuild::copy_error;
@@ -61,7 +61,8 @@ pub fn inspect(
     preflight: Preflight,
     observer: &dyn Observer,
 ) -> Result<Inspection, Error> {
-    let check = Check { preflight, threads: None, later: Later::LosesNothing, policies: &[] };
+    let check =
+        Check { preflight, threads: None, later: Later::LooksAround, policies: &[], most_bytes: ANY_SIZE };
     let CheckedImage { image, tables: content, manifest, .. } =
         plan::open_checked(path, options, check, observer)?;
     let refused = |fault| image_error(ErrorKind::Image, fault);

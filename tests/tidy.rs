@@ -84,7 +84,7 @@ const NARROW: [(&str, &str, &[&str]); 7] = [
 ];
 
 /// What `copy` knows of an image, and of a new one: how it is read and made, not what lies in the file.
-const TO_COPY: [&str; 12] = [
+const TO_COPY: [&str; 13] = [
     "Compressor",
     "Decoder",
     "Extent",
@@ -96,6 +96,7 @@ const TO_COPY: [&str; 12] = [
     "ImageWriter",
     "NewImage",
     "NewImageError",
+    "Pulse",
     "Stored",
 ];
 

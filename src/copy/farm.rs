@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use super::pack::Press;
 use super::patience::{Patience, Waited};
 use super::{CopyError, Watch};
-use crate::image::Decoder;
+use crate::image::{Decoder, Pulse};
 use crate::sys::aligned::AlignedBuffer;
 use crate::sys::landlock::{self, Sandbox};
 use crate::verify::CHUNK_LEN;
@@ -138,12 +138,14 @@ impl Pool {
         let (jobs, queue) = mpsc::sync_channel::<J>(2 * count);
         let queue = Mutex::new(queue);
         let (report, reports) = mpsc::channel::<Result<R, CopyError>>();
-        let (stopped, panicked) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (stopped, panicked) = (Arc::new(AtomicBool::new(false)), AtomicBool::new(false));
         self.threads.in_place_scope(|scope| {
             for _ in 0..count {
-                let (queue, work, report, stopped) = (&queue, &work, report.clone(), &stopped);
-                let alarm = Alarm(&panicked);
-                let mut worker = Worker { beats: Arc::clone(&self.beats), ..Worker::default() };
+                let (queue, work, report) = (&queue, &work, report.clone());
+                let (beats, stopped) = (Arc::clone(&self.beats), Arc::clone(&stopped));
+                let pulse = Pulse { beats: Arc::clone(&beats), stopped: Arc::clone(&stopped) };
+                let (decoder, alarm) = (Decoder::with_pulse(pulse), Alarm(&panicked));
+                let mut worker = Worker { decoder, beats, ..Worker::default() };
                 scope.spawn(move |_| {
                     let _alarm = alarm;
                     loop {

@@ -10,6 +10,7 @@ mod manifest;
 mod pack;
 mod patience;
 mod pieces;
+mod series;
 mod transfer;
 mod units;
 
@@ -20,6 +21,7 @@ pub(crate) use farm::Pool;
 pub(crate) use manifest::{ByManifest, Standing, digest_file};
 pub(crate) use pack::{OnBad, Pack, Packed, pack};
 pub(crate) use patience::{MayOpen, patiently};
+pub(crate) use series::in_series;
 pub(crate) use transfer::{Compare, Ledger, Onto, Sink, Transfer, Transferred, transfer};
 
 use std::time::Duration;

@@ -24,22 +24,17 @@ const LAYERS_MAX: usize = 64;
 /// How many bytes the tables of all layers may take in memory.
 const TABLES_MAX: u64 = 48 << 20;
 
-/// Opens an image and every file below it.
-pub(super) fn open(path: &Path, options: &OpenOptions<'_>) -> Result<Vec<Layer>, ImageError> {
-    open_from(SourceFile::open(path)?, options)
-}
-
-/// The same of a file that is open already.
+/// Opens a file that is open already, and every file below it.
 pub(super) fn open_file(
     file: File,
     path: &Path,
     options: &OpenOptions<'_>,
 ) -> Result<Vec<Layer>, ImageError> {
-    open_from(SourceFile::hold_disk(file, path)?, options)
+    open(SourceFile::hold_disk(file, path)?, options)
 }
 
-/// The same, where the topmost file is open already.
-pub(super) fn open_from(top: SourceFile, options: &OpenOptions<'_>) -> Result<Vec<Layer>, ImageError> {
+/// The layers of an open file and every file below it.
+pub(super) fn open(top: SourceFile, options: &OpenOptions<'_>) -> Result<Vec<Layer>, ImageError> {
     let mut budget = Budget::new(TABLES_MAX);
     let folders = canonical_folders(options.backing_folders)?;
     let mut layers = vec![Layer::open(top, options.format, options.nested, &mut budget)?];

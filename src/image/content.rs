@@ -2,9 +2,10 @@
 
 use super::error::ImageError;
 use super::file::SourceFile;
+use super::stream::Codec;
 
 /// How many bytes of a file's beginning tell its format.
-const HEAD_LEN: usize = 4096;
+pub(super) const HEAD_LEN: usize = 4096;
 
 /// The magic of qcow and qcow2: "QFI\xfb".
 pub(super) const QCOW_MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -24,6 +25,18 @@ const HEAD_MAGICS: &[(usize, &[u8], &str)] = &[
     (0, b"Bochs Virtual HD Image", "bochs"),
 ];
 
+/// Ways to pack files that are not unpacked here.
+const OTHER_PACKERS: &[(&[u8], &str)] = &[
+    (b"BZh", "bzip2"),
+    (b"LZIP", "lzip"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+    (b"PK\x03\x04", "zip"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+];
+
+/// Where the bytes lie by which the formats below are known: so far before the end.
+pub(super) const TAIL_LEN: u64 = 512;
+
 /// Formats that are known by their last 512 bytes.
 const TAIL_MAGICS: &[(&[u8], &str)] = &[(b"conectix", "vhd"), (b"koly", "dmg")];
 
@@ -34,8 +47,10 @@ pub(super) enum Content {
     Plain,
     /// qcow2, or a version of it that nobody reads.
     Qcow2,
-    /// Another disk-image format.
+    /// Another disk-image format, or a packed file that is not unpacked here.
     Foreign(&'static str),
+    /// A packed file.
+    Packed(Codec),
 }
 
 impl Content {
@@ -44,6 +59,7 @@ impl Content {
             Self::Plain => "raw",
             Self::Qcow2 => "qcow2",
             Self::Foreign(name) => name,
+            Self::Packed(codec) => codec.name(),
         }
     }
 }
@@ -54,27 +70,37 @@ pub(super) fn look(file: &SourceFile) -> Result<Content, ImageError> {
     let mut head = [0; HEAD_LEN];
     let head = &mut head[..len];
     file.read_exact_at(head, 0)?;
-    if head.starts_with(&QCOW_MAGIC) {
-        return Ok(Content::Qcow2);
+    if let Some(content) = of_head(head) {
+        return Ok(content);
     }
-    for (offset, magic, name) in HEAD_MAGICS {
-        if head.get(*offset..).is_some_and(|bytes| bytes.starts_with(magic)) {
-            return Ok(Content::Foreign(name));
-        }
-    }
-    if is_vmdk_descriptor(head) {
-        return Ok(Content::Foreign("vmdk"));
-    }
-    if let Some(offset) = file.len().checked_sub(512) {
+    if let Some(offset) = file.len().checked_sub(TAIL_LEN) {
         let mut tail = [0; 8];
         file.read_exact_at(&mut tail, offset)?;
-        for (magic, name) in TAIL_MAGICS {
-            if tail.starts_with(magic) {
-                return Ok(Content::Foreign(name));
-            }
-        }
+        return Ok(of_tail(tail).unwrap_or(Content::Plain));
     }
     Ok(Content::Plain)
+}
+
+/// What a disk's first bytes (`HEAD_LEN`, or all of it) are known for.
+pub(super) fn of_head(head: &[u8]) -> Option<Content> {
+    if head.starts_with(&QCOW_MAGIC) {
+        return Some(Content::Qcow2);
+    }
+    if let Some(codec) = Codec::of(head) {
+        return Some(Content::Packed(codec));
+    }
+    let known = |(offset, magic, name): &(usize, &[u8], &'static str)| {
+        head.get(*offset..).is_some_and(|bytes| bytes.starts_with(magic)).then_some(*name)
+    };
+    let packed = |(magic, name): &(&[u8], &'static str)| head.starts_with(magic).then_some(*name);
+    let found = HEAD_MAGICS.iter().find_map(known).or_else(|| OTHER_PACKERS.iter().find_map(packed));
+    found.or_else(|| is_vmdk_descriptor(head).then_some("vmdk")).map(Content::Foreign)
+}
+
+/// What the first bytes of a disk's last sector are known for.
+pub(super) fn of_tail(tail: [u8; 8]) -> Option<Content> {
+    let known = TAIL_MAGICS.iter().find(|(magic, _)| tail.starts_with(magic));
+    known.map(|(_, name)| Content::Foreign(name))
 }
 
 /// A text that names other files as extents: comments and empty lines, then `version=`.

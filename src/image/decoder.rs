@@ -1,6 +1,9 @@
 //! Compressed clusters: read in groups, decompressed straight into the buffer where a whole one is wanted.
 
 use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::error::ImageError;
 use super::file::{SourceFile, Stamp};
@@ -12,9 +15,31 @@ use crate::range::ByteRange;
 /// How many compressed bytes are read at once, unless one cluster alone has more.
 const GROUP_LEN_MAX: u64 = 1 << 20;
 
+/// What a long job shows to whoever waits for it, and is told by them.
+#[derive(Clone, Default)]
+pub(crate) struct Pulse {
+    /// Counts what gets done.
+    pub(crate) beats: Arc<AtomicU64>,
+    /// Whether nobody wants the result any more.
+    pub(crate) stopped: Arc<AtomicBool>,
+}
+
+impl Pulse {
+    /// Shows that a job goes on; fails when it need not.
+    pub(super) fn check(&self, file: &SourceFile) -> Result<(), ImageError> {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+        if !self.stopped.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let source = io::ErrorKind::Interrupted.into();
+        Err(ImageError::Io { doing: "decoding the image", path: file.path().into(), range: None, source })
+    }
+}
+
 /// One thread's decompression contexts and scratch space.
 #[derive(Default)]
 pub struct Decoder {
+    pulse: Pulse,
     deflate: Option<libdeflater::Decompressor>,
     zstd: Option<zstd_safe::DCtx<'static>>,
     input: Vec<u8>,
@@ -46,6 +71,15 @@ struct Packed {
 }
 
 impl Decoder {
+    /// One whose long jobs are seen to go on, and can be stopped.
+    pub(crate) fn with_pulse(pulse: Pulse) -> Self {
+        Self { pulse, ..Self::default() }
+    }
+
+    pub(super) fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
     /// Reads the first extents, which are compressed, with one read of the file; how many they were.
     pub(super) fn read_compressed(
         &mut self,

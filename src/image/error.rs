@@ -183,6 +183,70 @@ pub enum ImageError {
         /// What is wrong with them.
         why: &'static str,
     },
+    /// The content is packed, and name or format do not say so.
+    #[error(
+        "the content is {codec}, and the name does not end in .{ending}, or the format is said to be another"
+    )]
+    PackedUnsaid {
+        /// The file.
+        path: PathBuf,
+        /// What it is packed with.
+        codec: &'static str,
+        /// The ending that says so.
+        ending: &'static str,
+    },
+    /// Something else than a raw image is packed.
+    #[error("what is packed with {codec} is {content}, and only raw images are unpacked on the way")]
+    PackedFormat {
+        /// The file.
+        path: PathBuf,
+        /// What it is packed with.
+        codec: &'static str,
+        /// What it holds.
+        content: &'static str,
+    },
+    /// A packed image lies on a device, whose end is not the stream's.
+    #[error("a {codec} stream is read from a regular file, and this is a block device")]
+    StreamOnDevice {
+        /// The device.
+        path: PathBuf,
+        /// What it is packed with.
+        codec: &'static str,
+    },
+    /// A packed image is not as its format demands.
+    #[error("the {codec} stream {why}")]
+    BadStream {
+        /// The file.
+        path: PathBuf,
+        /// What it is packed with.
+        codec: &'static str,
+        /// From where it was found to the file's end.
+        range: ByteRange,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Decoding a packed image would take more than it may.
+    #[error("the {codec} stream needs {what}")]
+    StreamNeeds {
+        /// The file.
+        path: PathBuf,
+        /// What it is packed with.
+        codec: &'static str,
+        /// From where it was found to the file's end.
+        range: ByteRange,
+        /// What it needs.
+        what: String,
+    },
+    /// A packed image holds more than there can be room for.
+    #[error("the {codec} stream holds more than {most} bytes, and no more have room")]
+    StreamTooLong {
+        /// The file.
+        path: PathBuf,
+        /// What it is packed with.
+        codec: &'static str,
+        /// How long the disk may be.
+        most: u64,
+    },
 }
 
 /// What is wrong with a table entry.
@@ -233,6 +297,25 @@ pub enum BackingFault {
     WrongKind,
 }
 
+/// How to come to what is packed.
+fn unpacking(path: &Path, codec: &str, content: &str) -> String {
+    let command = match codec {
+        "gzip" => "gzip -d --keep",
+        "xz" => "xz -d --keep",
+        _ => "zstd -d",
+    };
+    let unpacked = path.with_extension("");
+    let then = if content == "qcow2" { "use" } else { "convert with `qemu-img convert -O qcow2`" };
+    format!("unpack it with `{command} {}`, then {then} {:?}", in_shell(path), unpacked.display().to_string())
+}
+
+/// A path as a word for a shell.
+fn in_shell(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+=:@%".contains(letter);
+    if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 impl ImageError {
     /// The file that it is about.
     #[must_use]
@@ -255,8 +338,25 @@ impl ImageError {
         | Self::BackingRefused { path, .. }
         | Self::ChainLoops { path }
         | Self::ChainTooDeep { path, .. }
-        | Self::BadCompression { path, .. }) = self;
+        | Self::BadCompression { path, .. }
+        | Self::PackedUnsaid { path, .. }
+        | Self::PackedFormat { path, .. }
+        | Self::StreamOnDevice { path, .. }
+        | Self::BadStream { path, .. }
+        | Self::StreamNeeds { path, .. }
+        | Self::StreamTooLong { path, .. }) = self;
         Some(path)
+    }
+
+    /// Whether it tells of a packed image something that only decoding it shows.
+    pub(crate) fn is_of_stream(&self) -> bool {
+        matches!(
+            self,
+            Self::BadStream { .. }
+                | Self::StreamNeeds { .. }
+                | Self::StreamTooLong { .. }
+                | Self::PackedFormat { .. }
+        )
     }
 
     /// The bytes of that file that it is about.
@@ -268,7 +368,9 @@ impl ImageError {
             | Self::BeyondEnd { range, .. }
             | Self::BadEntry { range, .. }
             | Self::Overlap { range, .. }
-            | Self::BadCompression { range, .. } => Some(*range),
+            | Self::BadCompression { range, .. }
+            | Self::BadStream { range, .. }
+            | Self::StreamNeeds { range, .. } => Some(*range),
             _ => None,
         }
     }
@@ -312,7 +414,19 @@ impl ImageError {
             Self::BadHeader { .. } | Self::BadEntry { .. } | Self::Overlap { .. } => {
                 "the image is damaged, or made to do harm: fetch it again and compare its digest".into()
             }
-            Self::BadCompression { .. } => {
+            Self::PackedUnsaid { ending, .. } => format!(
+                "let the file's name end in .{ending} and leave --image-format out; if the disk is really meant to \
+                 hold these bytes as they are, say --image-format raw --allow-nested-format"
+            ),
+            Self::PackedFormat { path, codec, content } => unpacking(path, codec, content),
+            Self::StreamOnDevice { .. } => "copy the stream into a file, and name that".into(),
+            Self::StreamNeeds { .. } => {
+                "unpack the image, or pack it again: xz -9 and zstd --ultra -22 --long=26 ask for 64 MiB, and no more \
+                 is given"
+                    .into()
+            }
+            Self::StreamTooLong { .. } => "choose a smaller image, or grow the disk (--size for a file)".into(),
+            Self::BadCompression { .. } | Self::BadStream { .. } => {
                 "the image is damaged: fetch it again and compare its digest".into()
             }
             Self::TooMuchMetadata { .. } => {

@@ -5,6 +5,7 @@ use super::error::ImageError;
 use super::file::SourceFile;
 use super::qcow2::{Budget, Compression, Qcow2};
 use super::run::{Run, RunKind};
+use super::stream::Codec;
 use super::{Format, LayerInfo, Nested};
 use crate::range::ByteRange;
 
@@ -32,7 +33,7 @@ impl Layer {
     ) -> Result<Self, ImageError> {
         let format = match decide(&file, format, nested)? {
             Content::Qcow2 => LayerFormat::Qcow2(Box::new(Qcow2::open(&file, budget)?)),
-            Content::Plain | Content::Foreign(_) => LayerFormat::Raw,
+            Content::Plain | Content::Foreign(_) | Content::Packed(_) => LayerFormat::Raw,
         };
         Ok(Self { file, format })
     }
@@ -61,6 +62,7 @@ impl Layer {
             version: None,
             cluster_size: None,
             compression: None,
+            checksums: None,
             extended_l2: None,
             refcount_bits: None,
             snapshots: None,
@@ -86,6 +88,13 @@ impl Layer {
     }
 }
 
+/// What a file is packed with, if content and name both say so and nobody says otherwise.
+pub(super) fn packed_with(file: &SourceFile, format: Format) -> Result<Option<Codec>, ImageError> {
+    let named = Codec::of_name(file.path()).filter(|_| format == Format::Auto);
+    let Some(named) = named else { return Ok(None) };
+    Ok((content::look(file)? == Content::Packed(named)).then_some(named))
+}
+
 /// What the content is to be read as: qcow2, or raw for everything else.
 fn decide(file: &SourceFile, format: Format, nested: Nested) -> Result<Content, ImageError> {
     if (format, nested) == (Format::Raw, Nested::Allow) {
@@ -97,17 +106,27 @@ fn decide(file: &SourceFile, format: Format, nested: Nested) -> Result<Content, 
     let named = path.extension().map(|ending| ending.to_ascii_lowercase());
     let named_qcow2 = named.as_ref().is_some_and(|ending| ending == "qcow2");
     let named_raw = named.as_ref().is_some_and(|ending| ending == "raw");
+    let named_packed = Codec::of_name(path);
     match (format, content) {
         (Format::Qcow2, Content::Qcow2) => Ok(content),
         (Format::Qcow2, _) => Err(ImageError::NotQcow2 { path: path.into(), content: content.name() }),
-        (Format::Auto, Content::Qcow2) if !named_raw => Ok(content),
-        (Format::Auto, Content::Plain | Content::Foreign(_)) if named_qcow2 => {
+        (Format::Auto, Content::Qcow2) if !named_raw && named_packed.is_none() => Ok(content),
+        (Format::Auto, Content::Plain | Content::Foreign(_) | Content::Packed(_)) if named_qcow2 => {
             Err(ImageError::NameDisagrees { path: path.into(), named: "qcow2", content: content.name() })
         }
+        (Format::Auto, _) if named_packed.is_some_and(|named| content != Content::Packed(named)) => {
+            let named = named_packed.map_or("", Codec::name);
+            Err(ImageError::NameDisagrees { path: path.into(), named, content: content.name() })
+        }
         (_, Content::Plain) => Ok(content),
-        (_, Content::Qcow2 | Content::Foreign(_)) if nested == Nested::Allow => Ok(Content::Plain),
+        (_, Content::Qcow2 | Content::Foreign(_) | Content::Packed(_)) if nested == Nested::Allow => {
+            Ok(Content::Plain)
+        }
         (Format::Auto, Content::Qcow2) => {
             Err(ImageError::NameDisagrees { path: path.into(), named: "raw", content: content.name() })
+        }
+        (_, Content::Packed(codec)) => {
+            Err(ImageError::PackedUnsaid { path: path.into(), codec: codec.name(), ending: codec.ending() })
         }
         (_, Content::Qcow2 | Content::Foreign(_)) => {
             Err(ImageError::NestedFormat { path: path.into(), content: content.name() })

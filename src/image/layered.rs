@@ -4,7 +4,7 @@ use sha2::Digest as _;
 
 use super::decoder::{Decoder, Source};
 use super::error::ImageError;
-use super::file::{FileIdentity, Stretch};
+use super::file::{FileIdentity, SourceFile, Stretch};
 use super::layer::{Layer, LayerFormat};
 use super::run::{Run, RunKind};
 use super::{DigestAlgorithm, Extent, ExtentKind, Image, ImageInfo, TableReport};
@@ -146,6 +146,7 @@ impl Image for LayeredImage {
                         .read_exact_at(take(&mut rest, first.range), host_offset)?;
                     1
                 }
+                ExtentKind::Streamed => unreachable!("a layer is no stream"),
             };
             extents = &extents[count..];
         }
@@ -168,7 +169,7 @@ impl Image for LayeredImage {
                 let count = match extent.kind {
                     ExtentKind::Zero => &mut report.zero_bytes,
                     ExtentKind::Data { .. } => &mut report.data_bytes,
-                    ExtentKind::Compressed { .. } => &mut report.compressed_bytes,
+                    ExtentKind::Compressed { .. } | ExtentKind::Streamed => &mut report.compressed_bytes,
                 };
                 *count += extent.range.len();
                 rest = ByteRange::between(extent.range.end(), rest.end());
@@ -196,28 +197,33 @@ impl Image for LayeredImage {
     }
 
     fn file_digest(&self, algorithm: DigestAlgorithm) -> Result<[u8; 32], ImageError> {
-        match algorithm {
-            DigestAlgorithm::Sha256 => {
-                let mut hasher = sha2::Sha256::new();
-                each_part(self.top(), |part| hasher.update(part))?;
-                Ok(hasher.finalize().into())
-            }
-            DigestAlgorithm::Blake3 => {
-                let mut hasher = blake3::Hasher::new();
-                each_part(self.top(), |part| {
-                    hasher.update(part);
-                })?;
-                Ok(hasher.finalize().into())
-            }
+        file_digest(&self.top().file, algorithm)
+    }
+}
+
+/// The digest of a file as it lies.
+pub(super) fn file_digest(file: &SourceFile, algorithm: DigestAlgorithm) -> Result<[u8; 32], ImageError> {
+    match algorithm {
+        DigestAlgorithm::Sha256 => {
+            let mut hasher = sha2::Sha256::new();
+            each_part(file, |part| hasher.update(part))?;
+            Ok(hasher.finalize().into())
+        }
+        DigestAlgorithm::Blake3 => {
+            let mut hasher = blake3::Hasher::new();
+            each_part(file, |part| {
+                hasher.update(part);
+            })?;
+            Ok(hasher.finalize().into())
         }
     }
 }
 
-fn each_part(layer: &Layer, mut take_in: impl FnMut(&[u8])) -> Result<(), ImageError> {
+fn each_part(file: &SourceFile, mut take_in: impl FnMut(&[u8])) -> Result<(), ImageError> {
     let mut buffer = vec![0; 1 << 20];
-    for part in ByteRange::new(0, layer.file.len()).cut(DIGEST_STEP) {
+    for part in ByteRange::new(0, file.len()).cut(DIGEST_STEP) {
         let buffer = &mut buffer[..usize::try_from(part.len()).expect("at most a step")];
-        layer.file.read_exact_at(buffer, part.start())?;
+        file.read_exact_at(buffer, part.start())?;
         take_in(buffer);
     }
     Ok(())

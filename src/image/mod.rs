@@ -14,6 +14,7 @@ mod layer;
 mod layered;
 mod qcow2;
 mod run;
+mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use decoder::Decoder;
+pub(crate) use decoder::Pulse;
 pub(crate) use disk_file::{DiskFile, backing_of};
 pub use error::{BackingFault, EntryFault, ImageError};
 pub use file::FileIdentity;
@@ -33,15 +35,39 @@ pub(crate) use qcow2::{
 };
 pub(crate) use qcow2::{Compressor, FilePart, Finished, ImageWriter, NewImage, NewImageError, Stored};
 
+pub(crate) use stream::{Packed, PartlyKnown, Step};
+
 use crate::range::ByteRange;
 
 /// Opens an image and every file below it, and checks all but their L2 tables.
 ///
 /// # Errors
 ///
-/// When a file is missing, no image, being written, unsafe, damaged or not supported.
+/// When a file is missing, no image, packed, being written, unsafe, damaged or not supported.
 pub(crate) fn open(path: &Path, options: &OpenOptions<'_>) -> Result<Box<dyn Image>, ImageError> {
-    Ok(Box::new(layered::LayeredImage::new(chain::open(path, options)?)))
+    let file = file::SourceFile::open(path)?;
+    Ok(Box::new(layered::LayeredImage::new(chain::open(file, options)?)))
+}
+
+/// The same of an image that may be packed: of that, its outline is read.
+///
+/// # Errors
+///
+/// The same as those of `open`.
+pub(crate) fn open_any(path: &Path, options: &OpenOptions<'_>) -> Result<Opened, ImageError> {
+    let file = file::SourceFile::open(path)?;
+    if let Some(codec) = layer::packed_with(&file, options.format)? {
+        return Ok(Opened::Packed(Packed::open(file, codec, options.nested)?));
+    }
+    Ok(Opened::Disk(Box::new(layered::LayeredImage::new(chain::open(file, options)?))))
+}
+
+/// What an image's file was found to be.
+pub(crate) enum Opened {
+    /// A disk whose bytes can be read at any place.
+    Disk(Box<dyn Image>),
+    /// A disk that is packed whole, and has to be decoded from its beginning.
+    Packed(Packed),
 }
 
 /// The same of an image whose own file is open already; `path` is its name, beside which backing files are looked for.
@@ -71,7 +97,7 @@ pub(crate) fn open_held(
 ) -> Result<Box<dyn Image>, ImageError> {
     let top = file::SourceFile::held_already(file, path)?;
     let options = OpenOptions { format: Format::Qcow2, ..*options };
-    Ok(Box::new(layered::LayeredImage::new(chain::open_from(top, &options)?)))
+    Ok(Box::new(layered::LayeredImage::new(chain::open(top, &options)?)))
 }
 
 /// How an image is to be opened.
@@ -123,7 +149,7 @@ impl Extent {
         let part = self.range.intersection(range).expect("a part of an extent has at least one byte");
         let before = part.start() - self.range.start();
         let kind = match self.kind {
-            ExtentKind::Zero => ExtentKind::Zero,
+            kind @ (ExtentKind::Zero | ExtentKind::Streamed) => kind,
             ExtentKind::Data { layer, host_offset } => {
                 ExtentKind::Data { layer, host_offset: host_offset + before }
             }
@@ -160,6 +186,8 @@ pub enum ExtentKind {
         /// How many bytes of the decompressed cluster come before the extent's first.
         skip: u32,
     },
+    /// They come out of the one stream that the whole image is packed in.
+    Streamed,
 }
 
 /// The disk that an image describes.
@@ -210,6 +238,11 @@ pub trait Image: Send + Sync {
     ///
     /// When a file changed since it was opened.
     fn check_unchanged(&self) -> Result<(), ImageError>;
+
+    /// Whether these bytes can be read without decoding much that lies before them.
+    fn is_at_hand(&self, _range: ByteRange) -> bool {
+        true
+    }
 
     /// Which files are open, the image's own first: none of them may be the target.
     fn identities(&self) -> Vec<FileIdentity>;
@@ -265,7 +298,7 @@ pub struct ImageInfo {
     pub chain: Vec<LayerInfo>,
 }
 
-/// What is known about one layer; the options are there for qcow2 only.
+/// What is known about one layer; the options are there for qcow2 only, but for the compression.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct LayerInfo {
@@ -282,8 +315,11 @@ pub struct LayerInfo {
     pub version: Option<u32>,
     /// The cluster size in bytes.
     pub cluster_size: Option<u64>,
-    /// How clusters are compressed where they are: `zlib` or `zstd`.
+    /// How clusters are compressed where they are: `zlib` or `zstd`; what a whole image is packed with: `gzip`, `xz`
+    /// or `zstd`.
     pub compression: Option<&'static str>,
+    /// Whether checksums cover all that a packed image holds; `None` for one that is not packed.
+    pub checksums: Option<bool>,
     /// Whether clusters have subclusters.
     pub extended_l2: Option<bool>,
     /// The width of a reference count in bits.

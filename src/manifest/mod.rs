@@ -9,7 +9,7 @@ use crate::copy::{self, CopyError, Pool, Sink, Transfer, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::image::Image;
 use crate::observe::{CancelToken, Observer, Phase};
-use crate::plan::{self, Check, CheckedImage, ImageBytes, Later, image_error};
+use crate::plan::{self, ANY_SIZE, Check, CheckedImage, ImageBytes, Later, image_error};
 use crate::rebuild::copy_error;
 use crate::request::{ImageOptions, ManifestSource, Options, Preflight, WholeDigest};
 use crate::seed::Replace;
@@ -38,7 +38,7 @@ pub fn manifest(
     let image = ImageOptions { manifest, trust_keys, ..options.image.clone() };
     let (threads, later) = (options.threads, Later::LosesNothing);
     // What a host may be given matters where it is put on a disk.
-    let check = Check { preflight: Preflight::Auto, threads, later, policies: &[] };
+    let check = Check { preflight: Preflight::Auto, threads, later, policies: &[], most_bytes: ANY_SIZE };
     let CheckedImage { image, .. } = plan::open_checked(path, &image, check, observer)?;
     let failed = |fault: CopyError| match fault {
         CopyError::Image(fault) => image_error(ErrorKind::Image, fault),

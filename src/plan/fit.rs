@@ -1,6 +1,6 @@
 //! Whether the image fits the disk: size, room, sector size, and where the backup GPT goes.
 
-use super::{Container, ImageBytes};
+use super::{Container, Glimpse};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Claim, Held};
 use crate::image::{Image, TableReport};
@@ -56,8 +56,10 @@ impl Fit {
             _ => 1,
         };
         let about = |fault| layout_error(fault, image, claim);
-        layout::fits_sector(&ImageBytes(image), sector).map_err(about)?;
-        if request.options.linking == Linking::Copy {
+        layout::fits_sector(&Glimpse(image), sector).map_err(about)?;
+        // What an image holds that is not decoded yet is not known.
+        let is_known = image.is_at_hand(ByteRange::new(0, image.virtual_size()));
+        if is_known && request.options.linking == Linking::Copy {
             check_room(request, tables, claim)?;
         }
         let relocation = match request.options.gpt {
@@ -106,7 +108,7 @@ pub(crate) fn relocation(
     size: u64,
     disk_sector: u32,
 ) -> Result<Option<Relocation>, LayoutError> {
-    let bytes = ImageBytes(image);
+    let bytes = Glimpse(image);
     let Some(sector) = layout::fits_sector(&bytes, disk_sector)? else { return Ok(None) };
     layout::relocate(&bytes, size, sector).map(Some)
 }

@@ -6,11 +6,12 @@ use serde_json::Value;
 
 use super::manifest::KnownManifest;
 use super::open::{Check, CheckedImage, Later, decode_everything, open_checked};
+use super::packed;
 use crate::error::Error;
 use crate::image::Image;
 use crate::journal::{self, WholeImage};
 use crate::observe::{Event, Observer};
-use crate::request::{ExpectedDigest, ImageOptions, Linking, Options, Preflight, Request};
+use crate::request::{ExpectedDigest, ImageOptions, Linking, Preflight, Request};
 use crate::verify::Digest;
 
 /// What an overlay's image was found to be.
@@ -26,13 +27,19 @@ pub(crate) struct LinkedImage {
 /// Opens the image below an overlay; its file is not digested again where that was done and it has not changed.
 pub(super) fn open(
     path: &Path,
-    options: &Options,
+    request: &Request,
     later: Later,
     observer: &dyn Observer,
 ) -> Result<CheckedImage, Error> {
+    let options = &request.options;
     let mut image = options.image.clone();
-    let policies = &options.policies;
-    let mut check = Check { preflight: options.preflight, threads: options.threads, later, policies };
+    let mut check = Check {
+        preflight: options.preflight,
+        threads: options.threads,
+        later,
+        policies: &options.policies,
+        most_bytes: packed::most_bytes(request),
+    };
     if let Some(expected) = image.expect_digest
         && options.linking == Linking::Linked
         && check.preflight == Preflight::Auto

@@ -13,6 +13,7 @@ mod linked;
 mod manifest;
 mod open;
 mod overlays;
+mod packed;
 mod summary;
 mod survey;
 mod view;
@@ -40,8 +41,10 @@ pub use manifest::{ManifestUse, is_manifest};
 pub(crate) use open::{
     Check, CheckedImage, Later, SeenImage, image_error, open_checked, open_options, other_than_manifest,
 };
+pub(crate) use packed::ANY_SIZE;
 pub use summary::{GptPlan, PlanSummary, TargetKind};
 pub(crate) use survey::{Seen, storage_of, survey};
+use view::Glimpse;
 pub(crate) use view::{DiskBytes, ImageBytes, ImageDisk};
 
 /// A rebuild that may begin: everything was checked, and the disk is held.
@@ -131,7 +134,11 @@ impl Storage {
             }
             Self::Brought(target, _) => target.is_new(),
         };
-        if is_replaced { Later::LosesNothing } else { Later::Overwrites }
+        match is_replaced {
+            true if request.options.duplicates == DuplicatePolicy::Deny => Later::LooksAround,
+            true => Later::LosesNothing,
+            false => Later::Overwrites,
+        }
     }
 }
 
@@ -324,7 +331,7 @@ pub(crate) fn open_image(
     let Some(path) = &request.instance.image else {
         return Err(Error::new(ErrorKind::Usage, RequestFault::NoImage));
     };
-    linked::open(path, &request.options, later, observer).map_err(|error| match &request.instance.id {
+    linked::open(path, request, later, observer).map_err(|error| match &request.instance.id {
         Some(id) if error.path() == Some(path) && !path.exists() => error.hint_that(format!(
             "the image that {id} was created from is gone: name another with --image FILE or as IMAGE"
         )),

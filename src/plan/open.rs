@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use super::manifest::{CheckFault, FETCH_BOTH, KnownManifest};
+use super::packed;
 use crate::copy::{self, CopyError, Pool, Sink, Transfer, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::guard;
@@ -40,6 +41,8 @@ pub(crate) struct Check<'a> {
     pub(crate) threads: Option<NonZeroUsize>,
     pub(crate) later: Later,
     pub(crate) policies: &'a [Policy],
+    /// The image's disk may not be longer; of a packed image that may be known only when it is decoded.
+    pub(crate) most_bytes: u64,
 }
 
 /// What comes after the checks.
@@ -49,6 +52,8 @@ pub(crate) enum Later {
     Overwrites,
     /// Nothing is lost where a chunk turns out to be another than it should be.
     LosesNothing,
+    /// The same, and all that lies on the image's disk is looked at.
+    LooksAround,
 }
 
 /// What an image looked like when it was checked, by more than its files' times.
@@ -106,7 +111,10 @@ pub(crate) fn open_checked(
     if let Some(refusal) = Error::first_if_any(trust::check_request(path, options, check.policies)) {
         return Err(refusal);
     }
-    let image = open(path, options)?;
+    let (mut image, packed) = match open(path, options)? {
+        image::Opened::Disk(image) => (image, None),
+        image::Opened::Packed(packed) => (packed.as_file(), Some(packed)),
+    };
     check_places(image.as_ref(), check.policies)?;
     let mut manifest = KnownManifest::find(path, options, check.policies)?;
     let listed = listed(image.as_ref(), path, options)?;
@@ -115,20 +123,15 @@ pub(crate) fn open_checked(
         return Err(Error::new(ErrorKind::Usage, DigestFault::NoneGiven)
             .hint_that("give --expect-digest sha256:HEX or blake3:HEX, or make a manifest of the image"));
     }
-    if let Some(manifest) = &manifest {
+    if let Some(manifest) = manifest.as_ref().filter(|_| packed.is_none()) {
         manifest.check_size(image.as_ref(), path)?;
     }
-    let tables = image.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
-    checked("image", format!("all metadata of {path:?}"));
-    if let Some(expected) = options.expect_digest.filter(|_| check.preflight != Preflight::Tables) {
-        check_digest(image.as_ref(), (path, expected), "fetch the image again, or correct --expect-digest")?;
-        checked("digest", "the image file is the expected one".into());
+    let mut tables = image.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
+    if packed.is_none() {
+        checked("image", format!("all metadata of {path:?}"));
     }
-    if let Some(Listed { sha256, signer }) = &listed {
-        let expected = (path, ExpectedDigest::Sha256(*sha256));
-        check_digest(image.as_ref(), expected, "fetch the image again, or the list that belongs to it")?;
-        checked("digest", format!("the image file is that of the list which {signer} has signed"));
-    }
+    let expected = options.expect_digest.filter(|_| check.preflight != Preflight::Tables);
+    check_digests(image.as_ref(), path, (expected, listed.as_ref()), observer)?;
     let signer = manifest.as_ref().and_then(|manifest| manifest.signer.clone());
     let compares_file = match check.preflight {
         // Who wants a signature wants to know of what before anything else happens.
@@ -145,6 +148,16 @@ pub(crate) fn open_checked(
     if let Some(key) = &signer {
         checked("signature", format!("the manifest is signed by the key {}", key.id()));
     }
+    if let Some(packed) = packed {
+        let is_compared = manifest.as_ref().is_some_and(|manifest| manifest.used.image_file.is_some());
+        let vouched_for = match expected.is_some() || listed.is_some() || is_compared {
+            true => packed::Vouched::ByDigest,
+            false => packed::Vouched::ByNobody,
+        };
+        image = packed::unpack(packed, (manifest.as_ref(), path), vouched_for, (check, observer))?;
+        tables = image.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
+    }
+    let pass = Pass { image: image.as_ref(), path, threads: check.threads, observer };
     let root = match check.preflight {
         Preflight::Deep => Some(pass.decode_everything(manifest.as_ref())?),
         _ => None,
@@ -157,8 +170,28 @@ pub(crate) fn open_checked(
     Ok(CheckedImage { image, tables, root, manifest, signatures })
 }
 
-fn open(path: &Path, options: &ImageOptions) -> Result<Box<dyn Image>, Error> {
-    image::open(path, &open_options(options)).map_err(|fault| image_error(ErrorKind::Image, fault))
+/// Compares the image file, as it lies, with the digest that was given and with that of a signed list.
+fn check_digests(
+    image: &dyn Image,
+    path: &Path,
+    (expected, listed): (Option<ExpectedDigest>, Option<&Listed>),
+    observer: &dyn Observer,
+) -> Result<(), Error> {
+    let checked = |name, detail: String| observer.event(&Event::Checked { name, detail });
+    if let Some(expected) = expected {
+        check_digest(image, (path, expected), "fetch the image again, or correct --expect-digest")?;
+        checked("digest", "the image file is the expected one".into());
+    }
+    if let Some(Listed { sha256, signer }) = listed {
+        let expected = (path, ExpectedDigest::Sha256(*sha256));
+        check_digest(image, expected, "fetch the image again, or the list that belongs to it")?;
+        checked("digest", format!("the image file is that of the list which {signer} has signed"));
+    }
+    Ok(())
+}
+
+fn open(path: &Path, options: &ImageOptions) -> Result<image::Opened, Error> {
+    image::open_any(path, &open_options(options)).map_err(|fault| image_error(ErrorKind::Image, fault))
 }
 
 /// How an image is opened, in the reader's words.

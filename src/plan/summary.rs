@@ -9,7 +9,7 @@ use super::duplicates::{self, Duplicate};
 use super::earlier::{Known, RunMode, UnfinishedRun};
 use super::manifest::ManifestUse;
 use super::survey::Seen;
-use super::{Container, Fit, ImageBytes, Qcow2Plan, guest};
+use super::{Container, Fit, Glimpse, Qcow2Plan, guest, packed};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Claim, DataDiskEvidence, DiskFacts, Held, Sight};
 use crate::image::{FileIdentity, Image, ImageInfo, TableReport};
@@ -130,14 +130,15 @@ pub(super) fn summarise(
     (claim, fit, (seen, known)): (&Claim, &Fit, (&Seen, &Known)),
     seed: Option<&ComposedSeed>,
 ) -> Result<PlanSummary, Error> {
-    let future = Future { image: ImageBytes(image), fit };
+    let future = Future { image: Glimpse(image), fit };
     let unreadable = |error| Error::new(ErrorKind::Image, error);
     let after = layout::describe(&future).map_err(unreadable)?;
     // What a guest left on the disk may be anything, and stops nothing.
     let before = claim.look_at(|bytes| layout::describe(bytes).ok()).flatten();
     let others = seen.layouts();
     let mut warnings = known.warnings.clone();
-    warnings.extend(warnings_of(request, fit, seed));
+    warnings.extend(warnings_of(request, (image, fit), seed));
+    warnings.extend(packed::warnings(image));
     warnings.extend(seen.warnings.iter().cloned());
     let duplicates = duplicates::compare(&after, &others);
     warnings.extend(duplicates::sentences(&duplicates, &duplicates::other_seeds(&others)));
@@ -177,7 +178,7 @@ pub(super) fn summarise(
 
 /// The system disk as it will be.
 struct Future<'a> {
-    image: ImageBytes<'a>,
+    image: Glimpse<'a>,
     fit: &'a Fit,
 }
 
@@ -224,7 +225,11 @@ fn kind_of(request: &Request, claim: &Claim) -> TargetKind {
     }
 }
 
-fn warnings_of(request: &Request, fit: &Fit, seed: Option<&ComposedSeed>) -> Vec<String> {
+fn warnings_of(
+    request: &Request,
+    (image, fit): (&dyn Image, &Fit),
+    seed: Option<&ComposedSeed>,
+) -> Vec<String> {
     let mut warnings = Vec::new();
     let stays = request.instance.seed.as_ref().filter(|spec| seed.is_none() && spec.path.exists());
     if let Some(spec) = stays {
@@ -233,7 +238,11 @@ fn warnings_of(request: &Request, fit: &Fit, seed: Option<&ComposedSeed>) -> Vec
             spec.path
         ));
     }
-    if let Some(Outcome::Moved { image_backup, .. }) = fit.relocation.as_ref().map(|moved| &moved.outcome) {
+    let end = ByteRange::between(image.virtual_size().saturating_sub(64 << 10), image.virtual_size());
+    let has_end = image.is_at_hand(end);
+    if let Some(Outcome::Moved { image_backup, .. }) =
+        fit.relocation.as_ref().map(|moved| &moved.outcome).filter(|_| has_end)
+    {
         match image_backup {
             crate::layout::ImageBackup::Same => {}
             crate::layout::ImageBackup::Differs => warnings.push(

@@ -65,6 +65,23 @@ impl Disk for ImageDisk {
     }
 }
 
+/// The virtual disk of an image, as far as it is at hand; what is not reads as zeroes.
+pub(crate) struct Glimpse<'a>(pub(crate) &'a dyn Image);
+
+impl ReadBytes for Glimpse<'_> {
+    fn size(&self) -> u64 {
+        self.0.virtual_size()
+    }
+
+    fn read_at(&self, range: ByteRange, buffer: &mut [u8]) -> io::Result<()> {
+        if self.0.is_at_hand(range) {
+            return ImageBytes(self.0).read_at(range, buffer);
+        }
+        buffer.fill(0);
+        Ok(())
+    }
+}
+
 /// A disk that can be read.
 pub(crate) struct DiskBytes<'a>(pub(crate) &'a dyn Disk);
 

@@ -87,15 +87,24 @@ impl Run<'_> {
         let copied = copy::transfer(&self.pool, transfer, (&watch, books));
         copied.map_err(|fault| match fault {
             CopyError::OtherThanManifest { .. } => self.other_than_manifest(fault, books.state),
+            // As long as the disk is the old one, a stream that turns out to be damaged is a refused image.
+            CopyError::Image(fault) if fault.is_of_stream() && self.is_untouched(books.state) => {
+                plan::image_error(ErrorKind::Image, fault)
+            }
             fault => self.error(fault),
         })
+    }
+
+    /// Whether the system disk is the old one, before the exchange.
+    fn is_untouched(&self, state: TargetState) -> bool {
+        self.exchange.is_some() || state == TargetState::Untouched
     }
 
     /// A chunk that is not what the manifest says is a wrong image as long as the disk is the old one, and a fault that
     /// came too late afterwards.
     fn other_than_manifest(&self, fault: CopyError, state: TargetState) -> Error {
         let image = self.summary.image.chain.first().map(|layer| layer.path.clone()).unwrap_or_default();
-        match self.exchange.is_some() || state == TargetState::Untouched {
+        match self.is_untouched(state) {
             true => plan::other_than_manifest(fault, &image),
             false => self.error(fault).at_path(image),
         }

@@ -13,6 +13,7 @@ mod refusals;
 mod results;
 mod seeds;
 mod status;
+mod streams;
 mod trust;
 mod without_image;
 

@@ -188,6 +188,10 @@ mod tests {
             Ok(())
         }
 
+        fn read_file(&self, _: u64, _: &mut [u8]) -> Result<(), ImageError> {
+            unreachable!("a disk in memory has no file")
+        }
+
         fn check_tables(&self) -> Result<TableReport, ImageError> {
             unreachable!("a disk in memory has no tables")
         }

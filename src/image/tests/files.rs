@@ -7,7 +7,7 @@ use super::*;
 use crate::sys::locks;
 
 fn with_format(path: &Path, format: Format, nested: Nested) -> Result<(), ImageError> {
-    open(path, &OpenOptions { format, nested, ..OpenOptions::default() }).map(drop)
+    open_as(path, &OpenOptions { format, nested, ..OpenOptions::default() }).map(drop)
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod mutation;
 mod qcow2_rs;
 mod sizes;
 mod speed;
+mod streams;
 mod tables;
 pub(crate) mod written;
 
@@ -103,11 +104,22 @@ pub(crate) fn below(name: &str) -> &'static [&'static str] {
 }
 
 pub(crate) fn open_alone(path: &Path) -> Result<Box<dyn Image>, ImageError> {
-    open(path, &OpenOptions::default())
+    open_as(path, &OpenOptions::default())
+}
+
+/// Opens an image; one that is packed is decoded once.
+pub(crate) fn open_as(path: &Path, options: &OpenOptions<'_>) -> Result<Box<dyn Image>, ImageError> {
+    let packed = match open_any(path, options)? {
+        Opened::Disk(image) => return Ok(image),
+        Opened::Packed(packed) => packed,
+    };
+    let mut pass = packed.pass(u64::MAX);
+    while pass.step(&Decoder::default())? != Step::Over {}
+    pass.end()
 }
 
 pub(crate) fn open_chain(path: &Path, folder: &Path) -> Result<Box<dyn Image>, ImageError> {
-    open(path, &OpenOptions { backing_folders: &[folder.to_path_buf()], ..OpenOptions::default() })
+    open_as(path, &OpenOptions { backing_folders: &[folder.to_path_buf()], ..OpenOptions::default() })
 }
 
 /// The whole disk, read in pieces of `step` bytes cut where the extents do not end.

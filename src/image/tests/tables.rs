@@ -109,7 +109,7 @@ fn last_byte_of_data(path: &Path) -> u64 {
     let end = |extent: &Extent| match extent.kind {
         ExtentKind::Data { host_offset, .. } => host_offset + extent.range.len(),
         ExtentKind::Compressed { host_offset, .. } => host_offset + 8,
-        ExtentKind::Zero => 0,
+        ExtentKind::Zero | ExtentKind::Streamed => 0,
     };
     extents.iter().map(end).max().unwrap() - 1
 }
