@@ -65,6 +65,7 @@ SECTIONS = {
     "swapped": check_guard.swapped,
     "data disks": check_data_disks.data_disks,
     "tricks": check_tricks.tricks,
+    "streams": check_streams.streams,
     "trust": check_trust.trust,
     "race": check_claim.race,
     "faults": check_faults.io_errors,
