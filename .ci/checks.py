@@ -27,6 +27,7 @@ import check_real_faults
 import check_refusals
 import check_tricks
 import check_trust
+import check_undo
 from host import Broken, Program, Scratch, Tally
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -79,6 +80,7 @@ SECTIONS = {
     "unfinished": check_layout.unfinished,
     "limits": check_limits.limits,
     "manifests": check_manifest.manifests,
+    "undo": check_undo.undo,
     "seed": seed,
 }
 

@@ -52,6 +52,7 @@ mod status;
 mod sys;
 mod target;
 mod trust;
+mod undo;
 mod verify;
 
 pub use capture::{BadSectors, CaptureDurations, CaptureReport, CaptureRequest, ManifestPlace, capture};
@@ -70,8 +71,8 @@ pub use layout::{DiskLayout, Partition, SeedLabel, SharedId, SharedKind, Signatu
 pub use manifest::{manifest, verify_manifest, write_manifest};
 pub use observe::{CancelToken, Event, Observer, Phase};
 pub use plan::{
-    Duplicate, GptPlan, ManifestUse, OtherSeed, Plan, PlanSummary, Qcow2Plan, RunMode, TargetKind,
-    UnfinishedRun, is_manifest, plan, plan_onto, preview,
+    Duplicate, GptPlan, KeepPlan, KeptForm, ManifestUse, OtherSeed, Plan, PlanSummary, Qcow2Plan, RunMode,
+    TargetKind, UnfinishedRun, is_manifest, plan, plan_onto, preview,
 };
 pub use prune::{PruneEntry, PruneReport, prune};
 pub use range::ByteRange;
@@ -80,17 +81,23 @@ pub use receipt::{Drift, DriftCause, DriftReport, ReceiptNote, ReceiptOf, verify
 pub use request::{
     BackingPolicy, BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, EarlierRun, Expect, ExpectedDigest,
     GptPolicy, ImageFormat, ImageOptions, InstanceSpec, Linking, ManifestSource, Mode, NestedFormat,
-    NetworkPolicy, OldCredentials, OldSnapshots, OnError, Options, Os, Placement, Policy, PowerState,
-    Preflight, Request, SeedFormat, SeedSpec, SightPolicy, SignedManifests, SignedSums, SystemDisk,
-    TargetFormat, TrustKey, UserDataDisks, VerifyPolicy, WholeDigest,
+    NetworkPolicy, OldCredentials, OldDisk, OldSnapshots, OnError, Options, Os, Placement, Policy,
+    PowerState, Preflight, Request, SeedFormat, SeedSpec, SightPolicy, SignedManifests, SignedSums,
+    SystemDisk, TargetFormat, TrustKey, UserDataDisks, VerifyPolicy, WholeDigest,
 };
 pub use reseed::{scrub_seed, write_seed};
 pub use seed::{Credential, CredentialKind, Password, PasswordHash, Replace, SeedError, SeedReport, SshKey};
-pub use status::{DiskContent, FailureStatus, InstanceState, InstanceStatus, RunStatus, Subject, status};
+pub use status::{
+    DiskContent, FailureStatus, InstanceState, InstanceStatus, KeptStatus, RunStatus, Subject, status,
+};
 pub use target::{Disk, Exchange, Target, TargetError};
 #[cfg(feature = "sim")]
 pub use target::{SimAction, SimDisk, SimFault, SimHistory, SimLie, SimMoment, SimOperation, SimWhen};
 pub use trust::ImageSignature;
+pub use undo::{
+    UndoPlan, UndoReport, UndoSummary, discard_old, plan_undo, plan_undo_onto, preview_undo, undo,
+    what_is_kept,
+};
 pub use verify::{
     Digest, ImageFileDigests, Made, Manifest, ManifestError, Pattern, SourceKind, VerifiedChunk,
 };

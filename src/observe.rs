@@ -15,6 +15,8 @@ use crate::range::ByteRange;
 pub enum Phase {
     /// The image is examined.
     Preflight,
+    /// The disk as it was is saved, and what was saved is read back.
+    Keep,
     /// The image is written to the target.
     Copy,
     /// The target is read back and compared.

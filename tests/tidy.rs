@@ -22,8 +22,12 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
     ];
     // It looks at the disks that dead runs left, and removes only what lies in the state folder or beside a disk.
     let prune: &[&str] = &["guard", "inspect", "journal", "layout", "sys"];
-    let status: &[&str] =
-        &["inspect", "journal", "layout", "observe", "plan", "receipt", "request", "target", "verify"];
+    let status: &[&str] = &[
+        "guard", "inspect", "journal", "layout", "observe", "plan", "receipt", "request", "target", "verify",
+    ];
+    // It joins the rooms as `rebuild` does, which it calls to write a copy back.
+    let undo: &[&str] =
+        &["guard", "journal", "layout", "observe", "plan", "rebuild", "request", "seed", "status", "target"];
     BTreeMap::from([
         ("range", &[][..]),
         ("error", &[][..]),
@@ -49,12 +53,13 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("status", status),
         ("prune", prune),
         ("trust", trust),
+        ("undo", undo),
         (
             "lib",
             &[
                 "capture", "inspect", "copy", "guard", "image", "journal", "layout", "manifest", "observe",
                 "plan", "prune", "rebuild", "receipt", "request", "reseed", "seed", "status", "sys",
-                "target", "trust", "verify",
+                "target", "trust", "undo", "verify",
             ],
         ),
     ])

@@ -130,9 +130,7 @@ impl Hold {
             base @ StorageIdentity::File { .. } => {
                 let is_base =
                     |file: &&File| file.metadata().is_ok_and(|metadata| identify(&metadata) == Some(base));
-                let made = self.files.iter().find(is_base)?.metadata().ok()?.created().ok()?;
-                let since = made.duration_since(std::time::SystemTime::UNIX_EPOCH).ok()?;
-                Some(format!("made {}.{:09}", since.as_secs(), since.subsec_nanos()))
+                made(&self.files.iter().find(is_base)?.metadata().ok()?)
             }
         }
     }
@@ -181,6 +179,12 @@ impl Hold {
         let others = self.openers(topology, Wait::No);
         !all.0.is_empty() && others.0.is_empty() && others.1 == 0
     }
+}
+
+/// What tells a file from another that gets its numbers later: when it was made, where the file system knows.
+pub(crate) fn made(of: &std::fs::Metadata) -> Option<String> {
+    let since = of.created().ok()?.duration_since(std::time::SystemTime::UNIX_EPOCH).ok()?;
+    Some(format!("made {}.{:09}", since.as_secs(), since.subsec_nanos()))
 }
 
 /// The processes that have a storage open as refusals, and how many processes could not be asked.

@@ -30,7 +30,7 @@ pub(crate) use bytes::{Inside, OpenBytes};
 pub(crate) use claim::{Access, Claim, Held, ReadClaim, Subject, claim_host_disk, hold_host_disk};
 pub(crate) use data_disks::{DataDisk, SecondLook, sectors_written_to};
 pub use data_disks::{DataDiskEvidence, FileTimes};
-pub(crate) use hold::{Hold, lock_folder, lock_name_of};
+pub(crate) use hold::{Hold, lock_folder, lock_name_of, made};
 pub(crate) use identity::device_identity;
 pub use identity::{DiskFacts, StorageIdentity};
 pub(crate) use output::{Kept, check_new_file};

@@ -180,6 +180,7 @@ mod tests {
             chunk_bytes: 1,
             target_bytes: 9,
             gpt: &Value::Null,
+            undoes: None,
         };
         journal.record(&begun).unwrap();
         (journal, earlier)

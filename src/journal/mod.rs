@@ -5,20 +5,21 @@
 //! on a disk that an earlier one left unfinished writes behind that one's records, which stand until the disk is
 //! complete. `read` tells what a journal says, `chunks` has the digests of what is on the disk already, `earlier` says
 //! whether a run goes on from there, `holds` remembers which image a disk has, `captures` which unfinished image a
-//! capture writes, and `stale` removes what dead runs left.
+//! capture writes, `kept` knows what was kept of old disks, and `stale` removes what dead runs left.
 
 pub(crate) mod captures;
 mod chunks;
 mod earlier;
 mod holds;
 mod images;
+pub(crate) mod kept;
 mod read;
 pub(crate) mod stale;
 
 pub(crate) use earlier::{Bound, Earlier, GoOn, look, of_namesakes};
 pub(crate) use holds::{forget, holds, remember};
 pub(crate) use images::{WholeImage, known_image, remember_image};
-pub(crate) use read::{JournalSummary, Staged, earlier_ptuuid, list};
+pub(crate) use read::{JournalSummary, Staged, earlier_ptuuid, list, unfinished_runs};
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -66,6 +67,8 @@ pub(crate) enum Record<'a> {
         chunk_bytes: u64,
         target_bytes: u64,
         gpt: &'a serde_json::Value,
+        /// The run whose old disk this one brings back.
+        undoes: Option<&'a str>,
     },
     /// A new file is written beside the disk's, under this name.
     Staged { temporary: &'a str, device: u64, inode: u64 },
@@ -266,6 +269,34 @@ impl Journal {
             false => chunks::remove(&chunks_beside(&self.path)).and_then(|()| self.lock.remove()),
             true => self.lock.file().set_len(self.start).and_then(|()| self.lock.file().sync_all()),
         };
+    }
+}
+
+/// Keeps every run off the disks of these keys, as long as what is returned lives.
+///
+/// # Errors
+///
+/// When a run is at work on one of them (`WouldBlock`), or the folder cannot be used.
+pub(crate) fn hold_all<'a>(
+    state_dir: &Path,
+    keys: impl Iterator<Item = &'a serde_json::Value>,
+) -> io::Result<Vec<HeldJournal>> {
+    let folder = folder(state_dir);
+    durable::make_folder(&folder)?;
+    let mut names: Vec<_> = keys.map(|key| format!("{}{SUFFIX}", name_of(key))).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.iter().map(|name| Ok(HeldJournal(Some(lock_file::acquire(&folder, name)?)))).collect()
+}
+
+/// A journal that no run can take meanwhile; one that says nothing is removed at the end.
+pub(crate) struct HeldJournal(Option<LockFile>);
+
+impl Drop for HeldJournal {
+    fn drop(&mut self) {
+        let is_empty = |lock: &LockFile| lock.file().metadata().is_ok_and(|of| of.len() == 0);
+        // What stays by a failure is removed by `prune`.
+        let _ = self.0.take().filter(is_empty).map(LockFile::remove);
     }
 }
 

@@ -73,6 +73,9 @@ pub(crate) struct Begun {
     pub(crate) target: serde_json::Value,
     #[serde(default)]
     ptuuid: Option<String>,
+    /// The run whose old disk this one brings back.
+    #[serde(default)]
+    pub(crate) undoes: Option<String>,
 }
 
 /// A new file that waits to take the disk's place.
@@ -221,6 +224,14 @@ pub(crate) fn earlier_ptuuid(state_dir: &Path, journal: &str) -> Option<String> 
     let journals = list(state_dir).ok()?.journals;
     let mut runs = journals.into_iter().flat_map(|summary| summary.runs);
     runs.find(|run| run.journal == journal)?.ptuuid
+}
+
+/// The runs that left the disk of that key unfinished, and those that they were to undo; none where it is whole.
+pub(crate) fn unfinished_runs(state_dir: &Path, key: &serde_json::Value) -> io::Result<Vec<String>> {
+    let path = folder(state_dir).join(format!("{}{SUFFIX}", super::name_of(key)));
+    let left = left_at(&path)?.filter(|left| left.summary.is_unfinished());
+    let runs = left.map(|left| left.summary.runs).unwrap_or_default();
+    Ok(runs.into_iter().flat_map(|run| [Some(run.journal), run.undoes]).flatten().collect())
 }
 
 /// What an earlier run left in a journal.

@@ -1,5 +1,6 @@
 //! What earlier runs left for this one, and what the disk is called in the state folder.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -8,7 +9,7 @@ use serde_json::{Value, json};
 use super::Fit;
 use super::summary::GptPlan;
 use crate::error::{Error, ErrorKind};
-use crate::guard::{Claim, Held, StorageIdentity};
+use crate::guard::{self, Claim, Held, StorageIdentity};
 use crate::image::{FileIdentity, Image, TableReport};
 use crate::journal::{self, Bound, Earlier, GoOn};
 use crate::request::{EarlierRun, Linking, Mode, Options, Placement};
@@ -206,17 +207,13 @@ fn claim_is_replaced(options: &Options, claim: &Claim) -> bool {
 
 /// What names a disk in the state folder: where its bytes lie, so that a file and the loop device over it have one
 /// journal, and what another disk that gets the same numbers has not.
-fn key_of(claim: &Claim, brought: Option<&dyn Target>) -> Value {
+pub(super) fn key_of(claim: &Claim, brought: Option<&dyn Target>) -> Value {
     match (claim.held(), brought) {
         (Held::NewFile { folder, name }, _) => {
             let folder = rustix::fs::fstat(folder).map(|stat| (stat.st_dev, stat.st_ino)).ok();
             json!({ "folder": folder, "name": name.to_string_lossy() })
         }
-        (_, Some(target)) => {
-            // One that has no name is never found again.
-            let name = target.identity().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-            json!({ "own": name })
-        }
+        (_, Some(target)) => key_of_own(target),
         _ => {
             let facts = claim.facts();
             let place = facts.map(|facts| (facts.base, facts.base_offset));
@@ -229,6 +226,18 @@ fn key_of(claim: &Claim, brought: Option<&dyn Target>) -> Value {
             })
         }
     }
+}
+
+/// What names a caller's own target; one that has no name is never found again.
+pub(crate) fn key_of_own(target: &dyn Target) -> Value {
+    let name = target.identity().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    json!({ "own": name })
+}
+
+/// What names a file in the state folder that is about to become a disk: the same that `key_of` finds when it is one.
+pub(crate) fn key_of_file(of: &std::fs::Metadata) -> Value {
+    let place = (StorageIdentity::File { device: of.dev(), inode: of.ino() }, 0_u64);
+    json!({ "bytes": Some(place), "id": guard::made(of), "size": None::<u64> })
 }
 
 /// Everything that must be the same for a run to go on where another stopped; never the seed, never a path.

@@ -35,6 +35,8 @@ enum Misfit {
     NothingInPlace { path: std::path::PathBuf },
     #[error("the file system has {free} bytes free, and the image holds {needed}")]
     NoRoom { free: u64, needed: u64 },
+    #[error("the disk had {kept} bytes when it was kept, and has {size} now")]
+    OtherSize { kept: u64, size: u64 },
     #[error("the file system cannot be asked for its free room")]
     Unknown(#[source] std::io::Error),
 }
@@ -67,6 +69,18 @@ impl Fit {
             GptPolicy::Relocate => relocation(image, size, sector).map_err(about)?,
         };
         Ok(Self { size, relocation, container })
+    }
+
+    /// A disk that gets the content back that it had: a device must have the size that it had.
+    pub(crate) fn back(kept: u64, claim: &Claim) -> Result<Self, Error> {
+        let is_fixed = matches!(claim.held(), Held::Device { .. } | Held::Promised(_));
+        if is_fixed && claim.size() != kept {
+            let fault = Misfit::OtherSize { kept, size: claim.size() };
+            return Err(Error::new(ErrorKind::DoesNotFit, fault)
+                .at_path(claim.path())
+                .hint_that("give the volume the size back that it had"));
+        }
+        Ok(Self { size: kept, relocation: None, container: None })
     }
 
     /// What differs from the image because the backup GPT moves.

@@ -9,6 +9,7 @@ mod duplicates;
 mod earlier;
 mod fit;
 mod guest;
+mod keep;
 mod linked;
 mod manifest;
 mod open;
@@ -16,6 +17,7 @@ mod overlays;
 mod packed;
 mod summary;
 mod survey;
+mod undo;
 mod view;
 
 use std::os::unix::fs::FileTypeExt as _;
@@ -24,6 +26,7 @@ use crate::error::{Error, ErrorKind};
 use crate::guard::{self, Access, Claim, DataDisk, Held, Promise, Refusal, Subject};
 use crate::image::Image;
 use crate::journal;
+use crate::journal::kept::Kept;
 use crate::observe::{Event, Observer};
 use crate::request::{DuplicatePolicy, Placement, PowerState, Request};
 use crate::seed::{self, Asked, ComposedSeed, Credential};
@@ -32,9 +35,11 @@ use crate::target::Target;
 pub use container::Qcow2Plan;
 pub(crate) use container::{Container, look_inside, open_disk_file};
 pub use duplicates::{Duplicate, OtherSeed};
-pub(crate) use earlier::{Known, go_on};
+pub(crate) use earlier::{Known, go_on, key_of_file, key_of_own};
 pub use earlier::{RunMode, UnfinishedRun};
 pub(crate) use fit::{Ends, Fit, relocation};
+pub use keep::{KeepPlan, KeptForm};
+pub(crate) use keep::{Keeps, OldDisks, form_of};
 pub(crate) use linked::LinkedImage;
 pub(crate) use manifest::{FETCH_BOTH, KnownManifest, read_manifest};
 pub use manifest::{ManifestUse, is_manifest};
@@ -44,8 +49,9 @@ pub(crate) use open::{
 pub(crate) use packed::ANY_SIZE;
 pub use summary::{GptPlan, PlanSummary, TargetKind};
 pub(crate) use survey::{Seen, storage_of, survey};
+pub(crate) use undo::{Onto, SeenDisk, claim_for_undo, plan_back};
 use view::Glimpse;
-pub(crate) use view::{DiskBytes, ImageBytes, ImageDisk};
+pub(crate) use view::{DiskBytes, DiskImage, ImageBytes, ImageDisk};
 
 /// A rebuild that may begin: everything was checked, and the disk is held.
 ///
@@ -71,6 +77,9 @@ pub struct Plan {
     pub(crate) known: Known,
     /// What is known of the image, where the disk becomes an overlay on it.
     pub(crate) linked: Option<LinkedImage>,
+    pub(crate) old_disks: OldDisks,
+    /// What is brought back, where that is what the run is for.
+    pub(crate) undoes: Option<Kept>,
     summary: PlanSummary,
 }
 
@@ -88,7 +97,7 @@ impl Plan {
 ///
 /// With every refusal that was found; no disk has been changed.
 pub fn plan(request: &Request, credential: &Credential, observer: &dyn Observer) -> Result<Plan, Error> {
-    examine(request, credential, Storage::Host(Access::Write), observer)
+    examine((request, Task::Rebuild), credential, Storage::Host(Access::Write), observer)
 }
 
 /// Checks everything, opens everything read-only, and takes hold of nothing.
@@ -101,7 +110,8 @@ pub fn preview(
     credential: &Credential,
     observer: &dyn Observer,
 ) -> Result<PlanSummary, Error> {
-    examine(request, credential, Storage::Host(Access::Look), observer).map(|plan| plan.summary)
+    examine((request, Task::Rebuild), credential, Storage::Host(Access::Look), observer)
+        .map(|plan| plan.summary)
 }
 
 /// Plans a rebuild onto a target of the caller's own, which no guard can examine.
@@ -115,7 +125,7 @@ pub fn plan_onto(
     (target, promise): (Box<dyn Target>, Promise),
     observer: &dyn Observer,
 ) -> Result<Plan, Error> {
-    examine(request, credential, Storage::Brought(target, promise), observer)
+    examine((request, Task::Rebuild), credential, Storage::Brought(target, promise), observer)
 }
 
 enum Storage {
@@ -142,8 +152,16 @@ impl Storage {
     }
 }
 
+/// What a run is for.
+#[derive(Clone, Copy)]
+enum Task<'a> {
+    Rebuild,
+    /// The content that was kept comes back, byte for byte.
+    Undo(&'a Kept),
+}
+
 fn examine(
-    request: &Request,
+    (request, task): (&Request, Task<'_>),
     credential: &Credential,
     storage: Storage,
     observer: &dyn Observer,
@@ -183,18 +201,27 @@ fn examine(
     let (Some((image, tables, signatures)), Some(claim)) = (image, claim) else {
         return Err(Error::first_of(refusals));
     };
-    let fit = noted(Fit::find(request, (image.as_ref(), tables), &claim, brought.as_deref()), &mut refusals);
+    let fit = match task {
+        Task::Rebuild => Fit::find(request, (image.as_ref(), tables), &claim, brought.as_deref()),
+        Task::Undo(kept) => Fit::back(kept.size, &claim),
+    };
+    let fit = noted(fit, &mut refusals);
     let overlays = overlays::look(request, &claim);
     refusals.extend(overlays.refusal.map(|refusal| refusal.about(claim.path())));
     let Some(fit) = fit.filter(|_| refusals.is_empty()) else { return Err(Error::first_of(refusals)) };
     let known = Known::find(&request.options, (image.as_ref(), tables), (&claim, brought.as_deref()), &fit)?;
+    let (old_disks, keep, warnings) = match task {
+        Task::Rebuild => keep::find(&request.options, (&claim, brought.as_deref()), &known)?,
+        Task::Undo(kept) => undo::check(kept, &known.key, (root, claim.path()))?,
+    };
     checked(&claim, seen.data_disks.len(), observer);
     let linked = linked::examine(request, (image.as_ref(), root, manifest.as_ref()), observer)?;
     seen.warnings.extend(overlays.warning);
     let found = (&claim, &fit, (&seen, &known));
     let used = manifest.as_ref().map(|manifest| manifest.used.clone());
     let opened = (image.as_ref(), tables, (used, signatures));
-    let summary = summary::summarise(request, opened, found, seed.as_ref())?;
+    let of_task = (task, keep, warnings);
+    let summary = summary::summarise((request, of_task), opened, found, seed.as_ref())?;
     if let Some(bound) = &request.options.plan {
         refusals.extend(bound.differences(&summary));
     }
@@ -210,6 +237,10 @@ fn examine(
     }
     let (request, data_disks) = (request.clone(), seen.data_disks);
     let seen_image = SeenImage::of(image.as_ref(), root);
+    let undoes = match task {
+        Task::Rebuild => None,
+        Task::Undo(kept) => Some(kept.clone()),
+    };
     Ok(Plan {
         request,
         image,
@@ -222,6 +253,8 @@ fn examine(
         data_disks,
         known,
         linked,
+        old_disks,
+        undoes,
         summary,
     })
 }
@@ -264,14 +297,20 @@ enum RequestFault {
 }
 
 fn check_request(request: &Request, storage: &Storage) -> Result<(), Error> {
+    if request.instance.image.is_none() {
+        return Err(Error::new(ErrorKind::Usage, RequestFault::NoImage)
+            .hint_that("name one: reimage rebuild IMAGE TARGET, or --image FILE"));
+    }
+    check_request_of_disk(request, storage)
+}
+
+/// What must be so of the disk, whatever is to become of it.
+fn check_request_of_disk(request: &Request, storage: &Storage) -> Result<(), Error> {
     let usage = |fault, hint: &str| Err(Error::new(ErrorKind::Usage, fault).hint_that(hint));
     let disk = &request.instance.system_disk;
     let on_host = matches!(storage, Storage::Host(_));
     if on_host && disk.path.as_os_str().is_empty() {
         return usage(RequestFault::NoTarget, "name it: reimage rebuild IMAGE TARGET");
-    }
-    if request.instance.image.is_none() {
-        return usage(RequestFault::NoImage, "name one: reimage rebuild IMAGE TARGET, or --image FILE");
     }
     let named_qcow2 = disk.path.extension().is_some_and(|name| name.eq_ignore_ascii_case("qcow2"));
     let is_new = on_host && disk.path.symlink_metadata().is_err();
@@ -354,7 +393,7 @@ fn take_claim(request: &Request, storage: Storage, seen: &Seen) -> Result<Claime
     }
     let mut needed = vec![("the state folder", options.state_dir.clone())];
     needed.extend(
-        ["locks", "journals", "seeds", "disks", "captures", "receipts", "images"]
+        ["locks", "journals", "seeds", "disks", "captures", "receipts", "images", "kept"]
             .map(|name| ("the state folder", options.state_dir.join(name))),
     );
     if let Some(seed) = &request.instance.seed {

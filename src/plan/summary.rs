@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::duplicates::{self, Duplicate};
 use super::earlier::{Known, RunMode, UnfinishedRun};
+use super::keep::KeepPlan;
 use super::manifest::ManifestUse;
 use super::survey::Seen;
-use super::{Container, Fit, Glimpse, Qcow2Plan, guest, packed};
+use super::{Container, Fit, Glimpse, Qcow2Plan, Task, guest, packed};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Claim, DataDiskEvidence, DiskFacts, Held, Sight};
 use crate::image::{FileIdentity, Image, ImageInfo, TableReport};
@@ -56,6 +57,8 @@ pub struct PlanSummary {
     pub qcow2: Option<Qcow2Plan>,
     /// What becomes of the backup GPT.
     pub gpt: GptPlan,
+    /// How the disk as it was is kept; `None` where it is lost.
+    pub keep: Option<KeepPlan>,
     /// The seed that will be written.
     pub seed: Option<SeedReport>,
     /// The disks that will not be opened for writing.
@@ -125,7 +128,7 @@ impl GptPlan {
 type Origin = (Option<ManifestUse>, Vec<ImageSignature>);
 
 pub(super) fn summarise(
-    request: &Request,
+    (request, (task, keep, kept)): (&Request, (Task<'_>, Option<KeepPlan>, Vec<String>)),
     (image, content, (manifest, signatures)): (&dyn Image, TableReport, Origin),
     (claim, fit, (seen, known)): (&Claim, &Fit, (&Seen, &Known)),
     seed: Option<&ComposedSeed>,
@@ -137,12 +140,15 @@ pub(super) fn summarise(
     let before = claim.look_at(|bytes| layout::describe(bytes).ok()).flatten();
     let others = seen.layouts();
     let mut warnings = known.warnings.clone();
-    warnings.extend(warnings_of(request, (image, fit), seed));
-    warnings.extend(packed::warnings(image));
+    warnings.extend(kept);
+    if let Task::Rebuild = task {
+        warnings.extend(warnings_of(request, (image, fit), seed));
+        warnings.extend(packed::warnings(image));
+        warnings.extend(guest::warnings(request.instance.os, &after));
+    }
     warnings.extend(seen.warnings.iter().cloned());
     let duplicates = duplicates::compare(&after, &others);
     warnings.extend(duplicates::sentences(&duplicates, &duplicates::other_seeds(&others)));
-    warnings.extend(guest::warnings(request.instance.os, &after));
     warnings.extend(seed.into_iter().flat_map(ComposedSeed::warnings).cloned());
     let limits = [claim.sight_limits(), &seen.limits].concat();
     let mut summary = PlanSummary {
@@ -162,6 +168,7 @@ pub(super) fn summarise(
         unfinished: known.unfinished.clone(),
         qcow2: fit.container.as_ref().map(Container::summary),
         gpt: GptPlan::of(fit.relocation.as_ref()),
+        keep,
         seed: seed.map(ComposedSeed::summary),
         data_disks: seen.data_disks.iter().map(|disk| disk.before().clone()).collect(),
         sight: Sight::of(limits),
@@ -215,7 +222,7 @@ pub(super) fn digest_in_words(expected: ExpectedDigest) -> String {
     }
 }
 
-fn kind_of(request: &Request, claim: &Claim) -> TargetKind {
+pub(super) fn kind_of(request: &Request, claim: &Claim) -> TargetKind {
     match claim.held() {
         Held::Device { .. } => TargetKind::Device,
         Held::File { .. } if request.options.placement == Placement::InPlace => TargetKind::InPlaceFile,

@@ -85,7 +85,7 @@ pub(crate) fn survey(request: &Request, image: Option<&dyn Image>, refusals: &mu
     let seen = Seen { topology, image_files, data_disks, limits, warnings };
     refusals.extend(check_seed_path(request, &seen).err());
     let state_dir = &request.options.state_dir;
-    let below = ["locks", "journals", "seeds", "disks", "captures", "receipts", "images"]
+    let below = ["locks", "journals", "seeds", "disks", "captures", "receipts", "images", "kept"]
         .map(|name| state_dir.join(name));
     for folder in std::iter::once(state_dir.clone()).chain(below) {
         let written = guard::check_written(&seen.topology, ("the state folder", &folder), &seen.data_disks);

@@ -1,8 +1,12 @@
-//! An image and a disk as the layout room sees them: bytes.
+//! An image and a disk as other rooms see them: as bytes, and a disk as an image.
 
 use std::io;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
-use crate::image::{Decoder, ExtentKind, Image};
+use crate::image::{
+    Decoder, DigestAlgorithm, Extent, ExtentKind, FileIdentity, Image, ImageError, ImageInfo, TableReport,
+};
 use crate::layout::ReadBytes;
 use crate::range::ByteRange;
 use crate::sys::aligned::AlignedBuffer;
@@ -97,5 +101,122 @@ impl ReadBytes for DiskBytes<'_> {
         self.0.read(range, &mut aligned).map_err(io::Error::other)?;
         buffer[..len].copy_from_slice(&aligned[..len]);
         Ok(())
+    }
+}
+
+/// A disk as an image: what it holds now, to be packed. Nobody else may write it meanwhile.
+pub(crate) struct DiskImage<'a> {
+    disk: &'a dyn Disk,
+    size: u64,
+    path: &'a Path,
+    /// Buffers as the disk wants them, one for each thread that reads.
+    spare: Mutex<Vec<AlignedBuffer>>,
+}
+
+/// So many extents are told at once.
+const SLICE: usize = 64;
+
+impl<'a> DiskImage<'a> {
+    /// The first `size` bytes of the disk, which is called `path`.
+    pub(crate) fn new(disk: &'a dyn Disk, size: u64, path: &'a Path) -> Self {
+        Self { disk, size, path, spare: Mutex::default() }
+    }
+
+    fn failed(&self, doing: &'static str, range: ByteRange) -> impl Fn(TargetError) -> ImageError {
+        let path = self.path.to_owned();
+        move |fault| ImageError::Io {
+            doing,
+            path: path.clone(),
+            range: Some(range),
+            source: io::Error::other(fault),
+        }
+    }
+
+    fn buffer(&self, len: usize, range: ByteRange) -> Result<AlignedBuffer, ImageError> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match spare.filter(|buffer| buffer.len() >= len) {
+            Some(buffer) => Ok(buffer),
+            None => AlignedBuffer::zeroed(len).map_err(|source| ImageError::Io {
+                doing: "taking memory",
+                path: self.path.to_owned(),
+                range: Some(range),
+                source,
+            }),
+        }
+    }
+}
+
+impl DiskImage<'_> {
+    fn is_no_file(&self) -> ImageError {
+        let source = io::ErrorKind::Unsupported.into();
+        ImageError::Io {
+            doing: "reading the disk as a file",
+            path: self.path.to_owned(),
+            range: None,
+            source,
+        }
+    }
+}
+
+impl Image for DiskImage<'_> {
+    fn virtual_size(&self) -> u64 {
+        self.size
+    }
+
+    fn map(&self, range: ByteRange) -> Result<Vec<Extent>, ImageError> {
+        assert!(range.end() <= self.size, "the range lies within the disk");
+        let (mut extents, mut at) = (Vec::new(), range.start());
+        while at < range.end() && extents.len() < SLICE {
+            let next = self.disk.next_data(at).map_err(self.failed("looking for holes", range))?;
+            let data = next.map_or(range.end(), |data| data.start().clamp(at, range.end()));
+            if data > at {
+                extents.push(Extent { range: ByteRange::between(at, data), kind: ExtentKind::Zero });
+            }
+            let end = next.map_or(data, |next| next.end().clamp(data, range.end()));
+            if end > data {
+                let kind = ExtentKind::Data { layer: 0, host_offset: data };
+                extents.push(Extent { range: ByteRange::between(data, end), kind });
+            }
+            at = end;
+        }
+        Ok(extents)
+    }
+
+    fn read(&self, extents: &[Extent], buffer: &mut [u8], _: &mut Decoder) -> Result<(), ImageError> {
+        let (Some(first), Some(last)) = (extents.first(), extents.last()) else { return Ok(()) };
+        let range = ByteRange::between(first.range.start(), last.range.end());
+        // Room for the whole sectors at both ends.
+        let mut aligned = self.buffer(buffer.len() + 2 * 4096, range)?;
+        let read = self.disk.read(range, &mut aligned).map_err(self.failed("reading the disk", range));
+        if read.is_ok() {
+            buffer.copy_from_slice(&aligned[..buffer.len()]);
+        }
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(aligned);
+        read
+    }
+
+    fn check_tables(&self) -> Result<TableReport, ImageError> {
+        Ok(TableReport { data_bytes: self.size, ..TableReport::default() })
+    }
+
+    fn info(&self) -> ImageInfo {
+        let virtual_size = self.size;
+        ImageInfo { format: "raw", virtual_size, file_size: virtual_size, chain: Vec::new() }
+    }
+
+    fn check_unchanged(&self) -> Result<(), ImageError> {
+        Ok(())
+    }
+
+    fn identities(&self) -> Vec<FileIdentity> {
+        Vec::new()
+    }
+
+    fn file_digest(&self, _: DigestAlgorithm) -> Result<[u8; 32], ImageError> {
+        Err(self.is_no_file())
+    }
+
+    fn read_file(&self, _: u64, _: &mut [u8]) -> Result<(), ImageError> {
+        Err(self.is_no_file())
     }
 }

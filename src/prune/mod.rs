@@ -1,11 +1,13 @@
 //! Removes what dead runs left: lock files, journals that tell nothing any more, unfinished new files and images.
 //!
-//! What a living run holds stays, and so does what the next rebuild needs to go on with an unfinished disk. A journal
+//! What a living run holds stays, what is kept of old disks, and what the next rebuild needs to go on with an unfinished
+//! disk. A journal
 //! is judged as it lies, then taken by its lock, and removed only if it still says the same: no run is kept waiting
 //! while a disk is looked at.
 
 mod captures;
 mod judge;
+mod kept;
 
 use std::fs;
 use std::io;
@@ -69,6 +71,7 @@ pub fn prune(state_dir: &Path) -> Result<PruneReport, Error> {
     let mut report = PruneReport::default();
     prune_journals(state_dir, &mut report).map_err(unreadable)?;
     captures::prune(state_dir, &mut report).map_err(unreadable)?;
+    kept::prune_kept(state_dir, &mut report).map_err(unreadable)?;
     prune_locks(&guard::lock_folder(state_dir), &mut report).map_err(unreadable)?;
     Ok(report)
 }
@@ -264,6 +267,7 @@ mod tests {
                 chunk_bytes: 1,
                 target_bytes: 1,
                 gpt: &Value::Null,
+                undoes: None,
             };
             journal.record(&begun).unwrap();
             journal

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::ends::{self, Check, Rewritten};
+use super::keep::Keeping;
 use super::run::{end_error, journal_error};
 use crate::copy::{self, CopyError, Ledger, MayOpen, Watch};
 use crate::error::{Error, TargetState};
@@ -16,6 +17,7 @@ use crate::verify::Digest;
 pub(super) struct Books<'a> {
     pub(super) journal: &'a Journal,
     pub(super) known: &'a Known,
+    pub(super) keeping: Option<&'a Keeping>,
     pub(super) state_dir: &'a Path,
     pub(super) observer: &'a dyn Observer,
     pub(super) path: &'a Path,
@@ -31,6 +33,11 @@ pub(super) struct Books<'a> {
 impl Books<'_> {
     /// The disk says that it is unfinished when this returns; the journal says so before.
     pub(super) fn invalidate(&mut self) -> Result<(), Error> {
+        if let Some(keeping) = self.keeping {
+            for message in keeping.begin(self.state_dir)? {
+                self.observer.event(&Event::Warning { code: "kept", message });
+            }
+        }
         self.journal.record(&Record::Invalidated).map_err(journal_error)?;
         self.state = TargetState::Invalidated;
         if let Err(error) = journal::forget(self.state_dir, &self.known.key) {

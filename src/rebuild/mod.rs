@@ -1,10 +1,11 @@
-//! The order of a rebuild: prepare, invalidate, copy, read back, seed, finish, report.
+//! The order of a rebuild: prepare, keep, invalidate, copy, read back, seed, finish, report.
 //!
 //! Each step is one function of `Run`, in this order, and keeps the state that an error will tell.
 
 mod books;
 mod container;
 mod ends;
+mod keep;
 mod labels;
 mod linked;
 mod mend;
@@ -15,9 +16,11 @@ mod report;
 mod run;
 mod steps;
 
+pub(crate) use keep::stage_seed;
 pub use report::{DataDiskReport, Durations, RepairReport, Report, Verdict};
 pub(crate) use report::{changed_data_disks, compare_data_disks, ms};
-pub(crate) use run::copy_error;
+pub(crate) use run::{copy_error, journal_error};
+pub(crate) use steps::refuse_holders;
 
 use std::time::Instant;
 
@@ -60,6 +63,7 @@ pub fn rebuild(plan: Plan, observer: &dyn Observer, cancel: &CancelToken) -> Res
 
 /// From the first changed byte to the last.
 fn carry_out(run: &mut Run<'_>) -> Result<(), Error> {
+    run.keep()?;
     run.invalidate()?;
     run.copy()?;
     run.read_back()?;

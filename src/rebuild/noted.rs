@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use super::report;
 use crate::error::{Error, TargetState};
 use crate::guard::Claim;
+use crate::journal::kept::Kept;
 use crate::journal::{self, Journal, JournalError, Record};
 use crate::observe::{Event, Observer, Phase};
 use crate::plan::PlanSummary;
@@ -36,6 +37,7 @@ impl Observer for Noting<'_> {
 fn name(phase: Phase) -> &'static str {
     match phase {
         Phase::Preflight => "preflight",
+        Phase::Keep => "keep",
         Phase::Copy => "copy",
         Phase::ReadBack => "read_back",
         Phase::Finish => "finish",
@@ -46,7 +48,7 @@ fn name(phase: Phase) -> &'static str {
 pub(super) fn begin(
     journal: &Journal,
     (summary, key): (&PlanSummary, &serde_json::Value),
-    ptuuid: Option<&str>,
+    (ptuuid, undoes): (Option<&str>, Option<&Kept>),
 ) -> Result<(), JournalError> {
     let path = std::path::absolute(&summary.target).unwrap_or_else(|_| summary.target.clone());
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -62,12 +64,13 @@ pub(super) fn begin(
         chunk_bytes: CHUNK,
         target_bytes: summary.size_after,
         gpt: &report::to_json(&summary.gpt),
+        undoes: undoes.map(|kept| kept.journal.as_str()),
     })
 }
 
 /// The second record, where a new file is written beside the disk's.
 pub(super) fn staged(journal: &Journal, beside: Option<&Beside>) -> Result<(), JournalError> {
-    let Some(Beside { path, device, inode }) = beside else { return Ok(()) };
+    let Some(Beside { path, device, inode, .. }) = beside else { return Ok(()) };
     let temporary = path.to_string_lossy();
     journal.record(&Record::Staged { temporary: &temporary, device: *device, inode: *inode })
 }
@@ -105,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_phase_has_the_name_that_its_events_have() {
-        for phase in [Phase::Preflight, Phase::Copy, Phase::ReadBack, Phase::Finish] {
+        for phase in [Phase::Preflight, Phase::Keep, Phase::Copy, Phase::ReadBack, Phase::Finish] {
             assert_eq!(report::to_json(&phase), name(phase));
         }
     }

@@ -5,11 +5,12 @@ use super::noted;
 use super::run::journal_error;
 use crate::error::{Error, ErrorKind};
 use crate::guard::Claim;
+use crate::journal::kept::Kept;
 use crate::journal::{Earlier, Journal, Staged};
 use crate::plan::{self, Fit, Known, PlanSummary};
 use crate::request::Options;
 use crate::sys::beside;
-use crate::target::{self, Exchange, Opened, Target, TargetError, Wanted};
+use crate::target::{self, Beside, Exchange, Opened, Target, TargetError, Wanted};
 use crate::verify::DigestTable;
 
 /// What a run writes to, and where it takes note of it.
@@ -17,7 +18,9 @@ pub(super) struct Prepared {
     pub(super) journal: Journal,
     pub(super) target: Box<dyn Target>,
     pub(super) exchange: Option<Box<dyn Exchange>>,
-    /// The new file, where it is one of qcow2.
+    /// The new file that takes the disk's place by it, where it lies on this host.
+    pub(super) beside: Option<Beside>,
+    /// The same, where it is one of qcow2.
     pub(super) sealable: Option<Sealable>,
     /// The chunks that an earlier run wrote, where this one goes on with it.
     pub(super) noted: Option<DigestTable>,
@@ -26,7 +29,7 @@ pub(super) struct Prepared {
 /// Begins the journal, and opens the target; what an earlier run left is taken up, or removed.
 pub(super) fn prepare(
     options: &Options,
-    (summary, known): (&PlanSummary, &Known),
+    (summary, known, undoes): (&PlanSummary, &Known, Option<&Kept>),
     virtual_size: u64,
     (claim, brought, fit): (Claim, Option<Box<dyn Target>>, &Fit),
 ) -> Result<Prepared, Error> {
@@ -39,7 +42,7 @@ pub(super) fn prepare(
         Earlier::StartsOver { staged, .. } => (None, staged),
         Earlier::Nothing => (None, None),
     };
-    let opened = noted::begin(&journal, (summary, &known.key), ptuuid.as_deref())
+    let opened = noted::begin(&journal, (summary, &known.key), (ptuuid.as_deref(), undoes))
         .map_err(journal_error)
         .and_then(|()| {
             let numbers = left.as_ref().filter(|_| chunks.is_some()).map(numbers_of);
@@ -59,8 +62,9 @@ pub(super) fn prepare(
                 let _ = beside::remove_leftover(&left.temporary, numbers_of(&left));
             }
             let noted = chunks.map(|chunks| DigestTable::of_notes(virtual_size, chunks));
-            let sealable = qcow2.zip(beside).map(|(qcow2, beside)| Sealable { qcow2, path: beside.path });
-            Ok(Prepared { journal, target, exchange, sealable, noted })
+            let path = beside.as_ref().map(|beside| beside.path.clone());
+            let sealable = qcow2.zip(path).map(|(qcow2, path)| Sealable { qcow2, path });
+            Ok(Prepared { journal, target, exchange, beside, sealable, noted })
         }
         Err(error) => {
             journal.discard();

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::container::Sealable;
 use super::ends::{self, EndFault, MOST_REWRITES};
+use super::keep::{self, Keeping};
 use super::noted::{self, Noting};
 use super::prepare::{self, Prepared};
 use super::report::{self, Durations, RepairReport};
@@ -12,15 +13,18 @@ use crate::copy::{CopyError, Pool, ReadBack, Transferred, Watch};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::{DataDisk, Hold};
 use crate::image::Image;
+use crate::journal::kept::Kept;
 use crate::journal::{Journal, JournalError, Record};
 use crate::observe::{CancelToken, Event, Observer, Phase};
 use crate::plan::{
-    FETCH_BOTH, Fit, Known, KnownManifest, LinkedImage, Plan, PlanSummary, RunMode, SeenImage, image_error,
+    FETCH_BOTH, Fit, Known, KnownManifest, LinkedImage, OldDisks, Plan, PlanSummary, RunMode, SeenImage,
+    image_error,
 };
 use crate::range::ByteRange;
 use crate::request::{OnError, Options};
+use crate::seed::former::ReturningSeed;
 use crate::seed::{ComposedSeed, SeedReport, StagedSeed};
-use crate::target::{Exchange, Target, TargetError};
+use crate::target::{Beside, Exchange, Target, TargetError};
 use crate::verify::{DigestTable, Pattern};
 
 /// A rebuild under way.
@@ -41,6 +45,15 @@ pub(super) struct Run<'a> {
     pub(super) sealable: Option<Sealable>,
     /// What is known of the image, where the disk becomes an overlay on it.
     pub(super) linked: Option<LinkedImage>,
+    /// That new file on this host.
+    pub(super) beside: Option<Beside>,
+    /// What earlier runs kept of the disk, and what this one is to keep.
+    pub(super) old_disks: OldDisks,
+    /// What this run keeps of it.
+    pub(super) keeping: Option<Keeping>,
+    /// What it brings back, and the seed of that time.
+    pub(super) undoes: Option<Kept>,
+    pub(super) returning_seed: Option<ReturningSeed>,
     pub(super) seed: Option<StagedSeed>,
     pub(super) journal: Journal,
     pub(super) known: Known,
@@ -83,6 +96,8 @@ impl<'a> Run<'a> {
             seen_image,
             manifest,
             linked,
+            old_disks,
+            undoes,
             ..
         } = plan;
         let options = request.options;
@@ -92,10 +107,12 @@ impl<'a> Run<'a> {
         };
         let pool = Pool::start(options.threads).map_err(no_threads)?;
         let seed = seed.map(ComposedSeed::stage).transpose()?;
+        let returning_seed = keep::stage_seed(&options.state_dir, undoes.as_ref())?;
         let hold = claim.take_hold();
         let to_open = (claim, brought, &fit);
-        let Prepared { journal, target, exchange, sealable, noted } =
-            prepare::prepare(&options, (&summary, &known), image.virtual_size(), to_open)?;
+        let about = (&summary, &known, undoes.as_ref());
+        let Prepared { journal, target, exchange, beside, sealable, noted } =
+            prepare::prepare(&options, about, image.virtual_size(), to_open)?;
         let mode = match summary.mode {
             RunMode::Delta => RunMode::Delta,
             RunMode::Linked => RunMode::Linked,
@@ -118,8 +135,13 @@ impl<'a> Run<'a> {
             pool,
             target,
             exchange,
+            beside,
             sealable,
             linked,
+            old_disks,
+            keeping: None,
+            undoes,
+            returning_seed,
             seed,
             journal,
             known,
@@ -156,6 +178,9 @@ impl<'a> Run<'a> {
             _ => None,
         });
         if state == TargetState::Untouched && self.seeded.is_none() {
+            // A new file that waits goes first: what was to be kept is found by its name.
+            self.exchange = None;
+            self.keep_nothing();
             self.journal.discard();
         } else {
             noted::fail(&self.journal, error, state);
@@ -256,7 +281,7 @@ pub(crate) fn copy_error(fault: CopyError, target: &Path) -> Error {
     }
 }
 
-pub(super) fn journal_error(fault: JournalError) -> Error {
+pub(crate) fn journal_error(fault: JournalError) -> Error {
     let (kind, hint) = match &fault {
         JournalError::Folder { .. } => {
             (ErrorKind::Usage, "name a folder that can be written with --state-dir")

@@ -1,5 +1,6 @@
 //! The steps of a run, in their order.
 
+use std::path::Path;
 use std::time::Instant;
 
 use super::books::Books;
@@ -117,13 +118,13 @@ impl Run<'_> {
             self.seeded = Some(seed.publish(Replace::Existing)?);
             self.record(&Record::Seeded)?;
         }
-        Ok(())
+        self.return_seed()
     }
 
     /// The ends of the disk, its first block last; then a new file takes the old one's place.
     pub(super) fn finish(&mut self) -> Result<(), Error> {
         let started = Instant::now();
-        self.refuse_new_holders()?;
+        refuse_holders(self.hold.as_ref(), &self.summary.target)?;
         if self.linked.is_none() {
             self.finish_ends()?;
         }
@@ -134,6 +135,7 @@ impl Run<'_> {
         }
         if self.exchange.is_some() {
             self.record(&Record::Exchanging)?;
+            self.name_again()?;
             self.take_place()?;
         }
         self.durations.finish_ms = report::ms(started);
@@ -169,20 +171,9 @@ impl Run<'_> {
         done.and_then(|done| Ok(done?)).map_err(|fault| self.error(fault))
     }
 
-    /// Whoever took hold of the disk in spite of the locks would see it change under their hands.
-    fn refuse_new_holders(&self) -> Result<(), Error> {
-        let holders = self.hold.as_ref().map(Hold::look_again).unwrap_or_default();
-        let about = |refusal| {
-            Error::new(ErrorKind::TargetIo, refusal)
-                .at_path(&self.summary.target)
-                .hint_that("somebody took hold of the disk during the run: stop it, then rebuild again")
-        };
-        let errors: Vec<_> = holders.into_iter().map(about).collect();
-        if errors.is_empty() { Ok(()) } else { Err(Error::first_of(errors)) }
-    }
-
     /// What was done; an error only where a data disk changed meanwhile.
-    pub(super) fn report(self, started: Instant) -> Result<Report, Error> {
+    pub(super) fn report(mut self, started: Instant) -> Result<Report, Error> {
+        self.settle_kept();
         self.remember_seed();
         self.remember_image();
         self.remember_linked();
@@ -350,6 +341,7 @@ impl Run<'_> {
         Books {
             journal: &self.journal,
             known: &self.known,
+            keeping: self.keeping.as_ref(),
             state_dir: &self.options.state_dir,
             observer: self.observer,
             path: &self.summary.target,
@@ -382,4 +374,16 @@ impl Run<'_> {
         self.may_write = true;
         said
     }
+}
+
+/// Whoever took hold of the disk in spite of the locks would see it change under their hands.
+pub(crate) fn refuse_holders(hold: Option<&Hold>, target: &Path) -> Result<(), Error> {
+    let holders = hold.map(Hold::look_again).unwrap_or_default();
+    let about = |refusal| {
+        Error::new(ErrorKind::TargetIo, refusal)
+            .at_path(target)
+            .hint_that("somebody took hold of the disk during the run: stop it, then rebuild again")
+    };
+    let errors: Vec<_> = holders.into_iter().map(about).collect();
+    if errors.is_empty() { Ok(()) } else { Err(Error::first_of(errors)) }
 }

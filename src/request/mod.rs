@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 pub use options::{
     BoundPlan, DataDiskDigest, DuplicatePolicy, EarlierRun, ExpectedDigest, GptPolicy, ImageFormat,
-    ImageOptions, Linking, ManifestSource, Mode, NestedFormat, OldSnapshots, OnError, Options, Placement,
-    Preflight, SightPolicy, TargetFormat, VerifyPolicy, WholeDigest,
+    ImageOptions, Linking, ManifestSource, Mode, NestedFormat, OldDisk, OldSnapshots, OnError, Options,
+    Placement, Preflight, SightPolicy, TargetFormat, VerifyPolicy, WholeDigest,
 };
 pub use trust::{BackingPolicy, Policy, SignedManifests, SignedSums, TrustKey};
 

@@ -46,6 +46,8 @@ pub struct Options {
     pub earlier_run: EarlierRun,
     /// What stays of a new file that could not be completed.
     pub on_error: OnError,
+    /// Whether the disk as it was is kept, so that `undo` can bring it back.
+    pub old_disk: OldDisk,
     /// How often what was written is made durable and noted, so that a later run can go on from there.
     pub checkpoint: Duration,
     /// What the host demands of every rebuild; all of them must be met.
@@ -78,6 +80,7 @@ impl Default for Options {
             mode: Mode::default(),
             earlier_run: EarlierRun::default(),
             on_error: OnError::default(),
+            old_disk: OldDisk::default(),
             checkpoint: Duration::from_secs(3),
             policies: Vec::new(),
             stall_timeout: None,
@@ -147,6 +150,18 @@ pub enum OnError {
     Discard,
     /// Its bytes, under its temporary name and made unbootable, to be looked at.
     Preserve,
+}
+
+/// What becomes of the disk as it was before the rebuild.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum OldDisk {
+    /// It is lost.
+    #[default]
+    Discard,
+    /// It is kept: a file that is replaced under another name, anything else as a compressed copy in the state folder.
+    Keep,
 }
 
 /// How an image is opened.

@@ -63,6 +63,35 @@ pub(crate) fn remember(state_dir: &Path, instance: Option<&str>, report: &SeedRe
     Ok(())
 }
 
+/// What is noted under each of the two names, as `restore` takes it; what cannot be read counts as nothing.
+pub(super) fn snapshot(state_dir: &Path, instance: Option<&str>, seed: &Path) -> serde_json::Value {
+    let noted: Vec<_> =
+        files(state_dir, instance, seed).iter().map(|file| read(file).ok().flatten()).collect();
+    serde_json::to_value(noted).expect("it is plain data")
+}
+
+/// Notes under each of the two names what a snapshot says.
+pub(super) fn restore(
+    state_dir: &Path,
+    (instance, seed): (Option<&str>, &Path),
+    snapshot: &serde_json::Value,
+) -> io::Result<()> {
+    let noted: Vec<Option<LastSeed>> = serde_json::from_value(snapshot.clone())?;
+    for (file, last) in files(state_dir, instance, seed).iter().zip(noted) {
+        match last {
+            Some(last) => {
+                durable::make_folder(&folder(state_dir))?;
+                durable::write_whole(file, &serde_json::to_vec(&last)?)?;
+            }
+            None => match fs::remove_file(file) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                removed => removed?,
+            },
+        }
+    }
+    Ok(())
+}
+
 fn folder(state_dir: &Path) -> PathBuf {
     std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned()).join("seeds")
 }
@@ -128,6 +157,25 @@ mod tests {
         assert_eq!(ids(Some("i-1"), &seed), ["ri-1", "ri-2"]);
         remember(&state, Some("i-1"), &report(seed.clone(), "ri-3")).unwrap();
         assert_eq!(ids(Some("i-1"), &seed), ["ri-3"]);
+    }
+
+    #[test]
+    fn what_was_remembered_is_remembered_again() {
+        let room = tempfile::tempdir().unwrap();
+        let (state, seed) = (room.path().join("state"), room.path().join("seed.iso"));
+        let ids = || {
+            let found = find(&state, &instance(Some("i-1")), &seed).unwrap();
+            found.into_iter().map(|last| last.instance_id).collect::<Vec<_>>()
+        };
+        let nothing = snapshot(&state, Some("i-1"), &seed);
+        remember(&state, Some("i-1"), &report(seed.clone(), "ri-1")).unwrap();
+        let first = snapshot(&state, Some("i-1"), &seed);
+        remember(&state, Some("i-1"), &report(seed.clone(), "ri-2")).unwrap();
+        restore(&state, (Some("i-1"), &seed), &first).unwrap();
+        assert_eq!(ids(), ["ri-1"]);
+        restore(&state, (Some("i-1"), &seed), &nothing).unwrap();
+        assert!(ids().is_empty());
+        restore(&state, (Some("i-1"), &seed), &serde_json::json!("nonsense")).unwrap_err();
     }
 
     #[test]

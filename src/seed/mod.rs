@@ -6,7 +6,8 @@
 //!
 //! From the request to the volume: `input` (the customer's files), `user_data` with `forms` (ours beside
 //! theirs) and `findings` with `lint` (what would hurt), `nocloud` and `config_drive` (which files), then
-//! `iso9660` and `vfat` (the bytes). `names` and `windows` have the guests' rules, `last` what the last seed said.
+//! `iso9660` and `vfat` (the bytes). `names` and `windows` have the guests' rules, `last` what the last seed said,
+//! `former` the seed that was there before.
 
 mod commands;
 mod compose;
@@ -15,6 +16,7 @@ mod credential;
 mod error;
 mod findings;
 mod folder;
+pub(crate) mod former;
 mod forms;
 mod hash;
 mod input;

@@ -98,6 +98,17 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Removes the file that is there, if there is one, durably.
+    pub(super) fn remove(self) -> Result<(), SeedError> {
+        match fs::unlinkat(&self.folder, &self.name, AtFlags::empty()) {
+            Err(rustix::io::Errno::NOENT) => {}
+            removed => removed.map_err(failed("removing the seed"))?,
+        }
+        fs::fsync(&self.folder).map_err(failed("syncing the folder"))
+    }
+}
+
 /// Whether a volume bears one of the labels by which a guest finds a seed: on ISO 9660, or on FAT.
 fn is_labelled(bytes: &[u8]) -> bool {
     let has_label = |at: usize, len: usize| {

@@ -3,6 +3,7 @@
 //! The journal knows who and how far, and whether its run lives; the disk's head knows whether it can boot. Where
 //! they differ, the disk is believed about itself, and a notice says what the journal says. Writes nothing.
 
+mod kept;
 mod verdict;
 
 use std::fs;
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::inspect::{open_as, open_disk, read_marker};
+use crate::journal::kept::Place;
 use crate::journal::{self, JournalSummary};
 use crate::layout::{self, DiskLayout, Signature, marker};
 use crate::observe::Phase;
@@ -22,6 +24,9 @@ use crate::request::{ImageOptions, InstanceSpec, SystemDisk, TargetFormat};
 use crate::target::Disk;
 use crate::verify::CHUNK;
 use verdict::judge;
+
+pub use kept::KeptStatus;
+pub(crate) use kept::of_subject;
 
 /// Whose status is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +61,8 @@ pub struct InstanceStatus {
     pub disk: Option<DiskContent>,
     /// The receipt of the last finished rebuild, with which the disk can be compared.
     pub receipt: Option<ReceiptNote>,
+    /// The disk as it was before a rebuild, which `undo` would bring back.
+    pub kept: Option<KeptStatus>,
     /// What a person should know besides.
     pub notices: Vec<String>,
     /// What to do.
@@ -184,6 +191,13 @@ pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, 
         Err(error) => return Err(error),
     };
     notices.extend(seen.as_ref().and_then(|seen| seen.notice.clone()));
+    let kept = match kept_of(subject, (path.as_deref(), state_dir)) {
+        Ok(kept) => kept,
+        Err(error) => {
+            notices.push(format!("what is kept of disks cannot be read: {error}"));
+            None
+        }
+    };
     let verdict = judge(journal.as_ref(), seen.as_ref());
     notices.extend(verdict.notice);
     let tells = journal.as_ref().filter(|journal| {
@@ -202,9 +216,23 @@ pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, 
         run,
         failure: verdict.failure,
         disk: seen.map(|seen| seen.content),
+        kept,
         notices,
         advice: verdict.advice,
     })
+}
+
+/// What an undo of the subject would bring back; an id leads to its disk by what journals say.
+fn kept_of(
+    subject: Subject<'_>,
+    (path, state_dir): (Option<&Path>, &Path),
+) -> std::io::Result<Option<KeptStatus>> {
+    let mut kept = of_subject(subject, state_dir)?;
+    if let (true, Subject::Id(_), Some(path)) = (kept.is_empty(), subject, path) {
+        kept = of_subject(Subject::Disk(path), state_dir)?;
+    }
+    let whole = kept.iter().find(|kept| kept.place(state_dir) == Place::Whole);
+    Ok(whole.map(|kept| KeptStatus::of(kept, state_dir)))
 }
 
 fn overlooked(unread: usize) -> Option<String> {

@@ -47,8 +47,17 @@ impl Verdict {
             kind: told.map(|failed| failed.kind),
             message: told.map_or_else(|| untold.to_owned(), |failed| failed.message.clone()),
         };
-        let advice = "run the rebuild again: it goes on where this one stopped, where image and disk are the same, and \
-                      until it is complete the disk cannot boot";
+        let is_undo = journal.is_some_and(|journal| journal.last().undoes.is_some());
+        let advice = match is_undo {
+            true => {
+                "run the undo again, or a rebuild: what was kept is there until one of them is complete, and until then \
+                 the disk cannot boot"
+            }
+            false => {
+                "run the rebuild again: it goes on where this one stopped, where image and disk are the same, and until \
+                 it is complete the disk cannot boot"
+            }
+        };
         Self { state: InstanceState::Failed, failure: Some(failure), notice, advice }
     }
 }
@@ -178,6 +187,7 @@ mod tests {
             chunk_bytes: 1,
             target_bytes: 1,
             gpt: &Value::Null,
+            undoes: None,
         }
     }
 

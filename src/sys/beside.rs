@@ -16,6 +16,8 @@ use super::locks;
 const SUFFIX: &str = ".reimage-unfinished";
 /// Comes before the journal's name in that of a file that never became complete and was to be kept.
 const PRESERVED: &str = ".reimage-failed-";
+/// Comes before the journal's name in that of an old disk that is kept.
+const OLD: &str = ".reimage-old-";
 
 /// Makes a file that only its owner reads, locked for as long as it is open; returns its name in `folder`.
 ///
@@ -102,6 +104,35 @@ pub(crate) fn preserved_name(place: &OsStr, journal: &str) -> OsString {
     hidden_name(place, &format!("{PRESERVED}{journal}"))
 }
 
+/// The name under which the old disk stays that the run `journal` replaced at `place`.
+pub(crate) fn old_name(place: &OsStr, journal: &str) -> OsString {
+    hidden_name(place, &format!("{OLD}{journal}"))
+}
+
+/// Opens the old disk of that name for writing, if it is the file of these numbers and has no other name; from then on
+/// no other run takes it. Nobody may have it open.
+///
+/// One that somebody uses is an error (`ResourceBusy`).
+pub(crate) fn reopen_old(folder: &OwnedFd, name: &OsStr, numbers: (u64, u64)) -> io::Result<Option<File>> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = match rustix::fs::openat(folder, name, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::LOOP) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    if !is_as_made(&rustix::fs::fstat(&file)?, numbers) {
+        return Ok(None);
+    }
+    let is_free = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        && !is_in_use(&file)
+        && locks::is_open_here_alone(file.as_fd());
+    if is_free {
+        Ok(Some(file))
+    } else {
+        Err(io::Error::new(io::ErrorKind::ResourceBusy, "somebody uses it"))
+    }
+}
+
 fn hidden_name(place: &OsStr, suffix: &str) -> OsString {
     // NAME_MAX of linux/limits.h.
     const LONGEST: usize = 255;
@@ -134,13 +165,29 @@ pub(crate) enum Leftover {
 }
 
 /// Removes the file at `path` if it is the one that `create` made, with these numbers, and nobody uses it.
-pub(crate) fn remove_leftover(path: &Path, (device, inode): (u64, u64)) -> io::Result<Leftover> {
+pub(crate) fn remove_leftover(path: &Path, numbers: (u64, u64)) -> io::Result<Leftover> {
+    let is_ours = |name: &OsStr| name.as_encoded_bytes().ends_with(SUFFIX.as_bytes());
+    match path.file_name().is_some_and(is_ours) {
+        true => remove_same(path, numbers),
+        false => Ok(Leftover::Stays("its name is not that of an unfinished file")),
+    }
+}
+
+/// Removes the file at `path` if it has the name of an old disk that the run `journal` kept, and these numbers, and
+/// nobody uses it.
+pub(crate) fn remove_old(path: &Path, journal: &str, numbers: (u64, u64)) -> io::Result<Leftover> {
+    let ending = format!("{OLD}{journal}");
+    let is_ours = |name: &OsStr| name.as_encoded_bytes().ends_with(ending.as_bytes());
+    match path.file_name().is_some_and(is_ours) {
+        true => remove_same(path, numbers),
+        false => Ok(Leftover::Stays("its name is not that of an old disk")),
+    }
+}
+
+fn remove_same(path: &Path, (device, inode): (u64, u64)) -> io::Result<Leftover> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Ok(Leftover::Stays("it is no file's name"));
     };
-    if !name.as_encoded_bytes().ends_with(SUFFIX.as_bytes()) {
-        return Ok(Leftover::Stays("its name is not that of an unfinished file"));
-    }
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     let folder = rustix::fs::open(parent, flags, Mode::empty());
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -257,5 +304,30 @@ mod tests {
         std::fs::rename(at("link"), &path).unwrap();
         assert_eq!(remove_leftover(&path, made).unwrap(), Leftover::Removed);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_old_disk_is_opened_and_removed_by_its_run_and_its_numbers_alone() {
+        use std::os::unix::fs::MetadataExt;
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = OwnedFd::from(File::open(temporary.path()).unwrap());
+        let name = old_name(OsStr::new("disk.raw"), "run-1");
+        assert_eq!(name, ".disk.raw.reimage-old-run-1");
+        let path = temporary.path().join(&name);
+        std::fs::write(&path, "old").unwrap();
+        let of = path.metadata().unwrap();
+        let numbers = (of.dev(), of.ino());
+        assert!(reopen_old(&folder, OsStr::new("none"), numbers).unwrap().is_none());
+        assert!(reopen_old(&folder, &name, (of.dev(), of.ino() + 1)).unwrap().is_none(), "another file");
+        let reader = File::open(&path).unwrap();
+        assert_eq!(reopen_old(&folder, &name, numbers).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        drop(reader);
+        drop(reopen_old(&folder, &name, numbers).unwrap().expect("nobody has it open"));
+        for (journal, numbers) in [("run-2", numbers), ("run-1", (of.dev(), of.ino() + 1))] {
+            assert!(matches!(remove_old(&path, journal, numbers).unwrap(), Leftover::Stays(_)), "{journal}");
+        }
+        assert!(matches!(remove_leftover(&path, numbers).unwrap(), Leftover::Stays(_)));
+        assert_eq!(remove_old(&path, "run-1", numbers).unwrap(), Leftover::Removed);
+        assert_eq!(remove_old(&path, "run-1", numbers).unwrap(), Leftover::Gone);
     }
 }

@@ -51,7 +51,7 @@ impl FileTarget {
         Ok(Self { age: Age::Resumed, ..Self::new(file, size)? })
     }
 
-    /// A file that is there and keeps its inode; `take_size` lets it grow to `size`.
+    /// A file that is there and keeps its inode; `take_size` gives it `size` bytes.
     pub(super) fn in_place(file: File, size: u64) -> Self {
         Self { disk: HostDisk::of_file(file, size), age: Age::Old, writes: UncachedWrites::default() }
     }
@@ -119,9 +119,9 @@ impl Target for FileTarget {
     }
 
     fn take_size(&self) -> Result<(), TargetError> {
-        let failed = || TargetError::during("growing the file");
+        let failed = || TargetError::during("giving the file its size");
         let now = self.disk.file.metadata().map_err(failed())?.len();
-        if now < self.disk.size() {
+        if now != self.disk.size() {
             self.disk.file.set_len(self.disk.size()).map_err(failed())
         } else {
             Ok(())

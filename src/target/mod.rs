@@ -2,13 +2,14 @@
 //! `VerifiedChunk`s.
 //!
 //! `disk` reads what is stored, `file` and `device` write, `qcow2` writes a file that describes the disk, `staged` puts
-//! a new file into an old one's place.
+//! a new file into an old one's place, and `former` the old one back into its own.
 //! `sim` is a disk in memory that crashes, fails and lies, for tests.
 
 mod device;
 mod disk;
 mod error;
 mod file;
+mod former;
 mod qcow2;
 #[cfg(feature = "sim")]
 mod sim;
@@ -16,10 +17,12 @@ mod staged;
 
 pub(crate) use disk::HostDisk;
 pub use error::TargetError;
+pub(crate) use former::{Former, FormerFault, give_back, modified_ns};
 pub(crate) use qcow2::{Backing, NewQcow2, Qcow2Shape};
 #[cfg(feature = "sim")]
 pub use sim::{SimAction, SimDisk, SimFault, SimHistory, SimLie, SimMoment, SimOperation, SimWhen};
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -133,7 +136,17 @@ pub trait Exchange: Send {
     /// Whether the new file bears the disk's name.
     fn has_its_place(&self) -> bool;
 
-    /// Removes the old file; everything is durable when this returns.
+    /// Lets the old file stay under a lasting name of the run `journal`, from `publish` on; asked before that.
+    ///
+    /// # Errors
+    ///
+    /// When this exchange cannot keep it.
+    fn keep_old(&mut self, journal: &str) -> Result<(), TargetError> {
+        let _ = journal;
+        Err(TargetError::during("keeping the old file")(std::io::ErrorKind::Unsupported.into()))
+    }
+
+    /// Removes the old file, unless it is to stay; everything is durable when this returns.
     ///
     /// # Errors
     ///
@@ -176,6 +189,11 @@ pub(crate) struct Beside {
     pub(crate) path: PathBuf,
     pub(crate) device: u64,
     pub(crate) inode: u64,
+    /// Where that is, and the file that lies there.
+    pub(crate) place: PathBuf,
+    pub(crate) old: Option<File>,
+    /// The file itself.
+    pub(crate) file: File,
 }
 
 /// Turns the right to write a host's disk into the target.

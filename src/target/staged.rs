@@ -22,6 +22,8 @@ struct Staged {
     file: File,
     /// The file whose place it takes.
     old: Option<File>,
+    /// The name under which the old file stays; `None` where it goes.
+    lasting: Option<OsString>,
     place: Place,
 }
 
@@ -58,10 +60,12 @@ pub(super) fn stage(
         }
     };
     let numbers = file.metadata().map_err(making())?;
-    let path = path_of(&folder).map_err(making())?.join(&temporary);
+    let folder_path = path_of(&folder).map_err(making())?;
+    let (path, place) = (folder_path.join(&temporary), folder_path.join(&name));
     let (device, inode) = (numbers.dev(), numbers.ino());
-    let kept = file.try_clone().map_err(making())?;
-    let staged = Staged { folder, temporary, name, file: kept, old, place: Place::Waiting };
+    let [kept, told] = [file.try_clone().map_err(making())?, file.try_clone().map_err(making())?];
+    let replaced = old.as_ref().map(File::try_clone).transpose().map_err(making())?;
+    let staged = Staged { folder, temporary, name, file: kept, old, lasting: None, place: Place::Waiting };
     // From the exchange on it is the disk: until this run ends, no hypervisor shall start on it.
     for byte in [locks::USES_WRITE, locks::FORBIDS_READ, locks::FORBIDS_WRITE] {
         // A file system without such locks has no hypervisor that obeys them.
@@ -79,7 +83,7 @@ pub(super) fn stage(
         None if is_new => (Box::new(FileTarget::new(file, size)?), None),
         None => (Box::new(FileTarget::resumed(file, size)?), None),
     };
-    let beside = Some(Beside { path, device, inode });
+    let beside = Some(Beside { path, device, inode, place, old: replaced, file: told });
     Ok(Opened { target, exchange: Some(Box::new(staged)), beside, qcow2 })
 }
 
@@ -100,7 +104,16 @@ impl Exchange for Staged {
             .map_err(failed())?;
         let claimed = old.metadata().map_err(failed())?;
         self.file.sync_all().map_err(failed())?;
+        if let Some(lasting) = self.lasting.clone() {
+            // The new file first, so that the exchange itself gives the old one its lasting name.
+            self.rename_waiting(lasting).map_err(failed())?;
+        }
         self.exchange((claimed.dev(), claimed.ino())).map_err(failed())
+    }
+
+    fn keep_old(&mut self, journal: &str) -> Result<(), TargetError> {
+        self.lasting = self.old.is_some().then(|| beside::old_name(&self.name, journal));
+        Ok(())
     }
 
     fn has_its_place(&self) -> bool {
@@ -111,7 +124,7 @@ impl Exchange for Staged {
         let sync = || rustix::fs::fsync(&self.folder).map_err(io::Error::from);
         // First the exchange: until it is durable, the old disk must not go.
         sync().map_err(TargetError::during("making the exchange durable"))?;
-        if self.place == Place::Exchanged {
+        if self.place == Place::Exchanged && self.lasting.is_none() {
             let removed = self.remove().and_then(|()| sync());
             removed.map_err(TargetError::during("removing the old file"))?;
         }
@@ -145,6 +158,19 @@ impl Staged {
         self.rename(RenameFlags::EXCHANGE)?;
         self.place = Place::Waiting;
         Err(io::Error::other("another file has been put into the system disk's place during the run"))
+    }
+
+    /// Gives the new file, which waits, another name; durable when this returns.
+    fn rename_waiting(&mut self, name: OsString) -> io::Result<()> {
+        rustix::fs::renameat_with(
+            &self.folder,
+            &self.temporary,
+            &self.folder,
+            &name,
+            RenameFlags::NOREPLACE,
+        )?;
+        self.temporary = name;
+        Ok(rustix::fs::fsync(&self.folder)?)
     }
 
     fn rename(&self, flags: RenameFlags) -> io::Result<()> {

@@ -15,6 +15,7 @@ mod seeds;
 mod status;
 mod streams;
 mod trust;
+mod undo;
 mod without_image;
 
 mod support;

@@ -6,12 +6,12 @@ use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, channel, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use reimage::{
-    CancelToken, Credential, Error, OnError, PasswordHash, Promise, Report, Request, SeedSpec, SimDisk,
-    SimHistory, SimWhen, Target,
+    CancelToken, Credential, Error, ErrorKind, OldDisk, OnError, Options, PasswordHash, Promise, Report,
+    Request, SeedSpec, SimDisk, SimHistory, SimWhen, Target, UndoReport,
 };
 
 use super::disks::MIB;
@@ -23,7 +23,7 @@ const HASH: &str =
     "$6$saltsaltsalt$aGG2fEUe3rpHavE2WyvcJbwCx4IsWPyqj7WbbuzGp8bP40d3GekpoqY3KRusnF2yFZXr3nz7dqHvCdi2xtTq21";
 
 /// Everything in a folder: a path inside it, and the bytes.
-pub(crate) type Snapshot = Arc<BTreeMap<PathBuf, Vec<u8>>>;
+pub(crate) type Snapshot = Arc<BTreeMap<PathBuf, Arc<Vec<u8>>>>;
 
 fn snapshot(folder: &Path) -> Snapshot {
     let mut found = BTreeMap::new();
@@ -34,11 +34,26 @@ fn snapshot(folder: &Path) -> Snapshot {
             if path.is_dir() {
                 folders.push(path);
             } else if let Ok(bytes) = fs::read(&path) {
-                found.insert(path.strip_prefix(folder).unwrap().to_owned(), bytes);
+                found.insert(path.strip_prefix(folder).unwrap().to_owned(), shared(bytes));
             }
         }
     }
     Arc::new(found)
+}
+
+/// The same bytes once in memory, however many snapshots have them: what is kept of a disk is as long as the disk.
+fn shared(bytes: Vec<u8>) -> Arc<Vec<u8>> {
+    static KNOWN: Mutex<BTreeMap<[u8; 32], Weak<Vec<u8>>>> = Mutex::new(BTreeMap::new());
+    if bytes.len() < 64 << 10 {
+        return Arc::new(bytes);
+    }
+    let mut known = KNOWN.lock().unwrap();
+    let entry = known.entry(*blake3::hash(&bytes).as_bytes()).or_default();
+    entry.upgrade().unwrap_or_else(|| {
+        let bytes = Arc::new(bytes);
+        *entry = Arc::downgrade(&bytes);
+        bytes
+    })
 }
 
 /// What a run works with besides the disk and the image: state folder and seed.
@@ -55,7 +70,7 @@ impl Home {
         for (path, bytes) in snapshot.iter() {
             let path = home.0.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, bytes).unwrap();
+            fs::write(path, bytes.as_slice()).unwrap();
         }
         home
     }
@@ -66,12 +81,14 @@ impl Home {
 }
 
 /// Whether the seed is in its place.
-pub(crate) fn is_seeded(home: &Snapshot) -> bool {
+fn is_seeded(home: &Snapshot) -> bool {
     home.get(Path::new("seed.iso")).is_some_and(|seed| seed.get(32_769..32_774) == Some(b"CD001"))
 }
 
-pub(crate) fn journals(home: &Snapshot) -> impl Iterator<Item = (&PathBuf, &Vec<u8>)> {
-    home.iter().filter(|(path, _)| path.extension().is_some_and(|name| name == "journal"))
+pub(crate) fn journals(home: &Snapshot) -> impl Iterator<Item = (&PathBuf, &[u8])> {
+    home.iter()
+        .map(|(path, bytes)| (path, bytes.as_slice()))
+        .filter(|(path, _)| path.extension().is_some_and(|name| name == "journal"))
 }
 
 fn fast_folder() -> PathBuf {
@@ -130,6 +147,7 @@ pub(crate) struct Bench {
     pub(crate) finished: Arc<Vec<u8>>,
     folder: Arc<tempfile::TempDir>,
     on_error: OnError,
+    old_disk: OldDisk,
 }
 
 impl Bench {
@@ -138,7 +156,8 @@ impl Bench {
         let image = scenario.image();
         let (size, old_size) = (scenario.size(), scenario.old_size());
         let (old, finished) = (vec![0; old_size].into(), Arc::default());
-        let mut bench = Self { scenario, old, size, finished, folder, on_error: OnError::Discard };
+        let (on_error, old_disk) = (OnError::Discard, OldDisk::Discard);
+        let mut bench = Self { scenario, old, size, finished, folder, on_error, old_disk };
         fs::write(bench.image_path(), scenario.image_file()).unwrap();
         bench.finished = bench.undisturbed(image);
         bench.old = scenario.old.disk((old_size, scenario.sector()), &bench.finished).into();
@@ -148,12 +167,19 @@ impl Bench {
     /// The same rebuild of a disk that holds something else.
     pub(crate) fn of_disk(&self, old: Arc<Vec<u8>>) -> Self {
         let (finished, folder) = (Arc::clone(&self.finished), Arc::clone(&self.folder));
-        Self { scenario: self.scenario, old, size: self.size, finished, folder, on_error: self.on_error }
+        let Self { scenario, size, on_error, old_disk, .. } = *self;
+        Self { scenario, old, size, finished, folder, on_error, old_disk }
     }
 
     /// The same, and a new file that is not completed stays.
     pub(crate) fn preserving(self) -> Self {
         Self { on_error: OnError::Preserve, ..self }
+    }
+
+    /// The same, and the disk as it was is kept; no seed is written, for what is kept of one names its place, and the
+    /// state folder of a moment is looked at in another.
+    pub(crate) fn keeping(self) -> Self {
+        Self { old_disk: OldDisk::Keep, ..self }
     }
 
     /// What a rebuild makes of a disk of that size when nothing goes wrong; the first that asks carries it out.
@@ -196,13 +222,18 @@ impl Bench {
         request.options.mode = self.scenario.mode;
         request.options.threads = NonZeroUsize::new(self.scenario.threads);
         request.options.on_error = self.on_error;
+        request.options.old_disk = self.old_disk;
         // Every chunk is noted as soon as it can be, so that there is something to go on with.
         request.options.checkpoint = std::time::Duration::ZERO;
-        request.instance.seed = Some(SeedSpec::at(home.0.path().join("seed.iso")));
+        let is_seeded = self.old_disk == OldDisk::Discard;
+        request.instance.seed = is_seeded.then(|| SeedSpec::at(home.0.path().join("seed.iso")));
         let (own, cancel) = (Box::new(disk.clone()), cancel.clone());
         let (tell, told) = channel();
         std::thread::spawn(move || {
-            let credential = Credential::password_hash(PasswordHash::new(HASH.to_owned()).unwrap());
+            let credential = match is_seeded {
+                true => Credential::password_hash(PasswordHash::new(HASH.to_owned()).unwrap()),
+                false => Credential::keep_image(),
+            };
             let rebuild = || {
                 let own: Box<dyn Target> = own;
                 let plan = reimage::plan_onto(&request, &credential, (own, Promise::NobodyElseUsesIt), &())?;
@@ -220,6 +251,39 @@ impl Bench {
             Err(RecvTimeoutError::Timeout) => Outcome::Hangs,
             Err(RecvTimeoutError::Disconnected) => Outcome::Panicked(String::new()),
         }
+    }
+
+    /// An undo of it; `None` where nothing is kept.
+    pub(crate) fn undo(&self, disk: &SimDisk, home: &Home) -> Result<Option<UndoReport>, String> {
+        let mut options = Options::default();
+        options.state_dir = home.0.path().join("state");
+        options.threads = NonZeroUsize::new(self.scenario.threads);
+        options.checkpoint = std::time::Duration::ZERO;
+        let own: Box<dyn Target> = Box::new(disk.clone());
+        let plan = match reimage::plan_undo_onto(&options, (own, Promise::NobodyElseUsesIt), &()) {
+            Ok(plan) => plan,
+            Err(error) if error.kind() == ErrorKind::TargetUnusable => return Ok(None),
+            Err(error) => return Err(format!("the undo is refused: {}", chain(&error))),
+        };
+        let report = reimage::undo(plan, &(), &CancelToken::new());
+        report.map(Some).map_err(|error| format!("the undo fails: {}", chain(&error)))
+    }
+
+    /// An undo of which every moment is kept.
+    pub(crate) fn record_undo(
+        &self,
+        disk: &SimDisk,
+        home: &Home,
+    ) -> (SimHistory, Vec<(usize, SimWhen, Snapshot)>) {
+        let (noted, asked) = (Arc::new(Mutex::new(Vec::new())), Mutex::new(ask(home)));
+        let notes = Arc::clone(&noted);
+        disk.on_operation(move |operation, when| {
+            let snapshot = asked.lock().unwrap()();
+            notes.lock().unwrap().push((operation.number, when, snapshot));
+        });
+        self.undo(disk, home).expect("an undisturbed undo").expect("something is kept");
+        let snapshots = std::mem::take(&mut *noted.lock().unwrap());
+        (disk.history(), snapshots)
     }
 
     /// A rebuild of which every moment is kept.
@@ -241,6 +305,11 @@ impl Bench {
         Recording { history: disk.history(), snapshots, outcome }
     }
 
+    /// Whether the seed is in its place, where one is written.
+    pub(crate) fn is_seeded(&self, home: &Snapshot) -> bool {
+        self.old_disk == OldDisk::Keep || is_seeded(home)
+    }
+
     /// Whether the disk is complete, durably, and the seed in its place.
     pub(crate) fn check_done(&self, disk: &SimDisk, home: &Snapshot) -> Result<(), String> {
         if let Some(at) = differing(&disk.contents(), &self.finished) {
@@ -249,7 +318,7 @@ impl Bench {
         if let Some(at) = differing(&disk.durable(), &self.finished) {
             return Err(format!("says done, and byte {at} is not durable"));
         }
-        if !is_seeded(home) {
+        if !self.is_seeded(home) {
             return Err("says done, and no seed is there".to_owned());
         }
         let left: Vec<_> = journals(home).map(|(path, _)| path).collect();

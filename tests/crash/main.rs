@@ -17,3 +17,4 @@ mod phases;
 mod probe;
 mod scenarios;
 mod states;
+mod undo;

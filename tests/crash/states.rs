@@ -3,7 +3,7 @@
 use reimage::{CancelToken, Report, RunMode, SimDisk};
 
 use super::disks::MIB;
-use super::lab::{Bench, Home, Snapshot, is_seeded, journals};
+use super::lab::{Bench, Home, Snapshot, journals};
 use super::phases::middle;
 use super::probe::{self, FIRST_BLOCK, SECTOR};
 
@@ -18,7 +18,7 @@ pub(crate) enum State {
 /// Decides which of the three a disk is, or says why it is none.
 pub(crate) fn classify(bench: &Bench, disk: &[u8], home: &Snapshot) -> Result<State, String> {
     let is_finished = disk == *bench.finished;
-    if is_finished && is_seeded(home) {
+    if is_finished && bench.is_seeded(home) {
         return Ok(State::Finished);
     }
     if disk == *bench.old {

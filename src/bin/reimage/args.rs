@@ -6,6 +6,7 @@ mod manifest;
 mod qcow2;
 mod seed;
 mod trust;
+mod undo;
 mod values;
 
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ pub(crate) use manifest::{ManifestArgs, ManifestFlag, ReceiptFlag};
 pub(crate) use qcow2::{Qcow2Args, TargetFormatArg, TargetFormatArgs};
 pub(crate) use seed::{CredentialArgs, MachineArgs, NetworkArg, OsArg, SeedArgs, SeedFormatArg};
 pub(crate) use trust::TrustArgs;
+pub(crate) use undo::{KeepArgs, UndoArgs, UndoDiskArgs};
 
 use crate::exit::Failure;
 use crate::output::Output;
@@ -102,6 +104,8 @@ pub(crate) enum Command {
     Capture(CaptureArgs),
     /// Say whether an instance is stopped, being rebuilt or failed, and what to do
     Status(StatusArgs),
+    /// Bring the disk back that a rebuild with --keep-old kept, byte for byte
+    Undo(UndoArgs),
     /// Print the completions for a shell
     Completions {
         /// For which shell
@@ -257,6 +261,8 @@ pub(crate) struct RunArgs {
     pub(crate) whole_digest: bool,
     #[command(flatten)]
     pub(crate) cut_off: CutOffArgs,
+    #[command(flatten)]
+    pub(crate) keep: KeepArgs,
 }
 
 /// What is written, and what a run that was cut off leaves to the next one.

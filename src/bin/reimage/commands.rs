@@ -20,7 +20,7 @@ use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::request::Asked;
 use crate::watchdog::Watchdog;
-use crate::{exit, picture, request, show, signals};
+use crate::{exit, picture, request, show, signals, undo};
 
 /// Carries out what was typed.
 pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
@@ -37,6 +37,7 @@ pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
         Command::Inspect(args) => inspect(&args, output, &progress),
         Command::Seed(of) => seed(&of, args.common.state_dir.as_deref(), output),
         Command::Capture(of) => capture((&of, args.common.state_dir.as_deref()), output, &progress),
+        Command::Undo(of) => undo::run((&of, &args.common), output, &progress),
         Command::Status(of) => status(&of, args.common.state_dir.as_deref(), output),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -84,7 +85,8 @@ fn rebuild(
     let plan = reimage::plan(&request, &credential, progress)?;
     progress.plan(plan.summary());
     let parting = progress.parting();
-    let watchdog = Watchdog::new(plan.summary(), move |failure| {
+    let about = (plan.summary().target.clone(), plan.summary().target_kind);
+    let watchdog = Watchdog::new(about, move |failure| {
         parting(failure);
         exit::end(failure, output)
     });

@@ -28,12 +28,16 @@ impl Terminal {
     }
 
     /// Asks whether the plan may be carried out; only the target's path or `yes` is a yes.
-    pub(crate) fn ask(mut self, plan: &PlanSummary) -> Result<(), Failure> {
-        let target = plan.target.as_path();
+    pub(crate) fn ask(self, plan: &PlanSummary) -> Result<(), Failure> {
         let loss = match plan.target_kind {
             TargetKind::NewFile => "will be made",
             _ => "will lose everything on it",
         };
+        self.ask_about(&plan.target, loss)
+    }
+
+    /// Asks the same of what becomes of a disk.
+    pub(crate) fn ask_about(mut self, target: &Path, loss: &str) -> Result<(), Failure> {
         let shown = clean_path(target);
         let question = format!("{shown} {loss}. Type its path, or yes, to go on: ");
         let unanswered = |error: io::Error| Failure::usage(format!("the question was not answered: {error}"));

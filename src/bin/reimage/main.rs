@@ -16,6 +16,7 @@ mod request;
 mod show;
 mod signals;
 mod trust;
+mod undo;
 mod watchdog;
 
 use std::process::ExitCode;

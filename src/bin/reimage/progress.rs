@@ -5,7 +5,10 @@ use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use reimage::{ByteRange, CaptureReport, Event, Observer, Phase, PlanSummary, Report, TargetState};
+use reimage::{
+    ByteRange, CaptureReport, Event, Observer, Phase, PlanSummary, Report, TargetState, UndoReport,
+    UndoSummary,
+};
 use serde::Serialize;
 
 use crate::args::ProgressKind;
@@ -59,6 +62,8 @@ enum Line<'a> {
     Warning { code: &'a str, message: &'a str, offset: Option<u64>, length: Option<u64> },
     Error { code: u8, message: &'a str, target_state: TargetState },
     Summary { report: Done<'a> },
+    UndoPlan { plan: &'a UndoSummary },
+    Undone { report: &'a UndoReport },
 }
 
 /// What a run did.
@@ -101,6 +106,17 @@ impl Progress {
     pub(crate) fn captured(&self, report: &CaptureReport) {
         self.end_phase();
         self.event_line(&Line::Summary { report: Done::Capture(report) });
+    }
+
+    /// What an undo is going to do.
+    pub(crate) fn undo_plan(&self, plan: &UndoSummary) {
+        self.event_line(&Line::UndoPlan { plan });
+    }
+
+    /// An undo is over and went well.
+    pub(crate) fn undone(&self, report: &UndoReport) {
+        self.end_phase();
+        self.event_line(&Line::Undone { report });
     }
 
     /// The run is over and did not go well; bars are cleared for the message.
@@ -289,6 +305,7 @@ fn ms(duration: Duration) -> u64 {
 fn name(phase: Phase) -> &'static str {
     match phase {
         Phase::Preflight => "preflight",
+        Phase::Keep => "keep",
         Phase::Copy => "copy",
         Phase::ReadBack => "read back",
         Phase::Finish => "finish",

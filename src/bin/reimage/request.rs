@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use reimage::{
     BoundPlan, DataDisk, DataDiskDigest, DuplicatePolicy, EarlierRun, Expect, GptPolicy, ImageFormat,
     ImageOptions, InstanceSpec, Linking, ManifestSource, Mode, NestedFormat, NetworkPolicy, OldCredentials,
-    OldSnapshots, OnError, Options, Os, Placement, Preflight, Request, SeedFormat, SeedSpec, SightPolicy,
-    TargetFormat, UserDataDisks, VerifyPolicy, WholeDigest,
+    OldDisk, OldSnapshots, OnError, Options, Os, Placement, Preflight, Request, SeedFormat, SeedSpec,
+    SightPolicy, TargetFormat, UserDataDisks, VerifyPolicy, WholeDigest,
 };
 
 pub(crate) use capture::of_capture;
@@ -17,7 +17,7 @@ pub(crate) use capture::of_capture;
 use crate::args::{
     CheckArgs, CutOffArgs, DataDiskDigestArg, GptArg, GuardArgs, ImageArgs, ImageFormatArg, JobArgs,
     MachineArgs, ManifestArgs, ManifestFlag, ModeArg, NetworkArg, OsArg, PreflightArg, Qcow2Args, RunArgs,
-    SeedFormatArg, StatusArgs, SubjectArgs, TargetFormatArg, VerifyArg, VerifyArgs,
+    SeedFormatArg, StatusArgs, SubjectArgs, TargetFormatArg, UndoDiskArgs, VerifyArg, VerifyArgs,
 };
 use crate::exit::Failure;
 use crate::show::clean;
@@ -67,9 +67,13 @@ pub(crate) enum Asked {
 ///
 /// With `--prune` it may be asked about nothing.
 pub(crate) fn of_status(args: &StatusArgs) -> Result<Option<Asked>, Failure> {
+    asked(args.subject.as_deref(), args.instance.as_deref())
+}
+
+/// The same of a word and a named instance file.
+pub(crate) fn asked(subject: Option<&Path>, instance: Option<&Path>) -> Result<Option<Asked>, Failure> {
     let is_file_name = |path: &&Path| path.extension().is_some_and(|extension| extension == "toml");
-    let subject = args.subject.as_deref();
-    if let Some(file) = args.instance.as_deref().or(subject.filter(is_file_name)) {
+    if let Some(file) = instance.or(subject.filter(is_file_name)) {
         return Ok(Some(Asked::Instance(Box::new(read_instance(file)?))));
     }
     let asked = |path: &Path| match path.to_str() {
@@ -197,7 +201,18 @@ fn apply_format(instance: &mut InstanceSpec, format: TargetFormatArg) {
 
 fn apply_disk(instance: &mut InstanceSpec, format: TargetFormatArg, args: &GuardArgs) {
     apply_format(instance, format);
-    if let Some(typed) = &args.expect {
+    apply_expect(instance, args.expect.as_ref());
+    apply_data_disks(instance, &args.data_disk);
+}
+
+/// What an undo is told of disks.
+pub(crate) fn apply_undo_disks(instance: &mut InstanceSpec, args: &UndoDiskArgs) {
+    apply_expect(instance, args.expect.as_ref());
+    apply_data_disks(instance, &args.data_disk);
+}
+
+fn apply_expect(instance: &mut InstanceSpec, typed: Option<&Expect>) {
+    if let Some(typed) = typed {
         let filed = std::mem::take(&mut instance.system_disk.expect);
         let mut both = Expect::default();
         both.serial = typed.serial.clone().or(filed.serial);
@@ -206,8 +221,11 @@ fn apply_disk(instance: &mut InstanceSpec, format: TargetFormatArg, args: &Guard
         both.ptuuid = typed.ptuuid.clone().or(filed.ptuuid);
         instance.system_disk.expect = both;
     }
-    // Never instead of the file's: what must survive only ever grows.
-    for path in &args.data_disk {
+}
+
+/// Never instead of the file's: what must survive only ever grows.
+fn apply_data_disks(instance: &mut InstanceSpec, typed: &[PathBuf]) {
+    for path in typed {
         let mut disk = DataDisk::default();
         disk.path.clone_from(path);
         instance.data_disks.push(disk);
@@ -287,7 +305,7 @@ fn seed_format_of(format: SeedFormatArg) -> SeedFormat {
 }
 
 fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure> {
-    let RunArgs { preflight, check, verify, whole_digest, cut_off } = &args.run;
+    let RunArgs { preflight, check, verify, whole_digest, cut_off, keep } = &args.run;
     let mut options = Options::default();
     options.image = image_options(&args.image);
     options.image.manifest = manifest_of(&args.manifest);
@@ -301,6 +319,7 @@ fn options(args: &JobArgs, state_dir: Option<&Path>) -> Result<Options, Failure>
         VerifyArg::Off => VerifyPolicy::Off,
     };
     options.whole_digest = if *whole_digest { WholeDigest::Compute } else { WholeDigest::Skip };
+    options.old_disk = if keep.keep_old { OldDisk::Keep } else { OldDisk::Discard };
     options.state_dir = self::state_dir(state_dir)?;
     apply_check(&mut options, check);
     apply_cut_off(&mut options, cut_off);
@@ -346,13 +365,18 @@ fn read_plan(path: &Path) -> Result<BoundPlan, Failure> {
 }
 
 fn apply_guard(options: &mut Options, args: &GuardArgs) {
-    options.data_disk_digest = match args.data_disk_digest {
+    options.data_disk_digest = data_disk_digest_of(args.data_disk_digest);
+    options.sight = if args.require_full_sight { SightPolicy::RequireFull } else { SightPolicy::Report };
+    options.open_readers.clone_from(&args.allow_open_reader);
+}
+
+/// How data disks are compared, in the library's words.
+pub(crate) fn data_disk_digest_of(typed: DataDiskDigestArg) -> DataDiskDigest {
+    match typed {
         DataDiskDigestArg::Sampled => DataDiskDigest::Sampled,
         DataDiskDigestArg::Full => DataDiskDigest::Full,
         DataDiskDigestArg::Off => DataDiskDigest::Off,
-    };
-    options.sight = if args.require_full_sight { SightPolicy::RequireFull } else { SightPolicy::Report };
-    options.open_readers.clone_from(&args.allow_open_reader);
+    }
 }
 
 /// The folder of journals by the XDG base directory rules; root's is the system's.

@@ -14,7 +14,7 @@ use reimage::{
 
 pub(crate) use captured::captured;
 
-use crate::picture;
+use crate::{picture, undo};
 pub(crate) use manifest::{drift, manifest, manifest_used, verified};
 
 /// Lines of a name and a value.
@@ -50,6 +50,7 @@ pub(crate) fn plan(plan: &PlanSummary) -> String {
     let after = (&plan.after, plan.size_after);
     lines.block(&picture::before_and_after(plan.before.as_ref(), after, plan.target_bytes));
     lines.add("GPT", gpt(&plan.gpt));
+    undo::keep_lines(&mut lines, plan.keep.as_ref());
     match &plan.seed {
         Some(seed) => {
             lines.add("seed", format!("{} ({})", clean_path(&seed.path), seed_words(seed)));
@@ -175,6 +176,7 @@ pub(crate) fn status(status: &InstanceStatus) -> String {
     for notice in &status.notices {
         lines.add("notice", clean_name(notice));
     }
+    status.kept.iter().for_each(|kept| undo::kept_lines(&mut lines, kept));
     lines.add("to do", status.advice);
     if let Some(disk) = &status.disk {
         lines.block(&picture::partitions(&disk.layout, None));
@@ -185,6 +187,7 @@ pub(crate) fn status(status: &InstanceStatus) -> String {
 fn came_to(run: &RunStatus) -> String {
     let phase = match run.phase {
         Some(Phase::Preflight) => "checking the image",
+        Some(Phase::Keep) => "keeping the old disk",
         Some(Phase::Copy) => "copy",
         Some(Phase::ReadBack) => "read back",
         Some(Phase::Finish) => "the ends of the disk",
@@ -194,7 +197,7 @@ fn came_to(run: &RunStatus) -> String {
 }
 
 /// A time in seconds since 1970, as text by the Gregorian calendar.
-fn utc(seconds: u64) -> String {
+pub(crate) fn utc(seconds: u64) -> String {
     let (days, second) = (seconds / 86400, seconds % 86400);
     // Years begin in March here, so that the odd day comes last; 719468 days lie between 0000-03-01 and 1970.
     let days = days + 719_468;
@@ -236,14 +239,14 @@ fn sandbox(sandbox: Sandbox) -> &'static str {
     }
 }
 
-fn sight(lines: &mut Lines, sight: &Sight) {
+pub(crate) fn sight(lines: &mut Lines, sight: &Sight) {
     for limit in &sight.limits {
         lines.add("not seen", clean(&limit.to_string()));
     }
 }
 
 /// What speaks for a data disk's being as it was.
-fn evidence(disk: &DataDiskReport) -> String {
+pub(crate) fn evidence(disk: &DataDiskReport) -> String {
     let verdict = match disk.verdict {
         Verdict::Unchanged => "unchanged",
         Verdict::NotCompared => "still there; nothing of it could be compared",
@@ -318,7 +321,7 @@ fn mode(plan: &PlanSummary) -> String {
     }
 }
 
-fn how(mode: RunMode) -> &'static str {
+pub(crate) fn how(mode: RunMode) -> &'static str {
     match mode {
         RunMode::Full => "full: all of the disk is written",
         RunMode::Delta => "delta: all of the disk is compared, and written where it differs",
@@ -364,7 +367,7 @@ fn old_credentials(seed: &SeedReport) -> &'static str {
     }
 }
 
-fn read_back(read: u64, holes: u64) -> String {
+pub(crate) fn read_back(read: u64, holes: u64) -> String {
     match holes {
         0 => exact(read),
         _ => format!("{}, and {} that the file system proves to be holes", exact(read), bytes(holes)),

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use reimage::{ErrorKind, Event, Observer, Phase, PlanSummary, TargetKind, TargetState};
+use reimage::{ErrorKind, Event, Observer, Phase, TargetKind, TargetState};
 
 use crate::exit::Failure;
 
@@ -25,9 +25,9 @@ pub(crate) struct Watchdog<F> {
 }
 
 impl<F: Fn(&Failure) + Clone + Send + 'static> Watchdog<F> {
-    /// Watches the run that carries the plan out; `end` tells the failure and ends the process.
-    pub(crate) fn new(plan: &PlanSummary, end: F) -> Self {
-        Self::of((plan.target.clone(), plan.target_kind), PATIENCE, end)
+    /// Watches the run that writes that disk; `end` tells the failure and ends the process.
+    pub(crate) fn new(target: (PathBuf, TargetKind), end: F) -> Self {
+        Self::of(target, PATIENCE, end)
     }
 
     /// Watches a run that only reads its disk and writes the file `new`.
@@ -77,7 +77,7 @@ impl<F: Fn(&Failure) + Clone + Send + 'static> Observer for Watchdog<F> {
 fn state_in(phase: Phase, kind: TargetKind) -> TargetState {
     let is_beside = matches!(kind, TargetKind::ReplacedFile | TargetKind::NewFile);
     match phase {
-        Phase::Preflight => TargetState::Untouched,
+        Phase::Preflight | Phase::Keep => TargetState::Untouched,
         // Until the exchange the new file is not the system disk, and that is short.
         _ if is_beside => TargetState::Untouched,
         Phase::ReadBack | Phase::Finish => TargetState::Written,
@@ -123,6 +123,7 @@ mod tests {
         use TargetKind::{Device, InPlaceFile, NewFile, ReplacedFile};
         use TargetState::{Partial, Untouched, Written};
         for (phase, into, beside) in [
+            (Phase::Keep, Untouched, Untouched),
             (Phase::Copy, Partial, Untouched),
             (Phase::ReadBack, Written, Untouched),
             (Phase::Finish, Written, Untouched),

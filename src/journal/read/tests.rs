@@ -25,6 +25,7 @@ fn record_begun(journal: &Journal, ptuuid: Option<&str>) {
         chunk_bytes: 1,
         target_bytes: 1,
         gpt: &Value::Null,
+        undoes: None,
     };
     journal.record(&begun).unwrap();
 }

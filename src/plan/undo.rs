@@ -1,0 +1,172 @@
+//! The plan of an undo: under the same guard as a rebuild, and with what was kept in the image's place.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::keep::{KeepPlan, Keeps, OldDisks};
+use super::{Plan, Storage, TargetKind, Task, earlier, examine, noted, summary, survey};
+use super::{check_request_of_disk, check_state_dir, take_claim};
+use crate::error::{Error, ErrorKind};
+use crate::guard::{Access, Claim, DataDisk, Promise, Sight};
+use crate::journal::kept::{self, Form, Kept};
+use crate::layout::{self, DiskLayout};
+use crate::observe::Observer;
+use crate::request::{
+    EarlierRun, GptPolicy, ImageFormat, ImageOptions, Linking, ManifestSource, OldDisk, Options,
+};
+use crate::request::{Placement, Preflight, Request, TargetFormat, VerifyPolicy};
+use crate::seed::Credential;
+use crate::target::Target;
+use crate::verify::Digest;
+
+/// What was kept is not what it was, or not of this disk.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UndoFault {
+    #[error("it is another disk than the one of which the rebuild {journal} kept what it was")]
+    AnotherDisk { journal: String },
+    #[error("what was kept is damaged: the root of its digests is {found}, and was {kept}")]
+    Damaged { found: String, kept: String },
+}
+
+/// Whether the content that was kept is whole, and of this disk; the rest is as `keep::find` returns it.
+pub(super) fn check(
+    kept: &Kept,
+    key: &Value,
+    (root, target): (Option<Digest>, &Path),
+) -> Result<(OldDisks, Option<KeepPlan>, Vec<String>), Error> {
+    check_is_of(kept, key, target)?;
+    let found = root.map_or_else(|| "unknown".to_owned(), |root| root.to_string());
+    match &kept.form {
+        Form::Copy { root: Some(root), .. } if *root == found => {}
+        form => {
+            let root = if let Form::Copy { root, .. } = form { root.clone() } else { None };
+            let fault = UndoFault::Damaged { found, kept: root.unwrap_or_else(|| "unknown".to_owned()) };
+            return Err(Error::new(ErrorKind::ImageDigest, fault)
+                .hint_that("the old disk cannot be brought back: rebuild this one from an image"));
+        }
+    }
+    Ok((OldDisks { entries: Vec::new(), keeps: Keeps::Nothing }, None, Vec::new()))
+}
+
+/// Whether the disk that is held is the one of which something was kept.
+fn check_is_of(kept: &Kept, key: &Value, target: &Path) -> Result<(), Error> {
+    if kept.is_of(key) {
+        return Ok(());
+    }
+    let fault = UndoFault::AnotherDisk { journal: kept.journal.clone() };
+    Err(Error::new(ErrorKind::Identity, fault).at_path(target).hint_that(
+        "name the disk that was rebuilt; what was kept of it stays until reimage undo --discard-old",
+    ))
+}
+
+/// What an undo writes to.
+pub(crate) enum Onto {
+    Host(Access),
+    Brought(Box<dyn Target>, Promise),
+}
+
+impl Onto {
+    fn into_storage(self) -> Storage {
+        match self {
+            Self::Host(access) => Storage::Host(access),
+            Self::Brought(target, promise) => Storage::Brought(target, promise),
+        }
+    }
+}
+
+/// Checks everything that a rebuild from the kept copy would check, takes hold of the disk, and decodes all of the copy.
+///
+/// # Errors
+///
+/// With every refusal that was found, and where the copy is not what was kept; no disk has been changed.
+pub(crate) fn plan_back(
+    request: &Request,
+    kept: &Kept,
+    onto: Onto,
+    observer: &dyn Observer,
+) -> Result<Plan, Error> {
+    let state_dir = &request.options.state_dir;
+    let mut request = request.clone();
+    request.instance.image = Some(kept::content(state_dir, &kept.journal));
+    // What it was when it was kept is known, and a guest may have written anything into it since.
+    request.instance.system_disk.format = TargetFormat::Raw;
+    let options = std::mem::take(&mut request.options);
+    request.options = Options {
+        image: ImageOptions {
+            format: ImageFormat::Qcow2,
+            manifest: ManifestSource::None,
+            ..ImageOptions::default()
+        },
+        // It was made here, and is known by the root of its digests.
+        policies: Vec::new(),
+        preflight: Preflight::Deep,
+        size: None,
+        placement: Placement::InPlace,
+        gpt: GptPolicy::Keep,
+        verify: VerifyPolicy::Full,
+        old_disk: OldDisk::Discard,
+        linking: Linking::Copy,
+        earlier_run: EarlierRun::GoOn,
+        ..options
+    };
+    let storage = onto.into_storage();
+    examine((&request, Task::Undo(kept)), &Credential::keep_image(), storage, observer)
+}
+
+/// A disk that is held to get back what it was without being written: by an exchange, or because it is that still.
+pub(crate) struct SeenDisk {
+    pub(crate) instance: Option<String>,
+    pub(crate) kind: TargetKind,
+    pub(crate) claim: Claim,
+    pub(crate) key: Value,
+    pub(crate) data_disks: Vec<DataDisk>,
+    pub(crate) sight: Sight,
+    pub(crate) before: Option<DiskLayout>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Checks what a rebuild would check of its disk, and takes hold of it.
+///
+/// # Errors
+///
+/// With every refusal that was found; no disk has been changed.
+pub(crate) fn claim_for_undo(
+    request: &Request,
+    kept: &Kept,
+    (onto, placement): (Onto, Placement),
+) -> Result<SeenDisk, Error> {
+    let mut request = request.clone();
+    request.instance.system_disk.format = TargetFormat::Raw;
+    request.options.placement = placement;
+    let storage = onto.into_storage();
+    let mut refusals = Vec::new();
+    noted(check_request_of_disk(&request, &storage), &mut refusals);
+    noted(check_state_dir(&request.options.state_dir), &mut refusals);
+    if !refusals.is_empty() {
+        return Err(Error::first_of(refusals));
+    }
+    let seen = survey::survey(&request, None, &mut refusals);
+    let claimed = match take_claim(&request, storage, &seen) {
+        Ok(claimed) => Some(claimed),
+        Err(errors) => {
+            refusals.extend(errors);
+            None
+        }
+    };
+    let Some((claim, brought)) = claimed.filter(|_| refusals.is_empty()) else {
+        return Err(Error::first_of(refusals));
+    };
+    let key = earlier::key_of(&claim, brought.as_deref());
+    check_is_of(kept, &key, claim.path())?;
+    Ok(SeenDisk {
+        instance: request.instance.id.clone(),
+        kind: summary::kind_of(&request, &claim),
+        key,
+        sight: Sight::of([claim.sight_limits(), &seen.limits].concat()),
+        before: claim.look_at(|bytes| layout::describe(bytes).ok()).flatten(),
+        claim,
+        data_disks: seen.data_disks,
+        warnings: seen.warnings,
+    })
+}

@@ -1,0 +1,165 @@
+//! A file that was kept under another name takes its own again.
+
+use super::NothingKept;
+use crate::error::{Error, ErrorKind, TargetState};
+use crate::guard::{DataDisk, Hold};
+use crate::journal::kept::{Form, Kept};
+use crate::journal::{Bound, GoOn, Journal, JournalError, Record};
+use crate::observe::{CancelToken, Event, Observer};
+use crate::plan::SeenDisk;
+use crate::rebuild::{self, DataDiskReport};
+use crate::request::Options;
+use crate::seed::former;
+use crate::target::{self, Exchange, Former, FormerFault};
+
+/// A disk that is held, and the file that takes its place.
+pub(super) struct Exchanging {
+    /// `None` where the disk is the old one still.
+    exchange: Option<Box<dyn Exchange>>,
+    hold: Option<Hold>,
+    data_disks: Vec<DataDisk>,
+    key: serde_json::Value,
+    path: std::path::PathBuf,
+}
+
+/// What became of the data disks, and the error that a change of one is.
+type Evidence = (Vec<DataDiskReport>, Option<Error>);
+
+impl Exchanging {
+    /// Opens the file that was kept; nothing is changed yet.
+    pub(super) fn prepare(mut seen: SeenDisk, kept: &Kept) -> Result<Self, Error> {
+        let path = seen.claim.path().to_owned();
+        let hold = seen.claim.take_hold();
+        let Form::File { old, modified_ns, .. } = kept.form else {
+            unreachable!("a copy is written back");
+        };
+        let numbers = (old.device, old.inode);
+        let former = Former { journal: &kept.journal, numbers, size: kept.size, modified_ns };
+        let exchange = target::give_back(seen.claim, former).map_err(|fault| refusal(fault, kept))?;
+        Ok(Self { exchange: Some(exchange), hold, data_disks: seen.data_disks, key: seen.key, path })
+    }
+
+    /// Of a disk that its run has not changed.
+    pub(super) fn of_unchanged(mut seen: SeenDisk) -> Self {
+        let (path, hold) = (seen.claim.path().to_owned(), seen.claim.take_hold());
+        Self { exchange: None, hold, data_disks: seen.data_disks, key: seen.key, path }
+    }
+
+    /// The seed of that time, then the file, into their places.
+    pub(super) fn carry_out(
+        mut self,
+        (kept, options): (&Kept, &Options),
+        observer: &dyn Observer,
+        cancel: &CancelToken,
+    ) -> Result<Evidence, Error> {
+        let seed = rebuild::stage_seed(&options.state_dir, Some(kept))?;
+        if cancel.is_cancelled() {
+            return Err(
+                Error::bare(ErrorKind::Cancelled).hint_that("nothing was changed: run the undo again")
+            );
+        }
+        rebuild::refuse_holders(self.hold.as_ref(), &self.path)?;
+        let bound = Bound::of(&"undo", 1);
+        let (journal, _) = Journal::begin(&options.state_dir, &self.key, bound, GoOn::Never)
+            .map_err(rebuild::journal_error)?;
+        let noted = self.note(&journal, kept).map_err(rebuild::journal_error);
+        let mut exchange = self.exchange.take().expect("the file was opened");
+        let done = noted
+            .and_then(|()| match (seed, &kept.seed) {
+                (Some(seed), Some(of)) => seed.publish(&of.path),
+                _ => Ok(()),
+            })
+            .and_then(|()| exchange.publish().map_err(|fault| self.failed(fault)));
+        if let Err(error) = done {
+            let is_back = exchange.has_its_place();
+            if !is_back {
+                journal.discard();
+            }
+            let state = if is_back { TargetState::Verified } else { TargetState::Untouched };
+            return Err(error
+                .leaving(state)
+                .hint_that("run the undo again: nothing of what was kept is lost"));
+        }
+        exchange.settle().map_err(|fault| self.failed(fault).leaving(TargetState::Verified))?;
+        remember_seed((kept, options), observer);
+        journal.finish().map_err(|fault| rebuild::journal_error(fault).leaving(TargetState::Verified))?;
+        Ok(evidence(&self.data_disks, observer))
+    }
+
+    /// Whoever asks is told that the disk is one of the two, whole.
+    fn note(&self, journal: &Journal, kept: &Kept) -> Result<(), JournalError> {
+        let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
+        journal.record(&Record::Begun {
+            journal: journal.id(),
+            instance: kept.instance.as_deref(),
+            path: &path.to_string_lossy(),
+            pid: std::process::id(),
+            started_s: now.unwrap_or_default().as_secs(),
+            ptuuid: None,
+            image: &serde_json::Value::Null,
+            target: &self.key,
+            chunk_bytes: 0,
+            target_bytes: kept.size,
+            gpt: &serde_json::Value::Null,
+            undoes: Some(&kept.journal),
+        })?;
+        journal.record(&Record::Exchanging)
+    }
+
+    /// The disk is the old one; its seed may be that of the run that was to be undone.
+    pub(super) fn put_seed_back(
+        self,
+        (kept, options): (&Kept, &Options),
+        observer: &dyn Observer,
+    ) -> Result<Evidence, Error> {
+        if let (Some(seed), Some(of)) = (rebuild::stage_seed(&options.state_dir, Some(kept))?, &kept.seed) {
+            seed.publish(&of.path)?;
+            remember_seed((kept, options), observer);
+        }
+        Ok(evidence(&self.data_disks, observer))
+    }
+
+    fn failed(&self, fault: target::TargetError) -> Error {
+        Error::new(ErrorKind::TargetIo, fault)
+            .at_path(&self.path)
+            .hint_that("check the file system and the kernel's log, then run the undo again")
+    }
+}
+
+/// Looks at the data disks again.
+fn evidence(disks: &[DataDisk], observer: &dyn Observer) -> Evidence {
+    let reports = rebuild::compare_data_disks(disks, observer);
+    let changed = rebuild::changed_data_disks(&reports, "the system disk is complete");
+    let error = (!changed.is_empty()).then(|| Error::first_of(changed).leaving(TargetState::Verified));
+    (reports, error)
+}
+
+/// What the state folder remembered of the seed that is back.
+fn remember_seed((kept, options): (&Kept, &Options), observer: &dyn Observer) {
+    let Some(seed) = &kept.seed else { return };
+    let whose = (kept.instance.as_deref(), seed.path.as_path());
+    if let Err(error) = former::restore(&options.state_dir, whose, &seed.last) {
+        let message = format!("which seed this was could not be noted: {error}");
+        observer.event(&Event::Warning { code: "seed", message });
+    }
+}
+
+fn refusal(fault: FormerFault, kept: &Kept) -> Error {
+    let Form::File { kept_as, .. } = &kept.form else { return Error::bare(ErrorKind::Internal) };
+    let (kind, hint) = match &fault {
+        FormerFault::Gone => {
+            let gone = NothingKept::Gone { journal: kept.journal.clone() };
+            return Error::new(ErrorKind::TargetUnusable, gone)
+                .at_path(kept_as)
+                .hint_that("rebuild the disk from an image; reimage undo --discard-old removes the record");
+        }
+        FormerFault::Written => (
+            ErrorKind::Identity,
+            "it is not what was kept: see what wrote it, and put it back by hand if it is right",
+        ),
+        FormerFault::InUse(_) => (ErrorKind::InUse, "end what has the file open, then run the undo again"),
+        FormerFault::Unusable(_) => (ErrorKind::TargetUnusable, "check the file's rights"),
+    };
+    Error::new(kind, fault).at_path(kept_as).hint_that(hint)
+}
