@@ -3,7 +3,8 @@
 
 Usage: check_undo.py BINARY COUNT [SEED]. Kills COUNT rebuilds and as many undos at each place. Needs root.
 
-At each place (a file that is replaced, one that is written in place, a loop device) lies a disk with a GPT and noise. A
+At each place (a file that is replaced, one of qcow2, one that is written in place, a loop device) lies a disk with a GPT
+and noise. A
 rebuild that keeps it, or an undo, is killed by SIGKILL: at a random moment, or as it enters a random one of the system
 calls by which names and data become durable. Afterwards an undo, or another rebuild and then an undo, must bring the old
 disk back in every byte, and leave nothing beside it or in the folder of what is kept.
@@ -23,7 +24,7 @@ from host import MIB, tool
 
 KILLS = 12
 SEED = 11
-PLACES = ("replaced", "in place", "loop")
+PLACES = ("replaced", "qcow2", "in place", "loop")
 SIZE = 64 * MIB
 CALLS = ("fsync", "fdatasync", "renameat2", "rename", "unlinkat", "unlink", "pwrite64")
 PATIENCE = 60
@@ -41,6 +42,10 @@ class Place:
         part = host.noise(9, 3 * MIB + 512)
         host.write(self.path, (part * (SIZE // len(part) + 1))[: SIZE - 5 * MIB])
         disks.labelled(self.path, "gpt")
+        if kind == "qcow2":
+            raw, self.path = self.path, os.path.join(self.folder, "disk.qcow2")
+            tool("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, self.path)
+            os.unlink(raw)
         self.old = host.read(self.path)
         self.target = scratch.loop(self.path) if kind == "loop" else self.path
         self.flags = ("--in-place",) if kind == "in place" else ()
@@ -78,8 +83,18 @@ class Place:
     def read(self):
         return host.read(self.target)
 
+    def read_disk(self):
+        """What a machine sees of it."""
+        if self.kind != "qcow2":
+            return self.read()
+        raw = os.path.join(self.program.state, "seen.raw")
+        tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", self.target, raw)
+        seen = host.read(raw)
+        os.unlink(raw)
+        return seen
+
     def left_over(self):
-        beside = {name for name in os.listdir(self.folder) if name != "disk.raw"}
+        beside = {name for name in os.listdir(self.folder) if name != os.path.basename(self.path)}
         kept = os.path.join(self.program.state, "kept")
         return beside | set(os.listdir(kept) if os.path.isdir(kept) else ())
 
@@ -88,6 +103,8 @@ class Place:
         for name in self.left_over() & set(os.listdir(self.folder)):
             os.unlink(os.path.join(self.folder, name))
         host.write(self.target, self.old)
+        if self.target == self.path:
+            os.truncate(self.path, len(self.old))
         tool("rm", "-rf", self.program.state)
         os.mkdir(self.program.state)
 
@@ -104,11 +121,11 @@ def round_trip(place, tally):
     """Nobody disturbs it; returns how long a rebuild and an undo take."""
     place.reset()
     rebuilding = timed(place, "rebuild", "--keep-old")
-    place.finished = place.read()
-    tally.expect(place.finished != place.old, f"{place.kind}: the rebuild changed the disk")
+    place.finished = place.read_disk()
+    tally.expect(place.read() != place.old, f"{place.kind}: the rebuild changed the disk")
     status = place.program.run("status", place.target, "--state-dir", place.program.state)
     kept = (status.doc or {}).get("kept") or {}
-    form = "file" if place.kind == "replaced" else "copy"
+    form = "file" if place.kind in ("replaced", "qcow2") else "copy"
     tally.expect(kept.get("form") == form and kept.get("is_there"), f"{place.kind}: status shows what is kept", status)
     if form == "copy":
         # An independent reader of what was kept.
@@ -142,7 +159,7 @@ def killed_rebuild(place, rng, seconds, tally):
         again = place.run("rebuild", *keep)
         if not tally.expect(again.code == 0, f"{name}: the next rebuild", again):
             return
-        at = host.first_difference(place.read(), place.finished)
+        at = host.first_difference(place.read_disk(), place.finished)
         tally.expect(at is None, f"{name}: the finished disk", f"byte {at} is wrong")
     undone = place.run("undo")
     if follow == "plain rebuild" and undone.code == NOTHING_KEPT:
@@ -168,7 +185,7 @@ def killed_undo(place, rng, seconds, tally):
         again = place.run("rebuild")
         if not tally.expect(again.code == 0, f"{name}: the rebuild", again):
             return
-        at = host.first_difference(place.read(), place.finished)
+        at = host.first_difference(place.read_disk(), place.finished)
         tally.expect(at is None, f"{name}: the finished disk", f"byte {at} is wrong")
         if was_undone:
             return
@@ -223,7 +240,7 @@ def undo(program, scratch, tally, count=KILLS, seed=SEED):
         for _ in range(count):
             killed_rebuild(place, rng, rebuilding, tally)
             killed_undo(place, rng, undoing, tally)
-        if kind != "replaced":
+        if kind in ("in place", "loop"):
             no_room(place, scratch, tally)
         if kind == "loop":
             another_disk(place, scratch, tally)
