@@ -1,5 +1,5 @@
 //! Goal: the walls between the rooms stand, and what ARCHITECTURE.md names is there.
-//! Method: read every source file's paths, and compare them with the table of STYLE.md.
+//! Method: read every source file's paths, and compare them with the table of ARCHITECTURE.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
