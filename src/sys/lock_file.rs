@@ -65,7 +65,16 @@ fn lock_soon(file: &File) -> io::Result<()> {
 pub(crate) fn is_held(folder: &Path, name: &str) -> io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match rustix::fs::open(folder.join(name), flags, Mode::empty()) {
-        Ok(file) => locks::is_locked_by_others(file.as_fd(), BYTE),
+        Ok(file) => {
+            // A child that the last holder's process has just forked has it until its own program begins.
+            for _ in 0..4 {
+                if !locks::is_locked_by_others(file.as_fd(), BYTE)? {
+                    return Ok(false);
+                }
+                thread::sleep(INSTANT);
+            }
+            locks::is_locked_by_others(file.as_fd(), BYTE)
+        }
         Err(Errno::NOENT) => Ok(false),
         Err(error) => Err(error.into()),
     }
