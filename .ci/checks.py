@@ -25,6 +25,7 @@ import check_manifest
 import check_qcow2_targets
 import check_real_faults
 import check_refusals
+import check_streams
 import check_tricks
 import check_trust
 import check_undo
