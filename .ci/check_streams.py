@@ -213,7 +213,7 @@ def cut(program, scratch, tally):
 
 def garbage(program, scratch, tally):
     """What follows the stream, and damage in its middle and at its end."""
-    source = disk_of(scratch / "disk.raw", 4 * MIB)
+    source = disk_of(scratch / "disk.raw", 8 * MIB)
     for codec, shape, pack in SHAPES:
         image = make(scratch, codec, pack, source)
         content = host.read(image)
