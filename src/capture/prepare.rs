@@ -8,7 +8,7 @@ use super::fault::CaptureFault;
 use super::place::Place;
 use super::request::{CaptureRequest, ManifestPlace};
 use crate::error::{Error, ErrorKind};
-use crate::guard::{self, DataDisk, ImageFile, Kept, ReadClaim, Refusal, Sight, Subject, Topology};
+use crate::guard::{self, DataDisk, ImageFile, MustSurvive, ReadClaim, Refusal, Sight, Subject, Topology};
 use crate::image::{self, Image, NewImage, Packing, TableReport};
 use crate::layout::{self, DiskLayout, ReadBytes as _, marker};
 use crate::observe::{Event, Observer};
@@ -185,7 +185,7 @@ fn check_new_files(
     (claim, backing): (&ReadClaim, &[ImageFile]),
     seen: &plan::Seen,
 ) -> Vec<Error> {
-    let kept = Kept { source: claim.hold(), backing, data_disks: &seen.data_disks };
+    let survive = MustSurvive { source: claim.hold(), backing, data_disks: &seen.data_disks };
     let mut errors = Vec::new();
     let mut places = vec![("the image", request.image.clone())];
     places.extend(manifest.map(|path| ("the manifest", path.clone())));
@@ -195,7 +195,7 @@ fn check_new_files(
         places.dedup_by(|left, right| left.1 == right.1);
     }
     for (what, path) in places {
-        let found = guard::check_new_file(topology, (what, &path), &kept);
+        let found = guard::check_new_file(topology, (what, &path), &survive);
         errors.extend(found.into_iter().map(|refusal| refusal.about(&path)));
     }
     let writers = guard::image_writers(topology, backing);

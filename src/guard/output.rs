@@ -15,7 +15,7 @@ use super::refusal::{Refusal, Relation};
 use super::topology::{Storage, Topology};
 
 /// What must survive the new file: the disk that it is made from, what that is read from, the data disks.
-pub(crate) struct Kept<'a> {
+pub(crate) struct MustSurvive<'a> {
     /// The disk, held.
     pub(crate) source: &'a Hold,
     /// The backing files of the disk.
@@ -30,7 +30,7 @@ pub(crate) struct Kept<'a> {
 pub(crate) fn check_new_file(
     topology: &Topology,
     (what, path): (&'static str, &Path),
-    kept: &Kept<'_>,
+    survive: &MustSurvive<'_>,
 ) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -41,10 +41,10 @@ pub(crate) fn check_new_file(
     }
     let Some(place) = topology.storage_at(path) else { return refusals };
     let changes = |storage: &Storage| place.overlaps(&topology.again(storage));
-    if changes(&kept.source.storage) {
+    if changes(&survive.source.storage) {
         refusals.push(Refusal::OnItsSource { what, path: path.to_owned() });
     }
-    for disk in kept.data_disks.iter().filter(|disk| changes(&disk.storage)) {
+    for disk in survive.data_disks.iter().filter(|disk| changes(&disk.storage)) {
         refusals.push(Refusal::OnDataDisk { what, data_disk: disk.path.clone() });
     }
     let Ok(metadata) = path.symlink_metadata() else { return refusals };
@@ -58,7 +58,7 @@ pub(crate) fn check_new_file(
         refusals.push(Refusal::NoPlainFile { found });
         return refusals;
     }
-    for file in kept.backing.iter().filter(|file| changes(&file.storage)) {
+    for file in survive.backing.iter().filter(|file| changes(&file.storage)) {
         refusals.push(Refusal::Image { relation: Relation::Same, path: file.path.clone() });
     }
     refusals.extend(users(topology, path));

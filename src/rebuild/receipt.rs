@@ -10,7 +10,7 @@ use crate::layout;
 use crate::observe::{Event, Observer};
 use crate::plan::TargetKind;
 use crate::range::ByteRange;
-use crate::receipt::{self, EndPiece, Kept};
+use crate::receipt::{self, Contents, EndPiece};
 use crate::verify::{Digest, DigestTable};
 
 /// What a receipt tells besides the report and the chunks; made while the ends are in memory.
@@ -62,8 +62,8 @@ impl Run<'_> {
 
 /// Keeps the receipt; what cannot be kept is said, and the disk is complete nevertheless.
 pub(super) fn keep(rest: &Rest, (report, digests): (&Report, &DigestTable), observer: &dyn Observer) {
-    let kept = Kept { report, key: &rest.key, digests, ends: &rest.ends };
-    if let Err(error) = receipt::keep(&rest.state_dir, &kept) {
+    let contents = Contents { report, key: &rest.key, digests, ends: &rest.ends };
+    if let Err(error) = receipt::keep(&rest.state_dir, &contents) {
         let message = format!("the receipt of this rebuild could not be kept: {error}");
         observer.event(&Event::Warning { code: "receipt", message });
     }

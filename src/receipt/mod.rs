@@ -68,7 +68,7 @@ pub(crate) struct EndPiece {
 }
 
 /// What a receipt is made of.
-pub(crate) struct Kept<'a> {
+pub(crate) struct Contents<'a> {
     pub(crate) report: &'a Report,
     /// What the disk is called in the state folder.
     pub(crate) key: &'a serde_json::Value,

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{FORMAT, Kept, ReceiptNote, ReceiptOf, VERSION, Written, WrittenPiece};
+use super::{Contents, FORMAT, ReceiptNote, ReceiptOf, VERSION, Written, WrittenPiece};
 use crate::plan::TargetKind;
 use crate::sys::durable;
 use crate::verify::Digest;
@@ -33,8 +33,8 @@ struct Note {
 /// # Errors
 ///
 /// When the state folder cannot be written.
-pub(crate) fn keep(state_dir: &Path, kept: &Kept<'_>) -> io::Result<()> {
-    let report = kept.report;
+pub(crate) fn keep(state_dir: &Path, contents: &Contents<'_>) -> io::Result<()> {
+    let report = contents.report;
     let target = place_of(&report.target);
     let folder = folder(state_dir);
     durable::make_folder(&folder)?;
@@ -53,13 +53,13 @@ pub(crate) fn keep(state_dir: &Path, kept: &Kept<'_>) -> io::Result<()> {
         instance: report.plan.instance.as_deref(),
         target: target.to_string_lossy().into_owned(),
         target_bytes: report.target_bytes,
-        virtual_size: kept.digests.virtual_size(),
+        virtual_size: contents.digests.virtual_size(),
         root: report.root,
         report,
-        ends: kept.ends.iter().map(piece).collect(),
-        chunks: kept.digests,
+        ends: contents.ends.iter().map(piece).collect(),
+        chunks: contents.digests,
     };
-    let name = name_of(report.plan.target_kind, kept.key, &target);
+    let name = name_of(report.plan.target_kind, contents.key, &target);
     let path = folder.join(format!("{name}.json"));
     durable::write_whole_with(&path, |file| {
         let mut out = io::BufWriter::new(file);

@@ -3,7 +3,7 @@
 use super::super::Image;
 use super::super::decoder::Decoder;
 use super::super::error::ImageError;
-use super::{Kept, Line, PIECE, Packed, PartlyKnown, Reader, StreamImage, TableReport, inner_content};
+use super::{Blocks, Line, PIECE, Packed, PartlyKnown, Reader, StreamImage, TableReport, inner_content};
 use crate::range::ByteRange;
 
 /// No place is looked at behind so much that would have to be decoded for it; and for all of them together.
@@ -15,7 +15,7 @@ pub(crate) struct Glance {
     packed: Packed,
     size: u64,
     reader: Reader,
-    kept: Kept,
+    kept: Blocks,
     /// How much more may be decoded.
     left: u64,
 }
@@ -23,7 +23,7 @@ pub(crate) struct Glance {
 impl Packed {
     /// Begins to look at a disk that is said to have this size; it is compared with what comes out later.
     pub(crate) fn glance(self, size: u64) -> Glance {
-        Glance { packed: self, size, reader: Reader::default(), kept: Kept::default(), left: MOST_FOR_ALL }
+        Glance { packed: self, size, reader: Reader::default(), kept: Blocks::default(), left: MOST_FOR_ALL }
     }
 }
 
@@ -79,10 +79,10 @@ impl Packed {
     /// What can be asked of the file alone: its identity, its bytes as they lie; the disk is as long as it is told.
     pub(crate) fn as_file(&self) -> Box<dyn Image> {
         let size = self.told_size().unwrap_or_default();
-        Box::new(self.clone().undecoded(size, Kept::default()))
+        Box::new(self.clone().undecoded(size, Blocks::default()))
     }
 
-    fn undecoded(self, size: u64, kept: Kept) -> StreamImage {
+    fn undecoded(self, size: u64, kept: Blocks) -> StreamImage {
         let Packed { source, is_checked, nested, .. } = self;
         let report = TableReport { compressed_bytes: size, ..TableReport::default() };
         let (zeroes, reader) = (Vec::new(), Line::new(Reader::default()));

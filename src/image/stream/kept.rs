@@ -48,12 +48,12 @@ impl Recent {
 
 /// Blocks of the disk that are kept to the end; which ones is said before they come.
 #[derive(Default)]
-pub(super) struct Kept {
+pub(super) struct Blocks {
     /// By the offset of their first byte; `None` until they come.
     blocks: BTreeMap<u64, Option<Vec<u8>>>,
 }
 
-impl Kept {
+impl Blocks {
     /// Keeps what of `range` is still to come, as far as there is room.
     pub(super) fn want(&mut self, range: ByteRange, behind: u64) {
         let first = range.start() / BLOCK * BLOCK;
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_was_wanted_is_kept_and_the_rest_reads_as_zeroes() {
-        let mut kept = Kept::default();
+        let mut kept = Blocks::default();
         kept.want(ByteRange::new(BLOCK + 5, BLOCK), 0);
         kept.want(ByteRange::new(0, 1), BLOCK);
         kept.want(ByteRange::new(PIECE, 1), 0);
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn no_more_is_kept_than_there_is_room_for() {
-        let mut kept = Kept::default();
+        let mut kept = Blocks::default();
         kept.want(ByteRange::new(0, u64::MAX - BLOCK), 0);
         assert_eq!(kept.blocks.len(), MOST_BLOCKS);
         kept.add(1 << 40, &bytes(ByteRange::new(0, PIECE)));

@@ -29,7 +29,7 @@ use crate::range::ByteRange;
 pub(super) use codec::Codec;
 use codec::{MOST_BYTES, MOST_PADDING, MOST_POINTS, MOST_WINDOW, POINTS_APART, Point, only_zeroes_follow};
 
-use kept::{Kept, PIECE};
+use kept::{Blocks, PIECE};
 use line::Line;
 pub(crate) use pass::Step;
 use reader::{Reader, Source};
@@ -100,7 +100,7 @@ struct StreamImage {
     source: Source,
     size: u64,
     nested: Nested,
-    kept: Kept,
+    kept: Blocks,
     /// Whole pieces that are known to be zero: in order, and no two of them touch.
     zeroes: Vec<ByteRange>,
     report: TableReport,

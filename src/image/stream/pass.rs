@@ -4,7 +4,7 @@ use super::super::decoder::Decoder;
 use super::super::error::ImageError;
 use super::super::{Image, TableReport};
 use super::{
-    Kept, Line, MOST_BYTES, MOST_POINTS, PIECE, POINTS_APART, Packed, PartlyKnown, Reader, StreamImage,
+    Blocks, Line, MOST_BYTES, MOST_POINTS, PIECE, POINTS_APART, Packed, PartlyKnown, Reader, StreamImage,
     inner_content,
 };
 use crate::range::ByteRange;
@@ -20,7 +20,7 @@ pub(crate) struct Pass {
     /// The disk may not be larger.
     most: u64,
     reader: Reader,
-    kept: Kept,
+    kept: Blocks,
     zeroes: Vec<ByteRange>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum Step {
 impl Packed {
     /// Begins a pass that ends where the disk becomes longer than `most` bytes.
     pub(crate) fn pass(self, most: u64) -> Pass {
-        let mut kept = Kept::default();
+        let mut kept = Blocks::default();
         kept.want(ByteRange::new(0, PIECE), 0);
         let most = most.min(MOST_BYTES);
         Pass { packed: self, most, reader: Reader::default(), kept, zeroes: Vec::new() }
