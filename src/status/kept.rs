@@ -115,6 +115,8 @@ fn is_same(key: &Value, here: &Value) -> bool {
 
 /// What names the disk at a path in the state folder, as far as can be told without opening it.
 fn named_as(path: &Path) -> Option<Value> {
-    let ((base, offset), id) = Topology::of_this_host(vec![path.to_owned()]).place_of(path)?;
+    // The kernel's tables name whole paths.
+    let path = std::path::absolute(path).ok()?;
+    let ((base, offset), id) = Topology::of_this_host(vec![path.clone()]).place_of(&path)?;
     Some(json!({ "bytes": (base, offset), "id": id }))
 }
