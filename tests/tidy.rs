@@ -26,8 +26,10 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
         "guard", "inspect", "journal", "layout", "observe", "plan", "receipt", "request", "target", "verify",
     ];
     // It joins the rooms as `rebuild` does, which it calls to write a copy back.
-    let undo: &[&str] =
-        &["guard", "journal", "layout", "observe", "plan", "rebuild", "request", "seed", "status", "target"];
+    let undo: &[&str] = &[
+        "guard", "journal", "layout", "observe", "plan", "rebuild", "receipt", "request", "seed", "status",
+        "target",
+    ];
     BTreeMap::from([
         ("range", &[][..]),
         ("error", &[][..]),

@@ -54,7 +54,17 @@ pub(crate) struct Kept {
 #[serde(tag = "form", rename_all = "snake_case")]
 pub(crate) enum Form {
     /// The file itself, under another name beside the one that took its place.
-    File { place: String, kept_as: String, old: Numbers, new: Numbers, modified_ns: i64 },
+    File {
+        place: String,
+        kept_as: String,
+        old: Numbers,
+        new: Numbers,
+        /// The file's length in bytes, which is not the disk's size where the file is one of qcow2.
+        len: u64,
+        modified_ns: i64,
+        /// Whether it is one of qcow2, and therefore the file that took its place as well.
+        is_qcow2: bool,
+    },
     /// A compressed copy of its content, with the root of its chunk digests once it is whole.
     Copy { stage: Stage, root: Option<String>, bytes: u64 },
 }
@@ -359,7 +369,7 @@ mod tests {
         let (old, new) = (numbers(&disk), numbers(&aside));
         let kept_as = aside.to_str().unwrap().to_owned();
         let place = disk.to_str().unwrap().to_owned();
-        let form = Form::File { place, kept_as, old, new, modified_ns: 0 };
+        let form = Form::File { place, kept_as, old, new, len: 3, modified_ns: 0, is_qcow2: false };
         let kept = Kept { form, ..copy(RUN, Stage::Begun) };
         assert_eq!(kept.place(state.path()), Place::NotNeeded, "not exchanged yet");
         fs::rename(&disk, at("between")).unwrap();

@@ -5,10 +5,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::keep::{KeepPlan, Keeps, OldDisks};
-use super::{Plan, Storage, TargetKind, Task, earlier, examine, noted, summary, survey};
+use super::{Plan, Storage, TargetKind, Task, container, earlier, examine, noted, summary, survey};
 use super::{check_request_of_disk, check_state_dir, take_claim};
 use crate::error::{Error, ErrorKind};
-use crate::guard::{Access, Claim, DataDisk, Promise, Sight};
+use crate::guard::{Access, Claim, DataDisk, Held, Inside, Promise, Sight};
 use crate::journal::kept::{self, Form, Kept};
 use crate::layout::{self, DiskLayout};
 use crate::observe::Observer;
@@ -119,6 +119,8 @@ pub(crate) struct SeenDisk {
     pub(crate) instance: Option<String>,
     pub(crate) kind: TargetKind,
     pub(crate) claim: Claim,
+    /// The size in bytes of the disk, and not of a file that describes it.
+    pub(crate) size: u64,
     pub(crate) key: Value,
     pub(crate) data_disks: Vec<DataDisk>,
     pub(crate) sight: Sight,
@@ -159,14 +161,30 @@ pub(crate) fn claim_for_undo(
     };
     let key = earlier::key_of(&claim, brought.as_deref());
     check_is_of(kept, &key, claim.path())?;
+    let inside = inside(kept, &claim, &request.options.image);
+    let before = match &inside {
+        Some(inside) => inside.bytes.as_deref().and_then(|bytes| layout::describe(bytes).ok()),
+        None => claim.look_at(|bytes| layout::describe(bytes).ok()).flatten(),
+    };
     Ok(SeenDisk {
         instance: request.instance.id.clone(),
         kind: summary::kind_of(&request, &claim),
         key,
         sight: Sight::of([claim.sight_limits(), &seen.limits].concat()),
-        before: claim.look_at(|bytes| layout::describe(bytes).ok()).flatten(),
+        size: inside.map_or(claim.size(), |inside| inside.size),
+        before,
         claim,
         data_disks: seen.data_disks,
         warnings: seen.warnings,
     })
+}
+
+/// The disk in a file that a rebuild made as one of qcow2; a file that does not show it stops no undo.
+fn inside(kept: &Kept, claim: &Claim, options: &ImageOptions) -> Option<Inside> {
+    match (&kept.form, claim.held()) {
+        (Form::File { is_qcow2: true, .. }, Held::File { file, .. }) => {
+            container::look_inside(file, claim.path(), options).ok()
+        }
+        _ => None,
+    }
 }

@@ -127,8 +127,10 @@ impl Run<'_> {
         let kept_as = place.with_file_name(beside::old_name(place.file_name().unwrap_or_default(), &journal));
         let [place, kept_as] = [place, &kept_as].map(|path| path.to_string_lossy().into_owned());
         let (old, new) = (numbers_of(&was), (*device, *inode).into());
-        let form = Form::File { place, kept_as, old, new, modified_ns: modified_ns(&was) };
-        let entry = Kept { size: was.len(), keys: vec![key_of_file(&will)], ..self.entry(form) };
+        let (len, modified_ns) = (was.len(), modified_ns(&was));
+        let is_qcow2 = self.summary.qcow2.is_some();
+        let form = Form::File { place, kept_as, old, new, len, modified_ns, is_qcow2 };
+        let entry = Kept { keys: vec![key_of_file(&will)], ..self.entry(form) };
         self.write_entry(entry, entries)
     }
 

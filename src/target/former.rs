@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, RenameFlags};
 
@@ -17,9 +18,12 @@ use crate::sys::{beside, locks};
 pub(crate) struct Former<'a> {
     /// The run that kept it.
     pub(crate) journal: &'a str,
+    /// The name that it had, and the one under which it was kept.
+    pub(crate) place: &'a Path,
+    pub(crate) kept_as: &'a Path,
     pub(crate) numbers: (u64, u64),
-    /// Its size in bytes and the time of its last change when it was kept.
-    pub(crate) size: u64,
+    /// Its length in bytes and the time of its last change when it was kept.
+    pub(crate) len: u64,
     pub(crate) modified_ns: i64,
 }
 
@@ -28,6 +32,9 @@ pub(crate) struct Former<'a> {
 pub(crate) enum FormerFault {
     #[error("the file that was kept is not there any more, or another file has its name")]
     Gone,
+    /// The disk is named by another name than the one beside which the file lies.
+    #[error("the old disk was kept beside {place:?}, and not beside this name of the disk")]
+    Elsewhere { place: PathBuf },
     #[error("the file that was kept has been written since")]
     Written,
     #[error("the file that was kept is in use")]
@@ -56,7 +63,7 @@ enum Place {
 /// Makes of the right to write a file the exchange that puts the one back that was kept of it; nothing is changed yet.
 pub(crate) fn give_back(claim: Claim, former: Former<'_>) -> Result<Box<dyn Exchange>, FormerFault> {
     let Held::File { file: present, folder, name, .. } = claim.into_held() else {
-        return Err(FormerFault::Gone);
+        return Err(not_beside(former));
     };
     let kept_as = beside::old_name(&name, former.journal);
     let opened = beside::reopen_old(&folder, &kept_as, former.numbers);
@@ -64,9 +71,9 @@ pub(crate) fn give_back(claim: Claim, former: Former<'_>) -> Result<Box<dyn Exch
         io::ErrorKind::ResourceBusy => FormerFault::InUse(error),
         _ => FormerFault::Unusable(error),
     })?;
-    let old = old.ok_or(FormerFault::Gone)?;
+    let old = old.ok_or_else(|| not_beside(former))?;
     let of = old.metadata().map_err(FormerFault::Unusable)?;
-    if (of.len(), modified_ns(&of)) != (former.size, former.modified_ns) {
+    if (of.len(), modified_ns(&of)) != (former.len, former.modified_ns) {
         return Err(FormerFault::Written);
     }
     // From the exchange on it is the disk: until this run ends, no hypervisor shall start on it.
@@ -75,6 +82,16 @@ pub(crate) fn give_back(claim: Claim, former: Former<'_>) -> Result<Box<dyn Exch
         let _ = locks::lock_shared(old.as_fd(), byte);
     }
     Ok(Box::new(Returning { folder, name, kept_as, old, present, place: Place::Waiting }))
+}
+
+/// Why nothing lies beside the disk: what was kept may still be where it was put.
+fn not_beside(former: Former<'_>) -> FormerFault {
+    let is_there =
+        rustix::fs::lstat(former.kept_as).is_ok_and(|found| (found.st_dev, found.st_ino) == former.numbers);
+    match is_there {
+        true => FormerFault::Elsewhere { place: former.place.to_owned() },
+        false => FormerFault::Gone,
+    }
 }
 
 /// When a file's content changed last, in nanoseconds since 1970.

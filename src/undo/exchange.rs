@@ -1,13 +1,16 @@
 //! A file that was kept under another name takes its own again.
 
+use std::path::Path;
+
 use super::NothingKept;
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::{DataDisk, Hold};
 use crate::journal::kept::{Form, Kept};
 use crate::journal::{Bound, GoOn, Journal, JournalError, Record};
 use crate::observe::{CancelToken, Event, Observer};
-use crate::plan::SeenDisk;
+use crate::plan::{SeenDisk, TargetKind};
 use crate::rebuild::{self, DataDiskReport};
+use crate::receipt;
 use crate::request::Options;
 use crate::seed::former;
 use crate::target::{self, Exchange, Former, FormerFault};
@@ -28,14 +31,21 @@ type Evidence = (Vec<DataDiskReport>, Option<Error>);
 impl Exchanging {
     /// Opens the file that was kept; nothing is changed yet.
     pub(super) fn prepare(mut seen: SeenDisk, kept: &Kept) -> Result<Self, Error> {
-        let path = seen.claim.path().to_owned();
-        let hold = seen.claim.take_hold();
-        let Form::File { old, modified_ns, .. } = kept.form else {
+        let (path, kind, hold) = (seen.claim.path().to_owned(), seen.kind, seen.claim.take_hold());
+        let Form::File { place, kept_as, old, len, modified_ns, .. } = &kept.form else {
             unreachable!("a copy is written back");
         };
         let numbers = (old.device, old.inode);
-        let former = Former { journal: &kept.journal, numbers, size: kept.size, modified_ns };
-        let exchange = target::give_back(seen.claim, former).map_err(|fault| refusal(fault, kept))?;
+        let former = Former {
+            journal: &kept.journal,
+            place: place.as_ref(),
+            kept_as: kept_as.as_ref(),
+            numbers,
+            len: *len,
+            modified_ns: *modified_ns,
+        };
+        let exchange = target::give_back(seen.claim, former);
+        let exchange = exchange.map_err(|fault| refusal(fault, kept, (&path, kind)))?;
         Ok(Self { exchange: Some(exchange), hold, data_disks: seen.data_disks, key: seen.key, path })
     }
 
@@ -69,7 +79,11 @@ impl Exchanging {
                 (Some(seed), Some(of)) => seed.publish(&of.path),
                 _ => Ok(()),
             })
-            .and_then(|()| exchange.publish().map_err(|fault| self.failed(fault)));
+            .and_then(|()| {
+                // Before the exchange, so that a run that is killed after it leaves none of the other disk.
+                forget_receipt(&options.state_dir, &self.path, observer);
+                exchange.publish().map_err(|fault| self.failed(fault))
+            });
         if let Err(error) = done {
             let is_back = exchange.has_its_place();
             if !is_back {
@@ -135,6 +149,14 @@ fn evidence(disks: &[DataDisk], observer: &dyn Observer) -> Evidence {
     (reports, error)
 }
 
+/// The receipt is of what the rebuild left, and that is about to go.
+fn forget_receipt(state_dir: &Path, disk: &Path, observer: &dyn Observer) {
+    if let Err(error) = receipt::forget(state_dir, disk) {
+        let message = format!("the receipt of the rebuild that is undone could not be removed: {error}");
+        observer.event(&Event::Warning { code: "receipt", message });
+    }
+}
+
 /// What the state folder remembered of the seed that is back.
 fn remember_seed((kept, options): (&Kept, &Options), observer: &dyn Observer) {
     let Some(seed) = &kept.seed else { return };
@@ -145,7 +167,7 @@ fn remember_seed((kept, options): (&Kept, &Options), observer: &dyn Observer) {
     }
 }
 
-fn refusal(fault: FormerFault, kept: &Kept) -> Error {
+fn refusal(fault: FormerFault, kept: &Kept, (disk, kind): (&Path, TargetKind)) -> Error {
     let Form::File { kept_as, .. } = &kept.form else { return Error::bare(ErrorKind::Internal) };
     let (kind, hint) = match &fault {
         FormerFault::Gone => {
@@ -153,6 +175,18 @@ fn refusal(fault: FormerFault, kept: &Kept) -> Error {
             return Error::new(ErrorKind::TargetUnusable, gone)
                 .at_path(kept_as)
                 .hint_that("rebuild the disk from an image; reimage undo --discard-old removes the record");
+        }
+        FormerFault::Elsewhere { place } => {
+            let hint = match kind {
+                TargetKind::Device if place.exists() => {
+                    format!("detach the loop device and name {place:?}")
+                }
+                TargetKind::Device => format!(
+                    "detach the loop device, give its file the name {place:?} back, and name that file"
+                ),
+                _ => format!("give the disk the name {place:?} back, and name that file"),
+            };
+            return Error::new(ErrorKind::TargetUnusable, fault).at_path(disk).hint_that(hint);
         }
         FormerFault::Written => (
             ErrorKind::Identity,

@@ -106,7 +106,7 @@ impl UndoSummary {
             target: seen.claim.path().to_owned(),
             target_kind: seen.kind,
             target_disk: seen.claim.facts().cloned(),
-            target_bytes: seen.claim.size(),
+            target_bytes: seen.size,
             size_after: kept.size,
             journal: lies.journal,
             kept_s: lies.kept_s,

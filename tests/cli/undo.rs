@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::during::{COPYING, interrupted, large};
-use crate::support::{PASSWORD, Ran, Room, Seen, text};
+use crate::support::{PASSWORD, Ran, Room, Seen, expected, text};
 
 const MIB: usize = 1 << 20;
 
@@ -162,6 +162,65 @@ fn another_disk_behind_the_same_name_is_refused() {
 }
 
 #[test]
+fn a_renamed_disk_is_told_beside_which_name_its_old_file_lies() {
+    let old = Old::new();
+    old.rebuild(&old.image, &["--keep-old"]).document();
+    let kept = PathBuf::from(old.kept()["path"].as_str().unwrap());
+    let moved = old.room.path("moved.raw");
+    fs::rename(&old.disk, &moved).unwrap();
+    let disk = Seen::of(&moved);
+    let error = old.undo(&["moved.raw"]).error(14);
+    let (message, hint) = (error["message"].as_str().unwrap(), error["hint"].as_str().unwrap());
+    assert!(message.contains("kept beside") && message.contains("/disk.raw"), "{error}");
+    assert!(hint.contains("/disk.raw") && !hint.contains("discard"), "{error}");
+    disk.check(&moved);
+    assert!(kept.exists());
+    fs::remove_file(&kept).unwrap();
+    let error = old.undo(&["moved.raw"]).error(14);
+    assert!(error["hint"].as_str().unwrap().contains("discard-old"), "{error}");
+}
+
+#[test]
+fn after_an_undo_no_receipt_is_of_what_was_undone() {
+    for words in WAYS {
+        let old = Old::new();
+        old.rebuild(&old.image, words).document();
+        let verify =
+            || old.room.plain(&["verify", "--json", "--state-dir", "state", "--receipt", "disk.raw"]);
+        verify().document();
+        old.undo(&["disk.raw"]).document();
+        let status = old.room.plain(&["status", "--json", "--state-dir", "state", "disk.raw"]).document();
+        match &status["receipt"] {
+            Value::Null => drop(verify().error(2)),
+            _ => drop(verify().document()),
+        }
+        assert_eq!(status["receipt"] == Value::Null, words.len() == 1, "{words:?}: {status}");
+    }
+}
+
+#[test]
+fn the_sizes_of_a_qcow2_disk_are_those_of_the_disk_and_not_of_its_file() {
+    for name in ["disk.qcow2", "disk.img"] {
+        let room = Room::new();
+        let disk = room.path(name);
+        fs::rename(room.image("v3-64k"), &disk).unwrap();
+        let (before, size) = (fs::read(&disk).unwrap(), expected("v3-64k").0);
+        let image = room.file("image.raw", vec![3; 3 * MIB]);
+        let larger = size + (8 << 20);
+        let as_qcow2 = ["--target-format", "qcow2", "--size", &larger.to_string(), "--keep-old"];
+        room.rebuild(&[&[text(&image), name], &as_qcow2[..]].concat()).document();
+        let status = room.plain(&["status", "--json", "--state-dir", "state", name]).document();
+        assert_eq!(status["kept"]["size"], size, "{status}");
+        let undo = ["undo", "--json", "--yes", "--state-dir", "state", name];
+        let report = room.plain(&undo).document();
+        let plan = &report["plan"];
+        assert_eq!((&plan["target_bytes"], &plan["size_after"]), (&larger.into(), &size.into()), "{plan}");
+        assert_eq!(report["target_bytes"], size);
+        assert!(fs::read(&disk).unwrap() == before, "the file is not what it was");
+    }
+}
+
+#[test]
 fn what_is_kept_and_is_not_what_it_was_is_refused() {
     let old = Old::new();
     old.rebuild(&old.image, &["--keep-old"]).document();
@@ -176,31 +235,46 @@ fn what_is_kept_and_is_not_what_it_was_is_refused() {
     fs::remove_file(&kept).unwrap();
     old.undo(&["disk.raw"]).error(14);
     disk.check(&old.disk);
+}
 
-    let old = Old::new();
-    old.rebuild(&old.image, &["--keep-old", "--in-place"]).document();
-    let kept = PathBuf::from(old.kept()["path"].as_str().unwrap());
-    let (disk, good) = (Seen::of(&old.disk), fs::read(&kept).unwrap());
+#[test]
+fn a_damaged_copy_is_refused_or_gives_back_the_right_bytes() {
+    let mut old = Old::new();
+    // What cannot be compressed leaves little in the copy that no reader looks at.
+    noise(&mut old.bytes);
+    fs::write(&old.disk, &old.bytes).unwrap();
     let mut refused = 0;
-    for at in (0..good.len()).step_by(good.len() / 16) {
+    for place in 0..DAMAGED {
+        old.rebuild(&old.image, &["--keep-old", "--in-place"]).document();
+        let kept = PathBuf::from(old.kept()["path"].as_str().unwrap());
+        let (disk, good) = (Seen::of(&old.disk), fs::read(&kept).unwrap());
+        let at = place * good.len() / DAMAGED;
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         fs::write(&kept, bad).unwrap();
         let ran = old.undo(&["disk.raw"]);
-        if ran.code == Some(0) {
-            // What no reader looks at may differ.
-            break;
+        if ran.code != Some(0) {
+            assert!(matches!(ran.code, Some(20 | 21)), "byte {at}: {ran:?}");
+            disk.check(&old.disk);
+            refused += 1;
+            fs::write(&kept, &good).unwrap();
+            old.undo(&["disk.raw"]).document();
         }
-        assert!(matches!(ran.code, Some(20 | 21)), "byte {at}: {ran:?}");
-        disk.check(&old.disk);
-        refused += 1;
+        old.check_back();
     }
-    assert!(refused > 0, "no damage was refused");
-    if kept.exists() {
-        fs::write(&kept, &good).unwrap();
-        old.undo(&["disk.raw"]).document();
+    assert!(refused >= DAMAGED * 3 / 4, "of {DAMAGED} damages {refused} were refused");
+}
+
+/// In so many places a copy is damaged, one after another.
+const DAMAGED: usize = 16;
+
+/// Bytes that cannot be compressed, the same each time.
+fn noise(bytes: &mut [u8]) {
+    let mut state = 1_u64;
+    for byte in bytes {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *byte = state.to_be_bytes()[0];
     }
-    old.check_back();
 }
 
 #[test]
