@@ -160,12 +160,33 @@ enum Task<'a> {
     Undo(&'a Kept),
 }
 
+/// What was found before anything was decided.
+struct Looked {
+    opened: CheckedImage,
+    seed: Option<ComposedSeed>,
+    seen: Seen,
+    claim: Claim,
+    brought: Option<Box<dyn Target>>,
+    /// What speaks against the run already: there may be more to tell.
+    refusals: Vec<Error>,
+}
+
 fn examine(
     (request, task): (&Request, Task<'_>),
     credential: &Credential,
     storage: Storage,
     observer: &dyn Observer,
 ) -> Result<Plan, Error> {
+    decide((request, task), look(request, credential, storage, observer)?, observer)
+}
+
+/// Looks at the request, the image and the host, and takes hold of the disk.
+fn look(
+    request: &Request,
+    credential: &Credential,
+    storage: Storage,
+    observer: &dyn Observer,
+) -> Result<Looked, Error> {
     let mut refusals = Vec::new();
     noted(check_request(request, &storage), &mut refusals);
     noted(check_state_dir(&request.options.state_dir), &mut refusals);
@@ -181,26 +202,32 @@ fn examine(
     // Before the fault itself: of several, the one with a process is the one to tell.
     refusals.extend(opened.as_ref().err().map(survey::who_writes).unwrap_or_default());
     let opened = noted(opened, &mut refusals);
-    let root = opened.as_ref().and_then(|opened| opened.root);
-    let (image, manifest) = match opened {
-        Some(opened) => (Some((opened.image, opened.tables, opened.signatures)), opened.manifest),
-        None => (None, None),
-    };
     if runs {
         // A machine that runs has its disks: no device is opened.
         return Err(Error::first_of(refusals));
     }
-    let mut seen = survey(request, image.as_ref().map(|(image, ..)| image.as_ref()), &mut refusals);
-    let (claim, brought) = match take_claim(request, storage, &seen) {
-        Ok((claim, brought)) => (Some(claim), brought),
+    let seen = survey(request, opened.as_ref().map(|opened| opened.image.as_ref()), &mut refusals);
+    let claimed = match take_claim(request, storage, &seen) {
+        Ok(claimed) => Some(claimed),
         Err(errors) => {
             refusals.extend(errors);
-            (None, None)
+            None
         }
     };
-    let (Some((image, tables, signatures)), Some(claim)) = (image, claim) else {
-        return Err(Error::first_of(refusals));
-    };
+    match (opened, claimed) {
+        (Some(opened), Some((claim, brought))) => Ok(Looked { opened, seed, seen, claim, brought, refusals }),
+        _ => Err(Error::first_of(refusals)),
+    }
+}
+
+/// Whether all that was found fits together, and what is to be done then.
+fn decide(
+    (request, task): (&Request, Task<'_>),
+    looked: Looked,
+    observer: &dyn Observer,
+) -> Result<Plan, Error> {
+    let Looked { opened, seed, mut seen, claim, brought, mut refusals } = looked;
+    let CheckedImage { image, tables, signatures, manifest, root } = opened;
     let fit = match task {
         Task::Rebuild => Fit::find(request, (image.as_ref(), tables), &claim, brought.as_deref()),
         Task::Undo(kept) => Fit::back(kept.size, &claim),
@@ -217,30 +244,31 @@ fn examine(
     checked(&claim, seen.data_disks.len(), observer);
     let linked = linked::examine(request, (image.as_ref(), root, manifest.as_ref()), observer)?;
     seen.warnings.extend(overlays.warning);
-    let found = (&claim, &fit, (&seen, &known));
-    let used = manifest.as_ref().map(|manifest| manifest.used.clone());
-    let opened = (image.as_ref(), tables, (used, signatures));
-    let of_task = (task, keep, warnings);
-    let summary = summary::summarise((request, of_task), opened, found, seed.as_ref())?;
-    if let Some(bound) = &request.options.plan {
-        refusals.extend(bound.differences(&summary));
-    }
-    if request.options.duplicates == DuplicatePolicy::Deny {
-        refusals.extend(duplicates::refusals(&summary.duplicates));
-        refusals.extend(seen.not_looked_into().iter().map(|path| duplicates::unknown(path)));
-    }
-    if !refusals.is_empty() {
-        return Err(Error::first_of(refusals));
-    }
+    let found = summary::Found {
+        task,
+        image: image.as_ref(),
+        content: tables,
+        manifest: manifest.as_ref().map(|manifest| manifest.used.clone()),
+        signatures,
+        claim: &claim,
+        fit: &fit,
+        seen: &seen,
+        known: &known,
+        keep,
+        about_old_disks: warnings,
+        seed: seed.as_ref(),
+    };
+    let summary = summary::summarise(request, found)?;
+    refuse_summary(request, &summary, &seen)?;
     for warning in &summary.warnings {
         observer.event(&Event::Warning { code: "plan", message: warning.clone() });
     }
-    let (request, data_disks) = (request.clone(), seen.data_disks);
     let seen_image = SeenImage::of(image.as_ref(), root);
     let undoes = match task {
         Task::Rebuild => None,
         Task::Undo(kept) => Some(kept.clone()),
     };
+    let (request, data_disks) = (request.clone(), seen.data_disks);
     Ok(Plan {
         request,
         image,
@@ -257,6 +285,19 @@ fn examine(
         undoes,
         summary,
     })
+}
+
+/// What only the whole plan shows: that it is another than was agreed to, or would make two disks look like one.
+fn refuse_summary(request: &Request, summary: &PlanSummary, seen: &Seen) -> Result<(), Error> {
+    let mut refusals = Vec::new();
+    if let Some(bound) = &request.options.plan {
+        refusals.extend(bound.differences(summary));
+    }
+    if request.options.duplicates == DuplicatePolicy::Deny {
+        refusals.extend(duplicates::refusals(&summary.duplicates));
+        refusals.extend(seen.not_looked_into().iter().map(|path| duplicates::unknown(path)));
+    }
+    if refusals.is_empty() { Ok(()) } else { Err(Error::first_of(refusals)) }
 }
 
 /// Tells what the guard found, now that it has found nothing against it.

@@ -124,15 +124,26 @@ impl GptPlan {
     }
 }
 
-/// What is known of where an image comes from.
-type Origin = (Option<ManifestUse>, Vec<ImageSignature>);
+/// What a plan is made of.
+pub(super) struct Found<'a> {
+    pub(super) task: Task<'a>,
+    pub(super) image: &'a dyn Image,
+    pub(super) content: TableReport,
+    /// Where the image comes from.
+    pub(super) manifest: Option<ManifestUse>,
+    pub(super) signatures: Vec<ImageSignature>,
+    pub(super) claim: &'a Claim,
+    pub(super) fit: &'a Fit,
+    pub(super) seen: &'a Seen,
+    pub(super) known: &'a Known,
+    pub(super) keep: Option<KeepPlan>,
+    /// What a person should know of what is kept.
+    pub(super) about_old_disks: Vec<String>,
+    pub(super) seed: Option<&'a ComposedSeed>,
+}
 
-pub(super) fn summarise(
-    (request, (task, keep, kept)): (&Request, (Task<'_>, Option<KeepPlan>, Vec<String>)),
-    (image, content, (manifest, signatures)): (&dyn Image, TableReport, Origin),
-    (claim, fit, (seen, known)): (&Claim, &Fit, (&Seen, &Known)),
-    seed: Option<&ComposedSeed>,
-) -> Result<PlanSummary, Error> {
+pub(super) fn summarise(request: &Request, found: Found<'_>) -> Result<PlanSummary, Error> {
+    let Found { image, claim, fit, seen, known, seed, .. } = found;
     let future = Future { image: Glimpse(image), fit };
     let unreadable = |error| Error::new(ErrorKind::Image, error);
     let after = layout::describe(&future).map_err(unreadable)?;
@@ -140,8 +151,8 @@ pub(super) fn summarise(
     let before = claim.look_at(|bytes| layout::describe(bytes).ok()).flatten();
     let others = seen.layouts();
     let mut warnings = known.warnings.clone();
-    warnings.extend(kept);
-    if let Task::Rebuild = task {
+    warnings.extend(found.about_old_disks);
+    if let Task::Rebuild = found.task {
         warnings.extend(warnings_of(request, (image, fit), seed));
         warnings.extend(packed::warnings(image));
         warnings.extend(guest::warnings(request.instance.os, &after));
@@ -154,21 +165,21 @@ pub(super) fn summarise(
     let mut summary = PlanSummary {
         instance: request.instance.id.clone(),
         image: image.info(),
-        content,
+        content: found.content,
         target: claim.path().to_owned(),
         target_kind: kind_of(request, claim),
         target_disk: claim.facts().cloned(),
         image_files: image.identities(),
         image_digest: image_digest(request),
-        manifest,
-        signatures,
+        manifest: found.manifest,
+        signatures: found.signatures,
         target_bytes: claim.size(),
         size_after: fit.size,
         mode: known.mode,
         unfinished: known.unfinished.clone(),
         qcow2: fit.container.as_ref().map(Container::summary),
         gpt: GptPlan::of(fit.relocation.as_ref()),
-        keep,
+        keep: found.keep,
         seed: seed.map(ComposedSeed::summary),
         data_disks: seen.data_disks.iter().map(|disk| disk.before().clone()).collect(),
         sight: Sight::of(limits),

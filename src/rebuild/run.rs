@@ -101,11 +101,7 @@ impl<'a> Run<'a> {
             ..
         } = plan;
         let options = request.options;
-        let no_threads = |error| {
-            Error::new(ErrorKind::Internal, TargetError::new("starting threads", None, error))
-                .hint_that("check the limits on threads and memory of this user")
-        };
-        let pool = Pool::start(options.threads).map_err(no_threads)?;
+        let pool = start_pool(&options)?;
         let seed = seed.map(ComposedSeed::stage).transpose()?;
         let returning_seed = keep::stage_seed(&options.state_dir, undoes.as_ref())?;
         let hold = claim.take_hold();
@@ -113,15 +109,8 @@ impl<'a> Run<'a> {
         let about = (&summary, &known, undoes.as_ref());
         let Prepared { journal, target, exchange, beside, sealable, noted } =
             prepare::prepare(&options, about, image.virtual_size(), to_open)?;
-        let mode = match summary.mode {
-            RunMode::Delta => RunMode::Delta,
-            RunMode::Linked => RunMode::Linked,
-            RunMode::Full | RunMode::Resumed if noted.is_some() && !target.is_new() => RunMode::Resumed,
-            RunMode::Full | RunMode::Resumed => RunMode::Full,
-        };
-        // A disk that is to grow first has nothing that could be compared behind its end.
-        let grows = summary.size_after != summary.target_bytes;
-        let may_write = mode != RunMode::Delta || summary.unfinished.is_some() || grows;
+        let mode = mode_of(&summary, noted.as_ref().filter(|_| !target.is_new()));
+        let may_write = may_write(&summary, mode);
         let durations = Durations { prepare_ms: report::ms(started), ..Durations::default() };
         Ok(Self {
             observer,
@@ -242,6 +231,30 @@ impl<'a> Run<'a> {
     pub(super) fn error(&self, fault: CopyError) -> Error {
         copy_error(fault, &self.summary.target)
     }
+}
+
+fn start_pool(options: &Options) -> Result<Pool, Error> {
+    Pool::start(options.threads).map_err(|error| {
+        Error::new(ErrorKind::Internal, TargetError::new("starting threads", None, error))
+            .hint_that("check the limits on threads and memory of this user")
+    })
+}
+
+/// How the run really goes about the disk, with the chunks that an earlier run wrote where it goes on.
+fn mode_of(summary: &PlanSummary, noted: Option<&DigestTable>) -> RunMode {
+    match summary.mode {
+        RunMode::Delta => RunMode::Delta,
+        RunMode::Linked => RunMode::Linked,
+        RunMode::Full | RunMode::Resumed if noted.is_some() => RunMode::Resumed,
+        RunMode::Full | RunMode::Resumed => RunMode::Full,
+    }
+}
+
+/// Whether the disk is to say before the copy that it is unfinished.
+fn may_write(summary: &PlanSummary, mode: RunMode) -> bool {
+    // A disk that is to grow first has nothing that could be compared behind its end.
+    let grows = summary.size_after != summary.target_bytes;
+    mode != RunMode::Delta || summary.unfinished.is_some() || grows
 }
 
 /// A fault of a pass over a disk, as the caller sees it.

@@ -156,22 +156,7 @@ pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, 
     };
     let named = named.filter(|path| !path.as_os_str().is_empty());
     let mut notices = Vec::new();
-    let journals = match journal::list(state_dir) {
-        Ok(listing) => {
-            notices.extend(overlooked(listing.unread));
-            listing.journals
-        }
-        // The disk speaks for itself.
-        Err(error) if named.is_some() => {
-            notices.push(format!("the state folder {state_dir:?} cannot be read: {error}"));
-            Vec::new()
-        }
-        Err(error) => {
-            return Err(Error::new(ErrorKind::Usage, error)
-                .at_path(state_dir)
-                .hint_that("name the folder with --state-dir, or ask as the user who ran the rebuild"));
-        }
-    };
+    let journals = journals_in(state_dir, named, &mut notices)?;
     let format = match subject {
         Subject::Instance(spec) => spec.system_disk.format,
         Subject::Id(_) | Subject::Disk(_) => TargetFormat::Auto,
@@ -220,6 +205,28 @@ pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, 
         notices,
         advice: verdict.advice,
     })
+}
+
+/// The journals of a state folder; where a disk is named, the answer does not hang on them.
+fn journals_in(
+    state_dir: &Path,
+    named: Option<&Path>,
+    notices: &mut Vec<String>,
+) -> Result<Vec<JournalSummary>, Error> {
+    match journal::list(state_dir) {
+        Ok(listing) => {
+            notices.extend(overlooked(listing.unread));
+            Ok(listing.journals)
+        }
+        // The disk speaks for itself.
+        Err(error) if named.is_some() => {
+            notices.push(format!("the state folder {state_dir:?} cannot be read: {error}"));
+            Ok(Vec::new())
+        }
+        Err(error) => Err(Error::new(ErrorKind::Usage, error)
+            .at_path(state_dir)
+            .hint_that("name the folder with --state-dir, or ask as the user who ran the rebuild")),
+    }
 }
 
 /// What an undo of the subject would bring back; an id leads to its disk by what journals say.
