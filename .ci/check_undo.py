@@ -228,6 +228,22 @@ def another_disk(place, scratch, tally):
     check_old(place, "the right disk again", tally)
 
 
+def over_the_file(place, scratch, tally):
+    """A loop device over a file that was replaced is told where the old one lies, and nothing is lost."""
+    place.reset()
+    timed(place, "rebuild", "--keep-old")
+    device = scratch.loop(place.path)
+    file, place.target = place.target, device
+    refused = place.run("undo")
+    place.target = file
+    scratch.unloop(device)
+    says = str(refused)
+    told = "kept beside" in says and "detach" in says and "discard-old" not in says
+    tally.expect(refused.code == 14 and told, "a loop device over the file", refused)
+    timed(place, "undo")
+    check_old(place, "the file without its loop device", tally)
+
+
 def undo(program, scratch, tally, count=KILLS, seed=SEED):
     image = disks.gpt_image(scratch / "system.raw", 20 * MIB, 3)
     for at in range(8 * MIB, 18 * MIB, 2 * MIB):
@@ -242,6 +258,8 @@ def undo(program, scratch, tally, count=KILLS, seed=SEED):
             killed_undo(place, rng, undoing, tally)
         if kind in ("in place", "loop"):
             no_room(place, scratch, tally)
+        if kind == "replaced":
+            over_the_file(place, scratch, tally)
         if kind == "loop":
             another_disk(place, scratch, tally)
 
