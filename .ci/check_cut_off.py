@@ -201,8 +201,8 @@ def device_image_changes(rig):
 
 
 def writes(device):
-    """How many sectors the kernel has written to a device and discarded there (a flush alone counts as a request, and has
-    none), and changes of a file's times."""
+    """How many sectors the kernel has written to a device and discarded there (a flush alone counts as a request, and
+    has none), and changes of a file's times."""
     if not device.startswith("/dev/"):
         return os.stat(device).st_mtime_ns
     with open(f"/sys/block/{os.path.basename(device)}/stat", encoding="ascii") as fields:

@@ -3,11 +3,10 @@
 
 Usage: check_undo.py BINARY COUNT [SEED]. Kills COUNT rebuilds and as many undos at each place. Needs root.
 
-At each place (a file that is replaced, one of qcow2, one that is written in place, a loop device) lies a disk with a GPT
-and noise. A
-rebuild that keeps it, or an undo, is killed by SIGKILL: at a random moment, or as it enters a random one of the system
-calls by which names and data become durable. Afterwards an undo, or another rebuild and then an undo, must bring the old
-disk back in every byte, and leave nothing beside it or in the folder of what is kept.
+At each place (a file that is replaced, one of qcow2, one that is written in place, a loop device) lies a disk with a
+GPT and noise. A rebuild that keeps it, or an undo, is killed by SIGKILL: at a random moment, or as it enters a random
+one of the system calls by which names and data become durable. Afterwards an undo, or another rebuild and then an undo,
+must bring the old disk back in every byte, and leave nothing beside it or in the folder of what is kept.
 """
 
 import copy

@@ -3,8 +3,9 @@
 //! # From the top
 //!
 //! [`plan`] asks everything and writes to no disk: it opens and checks the image, examines the disk and holds it, and
-//! refuses what must not be done ([`preview`] asks the same and holds nothing). [`rebuild`] carries a [`Plan`] out and returns a [`Report`]. An [`Observer`] is told
-//! what goes on, a [`CancelToken`] stops it; an [`Error`] says what kind it is and what the disk holds now.
+//! refuses what must not be done ([`preview`] asks the same and holds nothing). [`rebuild`] carries a [`Plan`] out and
+//! returns a [`Report`]. An [`Observer`] is told what goes on, a [`CancelToken`] stops it; an [`Error`] says what kind
+//! it is and what the disk holds now.
 //!
 //! ```
 //! use reimage::{CancelToken, Credential, Password, Request, SeedSpec};

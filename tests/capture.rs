@@ -197,8 +197,8 @@ fn a_new_image_that_does_not_read_back_gets_no_name() {
             }
         };
         let observer = |event: &Event| {
-            if matches!(event, Event::Progress { phase: Phase::Copy, bytes_done, bytes_total } if bytes_done == bytes_total)
-            {
+            let Event::Progress { phase: Phase::Copy, bytes_done, bytes_total } = event else { return };
+            if bytes_done == bytes_total {
                 spoil(&room.path(".image.reimage-unfinished"));
             }
         };

@@ -166,7 +166,7 @@ impl Claim {
         &self.held
     }
 
-    /// Hands the disk's present bytes to whoever wants to look at them; none of a new file, or where they cannot be read.
+    /// Hands the disk's present bytes to whoever wants to look at them; none of a new file, or where none can be read.
     pub(crate) fn look_at<T>(&self, look: impl FnOnce(&dyn ReadBytes) -> T) -> Option<T> {
         self.held.look_at(self.size, look)
     }

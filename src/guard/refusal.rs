@@ -74,7 +74,7 @@ pub enum Refusal {
         overlay: PathBuf,
     },
     /// It is mounted.
-    #[error("{device} is mounted on {mount_point:?}{}", by.as_ref().map(|by| format!(", in the mount namespace of {by}")).unwrap_or_default())]
+    #[error("{device} is mounted on {mount_point:?}{}", in_whose_namespace(by.as_ref()))]
     Mounted {
         /// The device's name.
         device: String,
@@ -126,7 +126,7 @@ pub enum Refusal {
         path: PathBuf,
     },
     /// The kernel does not give it exclusively.
-    #[error("the kernel gives it to nobody else: it is in use{}", carries.map(|kind| format!(" ({kind} lies on it)")).unwrap_or_default())]
+    #[error("the kernel gives it to nobody else: it is in use{}", what_lies_there(*carries))]
     Busy {
         /// What its head or its end says that it is, such as `zfs_member`.
         carries: Option<&'static str>,
@@ -266,6 +266,14 @@ pub enum Refusal {
     },
 }
 
+fn in_whose_namespace(by: Option<&Process>) -> String {
+    by.map(|by| format!(", in the mount namespace of {by}")).unwrap_or_default()
+}
+
+fn what_lies_there(carries: Option<&str>) -> String {
+    carries.map(|kind| format!(" ({kind} lies on it)")).unwrap_or_default()
+}
+
 /// A process, as evidence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -349,7 +357,8 @@ impl Refusal {
             }
             Self::CannotOpen { .. } => "look into the kernel's log, and at the limits of this process",
             Self::ReadOnly => {
-                "make it writable (blockdev --setrw, chmod, or mount its file system rw) if it really is the system disk"
+                "make it writable (blockdev --setrw, chmod, or mount its file system rw) if it really is the system \
+                 disk"
             }
             Self::Immutable => "chattr -i -a the file first",
             Self::HardLinked { .. } | Self::BindMounted => {
@@ -359,7 +368,8 @@ impl Refusal {
                 "say --target-format raw or qcow2, as the machine uses it; a qcow2 disk is a file and replaced whole"
             }
             Self::Qcow2 { .. } => {
-                "remove the file if the machine can do without it, and make a new one: --target-format qcow2 --size SIZE"
+                "remove the file if the machine can do without it, and make a new one: --target-format qcow2 --size \
+                 SIZE"
             }
             Self::BackingOf { .. } => {
                 "name the machine's own disk; if nothing needs that overlay any more, remove it first"
@@ -374,7 +384,8 @@ impl Refusal {
             Self::Swap { .. } => "swapoff it first, if it really is the system disk",
             Self::OpenedBy { access: OpenFor::Writing, .. } => "stop the instance, or wait for that program",
             Self::OpenedBy { access: OpenFor::Reading, .. } => {
-                "stop the instance, or wait for that program; a reader that is known to do no harm is excused by --allow-open-reader PID"
+                "stop the instance, or wait for that program; a reader that is known to do no harm is excused by \
+                 --allow-open-reader PID"
             }
             Self::LoopOver { .. } => {
                 "make sure that this is the disk you meant; then name the loop device, or losetup --detach it"

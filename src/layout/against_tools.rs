@@ -116,7 +116,8 @@ fn a_moved_backup_is_that_of_sfdisk_where_the_first_mebibyte_is_not_usable() {
 fn partitions_of_an_mbr_are_those_that_sfdisk_lists() {
     let folder = tempfile::tempdir().unwrap();
     let file = file_of(folder.path(), &vec![0; 32 << 20]);
-    let script = "label: dos\nlabel-id: 0x00c0ffee\nsize=4M,type=7\nsize=20M,type=5\nsize=2M\nsize=3M,type=82\nsize=1M,type=8e\n";
+    let script = "label: dos\nlabel-id: 0x00c0ffee\nsize=4M,type=7\nsize=20M,type=5\nsize=2M\nsize=3M,type=82\n\
+                  size=1M,type=8e\n";
     let shell = format!("printf '%b' '{}' | sfdisk -q {}", script.replace('\n', "\\n"), file.display());
     assert!(Command::new("sh").args(["-c", &shell]).status().unwrap().success());
     let listed: serde_json::Value = serde_json::from_str(&run("sfdisk", "-J", &file)).unwrap();

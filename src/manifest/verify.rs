@@ -1,8 +1,8 @@
 //! A disk against a manifest alone: no image is needed.
 //!
 //! Where the backup GPT was moved to the end of a larger disk, a few sectors at both ends are not the image's. What the
-//! image has there in its head is in the manifest, what it has at its own end follows from that; put back in its place it
-//! must give the chunks' digests, and the disk must hold what the move makes of it.
+//! image has there in its head is in the manifest, what it has at its own end follows from that; put back in its place
+//! it must give the chunks' digests, and the disk must hold what the move makes of it.
 
 use std::io;
 use std::path::Path;

@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn every_difference_is_told_with_its_place_but_for_what_may_differ() {
-        let planned = json!({"size": 1, "data_disks": [{"writes": 4, "shareable": true, "digest": "a", "facts": {"size": 9}}]});
+        let disk = json!({"writes": 4, "shareable": true, "digest": "a", "facts": {"size": 9}});
+        let planned = json!({"size": 1, "data_disks": [disk]});
         let check = |found: Value, expected: &[&str]| {
             let mut differences = Vec::new();
             compare("plan", (&planned, &found), Free::Counters, &mut differences);

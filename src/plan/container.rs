@@ -173,7 +173,8 @@ impl Container {
         let summary = self.summary();
         if let Some(backing) = &summary.lost_backing {
             warnings.push(format!(
-                "the old disk is an overlay on {backing:?} and becomes a flat disk (--linked makes an overlay on the image)"
+                "the old disk is an overlay on {backing:?} and becomes a flat disk (--linked makes an overlay on the \
+                 image)"
             ));
         }
         if old.snapshots > 0 || old.bitmaps {

@@ -151,8 +151,8 @@ pub(crate) fn form_of(kept: &Kept) -> KeptForm {
 
 fn stays(journal: &str) -> String {
     format!(
-        "what this disk was before the rebuild {journal} stays kept: undo brings that back, and not what is on the disk \
-         now (reimage undo --discard-old gives it up)"
+        "what this disk was before the rebuild {journal} stays kept: undo brings that back, and not what is on the \
+         disk now (reimage undo --discard-old gives it up)"
     )
 }
 

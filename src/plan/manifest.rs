@@ -13,7 +13,8 @@ use crate::trust::{self, ManifestBytes};
 use crate::verify::{self, Digest, Manifest};
 
 /// What to do where an image and its manifest differ.
-pub(crate) const FETCH_BOTH: &str = "fetch the image and its manifest again; --manifest none does without, and says nothing of the image's bytes";
+pub(crate) const FETCH_BOTH: &str = "fetch the image and its manifest again; --manifest none does without, and says \
+                                     nothing of the image's bytes";
 
 /// What a run knows of an image by its manifest.
 ///

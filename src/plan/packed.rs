@@ -36,8 +36,8 @@ pub(super) enum Vouched {
 /// The disk of a packed image, as far as it is wanted decoded before anything else happens.
 ///
 /// One pass over it comes first, in which every byte is decoded, where a disk is to be overwritten and no digest of the
-/// file vouches for it, where nothing tells its length, and where all of the disk is to be looked at. Else it is decoded
-/// once, while it is copied.
+/// file vouches for it, where nothing tells its length, and where all of the disk is to be looked at. Else it is
+/// decoded once, while it is copied.
 pub(super) fn unpack(
     packed: Packed,
     (manifest, path): (Option<&KnownManifest>, &Path),

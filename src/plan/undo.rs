@@ -75,7 +75,7 @@ impl Onto {
     }
 }
 
-/// Checks everything that a rebuild from the kept copy would check, takes hold of the disk, and decodes all of the copy.
+/// Checks all that a rebuild from the kept copy would check, takes hold of the disk, and decodes all of the copy.
 ///
 /// # Errors
 ///

@@ -48,7 +48,8 @@ pub(super) fn judge(summary: &JournalSummary, host: &Topology) -> Result<String,
     match base {
         // A device's numbers and names go to another disk at the next boot.
         StorageIdentity::Device { .. } if !is_same => Err(format!(
-            "{path:?} is another disk now, and the unfinished one may have another name: rebuild that, or remove this file"
+            "{path:?} is another disk now, and the unfinished one may have another name: rebuild that, or remove \
+             this file"
         )),
         StorageIdentity::File { .. } if !is_same => Ok(format!("{path:?} is another file now")),
         _ if marker.is_some() => Ok(format!("another run has begun to rebuild {path:?} since")),

@@ -1,9 +1,8 @@
 //! Removes what dead runs left: lock files, journals that tell nothing any more, unfinished new files and images.
 //!
-//! What a living run holds stays, what is kept of old disks, and what the next rebuild needs to go on with an unfinished
-//! disk. A journal
-//! is judged as it lies, then taken by its lock, and removed only if it still says the same: no run is kept waiting
-//! while a disk is looked at.
+//! What a living run holds stays, what is kept of old disks, and what the next rebuild needs to go on with an
+//! unfinished disk. A journal is judged as it lies, then taken by its lock, and removed only if it still says the same:
+//! no run is kept waiting while a disk is looked at.
 
 mod captures;
 mod judge;

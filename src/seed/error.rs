@@ -100,7 +100,8 @@ pub enum SeedError {
     },
     /// User-data that cannot be judged, though cloud-init may act on it.
     #[error(
-        "line {line} of the user-data ({what:?}) cannot be read here, so that nobody knows what it does to disks and passwords"
+        "line {line} of the user-data ({what:?}) cannot be read here, so that nobody knows what it does to disks and \
+         passwords"
     )]
     UserDataUnread {
         /// The line of the file, from 1; unpacked if it is compressed.

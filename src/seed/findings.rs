@@ -78,7 +78,8 @@ mod tests {
     fn what_cannot_be_read_is_refused_unless_disks_are_allowed() {
         let text = "#cloud-config\nruncmd: [[mkfs.ext4, *a]]# x\n";
         let lines = [
-            "line 2 of the user-data (\"YAML that cannot be read\") cannot be read here, so that nobody knows what it does to disks and passwords",
+            "line 2 of the user-data (\"YAML that cannot be read\") cannot be read here, so that nobody knows what it \
+             does to disks and passwords",
         ];
         check(text, UserDataDisks::Refuse, &lines, &[]);
         check(text, UserDataDisks::Allow, &[], &lines);

@@ -50,8 +50,8 @@ impl Verdict {
         let is_undo = journal.is_some_and(|journal| journal.last().undoes.is_some());
         let advice = match is_undo {
             true => {
-                "run the undo again, or a rebuild: what was kept is there until one of them is complete, and until then \
-                 the disk cannot boot"
+                "run the undo again, or a rebuild: what was kept is there until one of them is complete, and until \
+                 then the disk cannot boot"
             }
             false => {
                 "run the rebuild again: it goes on where this one stopped, where image and disk are the same, and until \
@@ -117,8 +117,8 @@ fn without_marker(journal: &JournalSummary) -> Verdict {
              the two, whole (reimage verify tells which)"
         )),
         _ if journal.invalidated => stopped(format!(
-            "the run {name} {}, but the disk does not say that it is unfinished: it was completed at the last moment, or \
-             has been written or replaced since (reimage verify compares it with the image)",
+            "the run {name} {}, but the disk does not say that it is unfinished: it was completed at the last moment, \
+             or has been written or replaced since (reimage verify compares it with the image)",
             match &journal.failed {
                 Some(failed) => format!("failed ({})", failed.message),
                 None => "was interrupted".to_owned(),
@@ -134,8 +134,8 @@ fn without_marker(journal: &JournalSummary) -> Verdict {
             let text = format!("the run {name} was interrupted before it had changed anything{beside}");
             let advice = match journal.staged {
                 Some(_) => {
-                    "nothing must be done, the disk is the old one: run the rebuild again, or reimage status --prune to \
-                     give it up"
+                    "nothing must be done, the disk is the old one: run the rebuild again, or reimage status --prune \
+                     to give it up"
                 }
                 None => "nothing: no rebuild is unfinished",
             };

@@ -24,8 +24,8 @@ pub(crate) enum Phase {
     Exchanging,
 }
 
-/// What lies between the ends of a disk, as ARCHITECTURE.md has it: all but the first chunk and the last, where the last
-/// has 1 MiB at least.
+/// What lies between the ends of a disk, as ARCHITECTURE.md has it: all but the first chunk and the last, where the
+/// last has 1 MiB at least.
 pub(crate) fn middle(size: usize) -> Range<usize> {
     let head = MIB.min(size);
     head..(size.saturating_sub(MIB) / MIB * MIB).max(head)

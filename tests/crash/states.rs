@@ -55,8 +55,8 @@ fn is_marking(bench: &Bench, disk: &[u8]) -> bool {
     disk.len() == bench.old.len() && disk[FIRST_BLOCK..] == bench.old[FIRST_BLOCK..]
 }
 
-/// The instant of invalidating: nothing but the first block and the ends differ from the old disk, and of the ends every
-/// sector is as it was, or zero.
+/// The instant of invalidating: nothing but the first block and the ends differ from the old disk, and of the ends
+/// every sector is as it was, or zero.
 pub(crate) fn is_beginning(bench: &Bench, disk: &[u8]) -> bool {
     let (old, middle) = (&bench.old, middle(bench.finished.len()));
     let is_old = |start: usize, found: &[u8]| {
@@ -90,7 +90,7 @@ fn is_ending(bench: &Bench, disk: &[u8]) -> bool {
     disk.len() == finished.len() && differing().all(|(sector, _)| label_sectors.contains(&sector))
 }
 
-/// Which of the first eight sectors and of the chunks are old (o), finished (f), both (=), zero (0), something else (?).
+/// Which of the first eight sectors and of the chunks are old (o), finished (f), both (=), zero (0), or neither (?).
 pub(crate) fn difference(bench: &Bench, disk: &[u8]) -> String {
     let letter = |start: usize, len: usize| {
         let part = |bytes: &'_ [u8]| bytes.get(start..(start + len).min(bytes.len())).unwrap_or(&[]).to_vec();

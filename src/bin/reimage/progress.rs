@@ -277,7 +277,8 @@ impl Observer for Progress {
 fn new_bar(phase: Phase, bytes_total: u64) -> ProgressBar {
     // Does nothing unless standard error is a terminal.
     let bar = ProgressBar::with_draw_target(Some(bytes_total), ProgressDrawTarget::stderr());
-    let template = "{prefix:>10} {wide_bar} {binary_bytes:>10} of {binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4}{msg}";
+    let template = "{prefix:>10} {wide_bar} {binary_bytes:>10} of {binary_total_bytes} {binary_bytes_per_sec:>12} \
+                    {eta:>4}{msg}";
     let style = ProgressStyle::with_template(template).expect("the template is a constant");
     bar.with_style(style).with_prefix(name(phase))
 }

@@ -1,7 +1,7 @@
 //! `SimDisk`: a system disk in memory that crashes, fails and lies as it is told.
 //!
-//! What is written is live at once and durable after a good sync; `history` keeps all of it, so that one run gives every
-//! crash. `faults` is what goes wrong, `state` what an operation does.
+//! What is written is live at once and durable after a good sync; `history` keeps all of it, so that one run gives
+//! every crash. `faults` is what goes wrong, `state` what an operation does.
 
 mod faults;
 mod history;

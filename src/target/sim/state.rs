@@ -138,7 +138,10 @@ impl State {
 
     /// What the disk held before the last change of any byte of `range`.
     fn before_the_last_write(&self, range: ByteRange) -> Arc<Vec<u8>> {
-        let changes = |happening: &Happening| matches!(happening, Happening::Changed(Change::Stored(changed, _)) if changed.intersection(range).is_some());
+        let changes = |happening: &Happening| match happening {
+            Happening::Changed(Change::Stored(changed, _)) => changed.intersection(range).is_some(),
+            _ => false,
+        };
         let Some(last) = self.happenings.iter().rposition(|(_, happening)| changes(happening)) else {
             return Arc::clone(&self.live);
         };

@@ -13,8 +13,8 @@ use super::{DataDiskDigestArg, values};
 #[derive(Args)]
 #[command(next_help_heading = "Run")]
 pub(crate) struct KeepArgs {
-    /// Keep the disk as it was, so that `reimage undo` can bring it back: a file that is replaced under another name
-    /// beside it, anything else as a compressed copy in the state folder, which takes its time and its room
+    /// Keep the disk as it was, so that `reimage undo` can bring it back: a file that is replaced under another
+    /// name beside it, anything else as a compressed copy in the state folder, which takes its time and its room
     #[arg(long)]
     pub(crate) keep_old: bool,
 }
