@@ -299,13 +299,18 @@ pub enum BackingFault {
 
 /// How to come to what is packed.
 fn unpacking(path: &Path, codec: &str, content: &str) -> String {
+    let then = if content == "qcow2" { "use" } else { "convert with `qemu-img convert -O qcow2`" };
+    unpack_and(path, codec, then)
+}
+
+/// The command that unpacks the file and leaves it, and what is to be done with what comes out.
+pub(crate) fn unpack_and(path: &Path, codec: &str, then: &str) -> String {
     let command = match codec {
         "gzip" => "gzip -d --keep",
         "xz" => "xz -d --keep",
         _ => "zstd -d",
     };
     let unpacked = path.with_extension("");
-    let then = if content == "qcow2" { "use" } else { "convert with `qemu-img convert -O qcow2`" };
     format!("unpack it with `{command} {}`, then {then} {:?}", in_shell(path), unpacked.display().to_string())
 }
 

@@ -26,6 +26,7 @@ use serde::Serialize;
 pub use decoder::Decoder;
 pub(crate) use decoder::Pulse;
 pub(crate) use disk_file::{DiskFile, backing_of};
+pub(crate) use error::unpack_and;
 pub use error::{BackingFault, EntryFault, ImageError};
 pub use file::FileIdentity;
 pub use qcow2::Packing;

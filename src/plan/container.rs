@@ -73,6 +73,8 @@ enum ContainerFault {
     NewRawFile,
     #[error("the image is no file that an overlay could be built on")]
     NoBackingFile(#[source] io::Error),
+    #[error("an overlay cannot be built on a packed image")]
+    PackedBacking,
     #[error("the image's path is too long for the header of a file with clusters of {cluster_size} bytes")]
     NameTooLong { cluster_size: u64 },
 }
@@ -209,6 +211,12 @@ fn refuse_losses(request: &Request, old: Option<&DiskFile>) -> Result<(), Contai
 /// The image as the file below an overlay: by its whole path, which is the same wherever it is read from.
 fn backing(request: &Request, image: &dyn Image) -> Result<Backing, Error> {
     let named = request.instance.image.as_deref().unwrap_or(Path::new(""));
+    if let Some(codec) = packed_with(image) {
+        let hint = image::unpack_and(named, codec, "name");
+        return Err(Error::new(ErrorKind::Image, ContainerFault::PackedBacking)
+            .at_path(named)
+            .hint_that(hint));
+    }
     let about = |error| {
         Error::new(ErrorKind::Image, ContainerFault::NoBackingFile(error))
             .at_path(named)
@@ -219,6 +227,13 @@ fn backing(request: &Request, image: &dyn Image) -> Result<Backing, Error> {
         return Err(about(io::Error::new(io::ErrorKind::InvalidInput, "it is a device")));
     }
     Ok(Backing { path, format: image.info().format })
+}
+
+/// What the image's own file is packed with: whoever reads a disk through it knows nothing of that.
+fn packed_with(image: &dyn Image) -> Option<&'static str> {
+    let info = image.info();
+    let first = info.chain.first().filter(|layer| layer.format == "raw")?;
+    first.compression
 }
 
 /// What contradicts `--linked` in the request itself.

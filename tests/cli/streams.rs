@@ -83,3 +83,26 @@ fn a_plan_says_whether_the_stream_was_decoded() {
         assert_eq!(is_said, expected, "{flag:?}: {plan}");
     }
 }
+
+#[test]
+fn no_overlay_is_built_on_a_packed_image() {
+    let room = Room::new();
+    room.file("disk.raw.zst", zstd(&disk()));
+    let words = ["disk.raw.zst", "new.qcow2", "--target-format", "qcow2", "--linked"];
+    for ran in [room.run("plan", &words), room.rebuild(&words)] {
+        let error = ran.error(20);
+        assert_eq!(error["target_state"], "untouched", "{error}");
+        assert!(error["path"].as_str().unwrap().ends_with("disk.raw.zst"), "{error}");
+        assert!(error["hint"].as_str().unwrap().contains("`zstd -d disk.raw.zst`"), "{error}");
+    }
+    assert_eq!(room.names(), ["disk.raw.zst"]);
+}
+
+#[test]
+fn the_text_says_that_the_image_is_packed() {
+    let room = Room::new();
+    room.file("disk.raw.zst", zstd(&disk()));
+    let ran =
+        room.plain(&["plan", "disk.raw.zst", "new.raw", "--keep-image-credentials", "--state-dir", "state"]);
+    assert!(ran.stdout.contains("disk.raw.zst (raw packed with zstd, a file of"), "{ran:?}");
+}
