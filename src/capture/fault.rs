@@ -16,6 +16,8 @@ pub(super) enum CaptureFault {
     NoDisk,
     #[error("no file is named that the image will be")]
     NoImage,
+    #[error("its name says {named}, and the image will be a qcow2 file")]
+    NotNamedQcow2 { named: &'static str },
     #[error("clusters of {bytes} bytes are not made")]
     ClusterSize { bytes: u32 },
     #[error("the manifest cannot have the image's own place, or a folder's")]

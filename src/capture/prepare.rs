@@ -62,6 +62,7 @@ pub(super) fn prepare(request: &CaptureRequest, observer: &dyn Observer) -> Resu
     let (Some(disk), Some(place), true) = (disk, place, refusals.is_empty()) else {
         return Err(Error::first_of(refusals));
     };
+    request.check_name()?;
     let checked = |name, detail: String| observer.event(&Event::Checked { name, detail });
     checked("disk", format!("nobody else uses {:?}", request.disk()));
     let content = disk.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;

@@ -109,6 +109,21 @@ impl CaptureRequest {
         }
         Ok(())
     }
+
+    /// Refuses a name that says another format. Asked last: a disk that is named as the image is to hear that it is one.
+    pub(super) fn check_name(&self) -> Result<(), Error> {
+        let Some(named) = says_otherwise(&self.image) else { return Ok(()) };
+        let fault = Error::new(ErrorKind::Usage, CaptureFault::NotNamedQcow2 { named });
+        Err(fault.at_path(&self.image).hint_that("let it end in .qcow2"))
+    }
+}
+
+/// The format that a file's name says, where that is another than qcow2; readers heed such a name.
+fn says_otherwise(image: &Path) -> Option<&'static str> {
+    const OTHERS: [(&str, &str); 4] = [("raw", "raw"), ("gz", "gzip"), ("xz", "xz"), ("zst", "zstd")];
+    let ending = image.extension()?;
+    let (_, named) = OTHERS.into_iter().find(|(name, _)| ending.eq_ignore_ascii_case(name))?;
+    Some(named)
 }
 
 /// Whether two paths stand for one name in one folder.
@@ -185,5 +200,16 @@ mod tests {
         }
         let running = |request: &mut CaptureRequest| request.instance.power_state = PowerState::Running;
         check(running, Some(ErrorKind::NotStopped));
+    }
+
+    #[test]
+    fn a_name_that_says_another_format_is_refused() {
+        let is_taken = |name: &str| CaptureRequest::new("disk.raw", name).check_name().is_ok();
+        for name in ["image.raw", "image.RAW", "image.raw.gz", "image.qcow2.xz", "image.zst"] {
+            assert!(!is_taken(name), "{name}");
+        }
+        for name in ["image", "image.img", "image.QCOW2", "image.raw.qcow2", "image-1.2"] {
+            assert!(is_taken(name), "{name}");
+        }
     }
 }

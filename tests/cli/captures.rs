@@ -86,6 +86,10 @@ fn an_instance_file_names_the_disks_and_the_one_word_is_the_image() {
     check(&room, &["--instance", "i-2.toml", "image2"], 10);
     check(&room, &["--instance", "i-1.toml"], 2);
     check(&room, &["disk.raw"], 2);
+    for name in ["image.raw", "image.raw.gz"] {
+        let error = check(&room, &["disk.raw", name], 2);
+        assert!(error["hint"].as_str().unwrap().contains(".qcow2"), "{error}");
+    }
     check(&room, &["--instance", "i-1.toml", text(&data), "image2"], 11);
 }
 
