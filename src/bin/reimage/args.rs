@@ -155,6 +155,9 @@ pub(crate) struct VerifyArgs {
     pub(crate) format: TargetFormatArgs,
     #[command(flatten)]
     pub(crate) check: CheckArgs,
+    /// End the comparison when the disk has done nothing for so long [default: wait for it]
+    #[arg(long, value_name = "SECONDS", value_parser = values::stall_timeout, help_heading = "Run")]
+    pub(crate) stall_timeout: Option<Duration>,
 }
 
 #[derive(Args)]

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use reimage::{
-    BoundPlan, CancelToken, Credential, Digest, ErrorKind, Event, InstanceStatus, Manifest, Observer,
-    Options, PlanSummary, Preflight, PruneReport, ReceiptOf, Replace, Request, Subject,
+    BoundPlan, CancelToken, Credential, Digest, ErrorKind, InstanceStatus, Manifest, Options, PlanSummary,
+    Preflight, PruneReport, ReceiptOf, Replace, Request, Subject,
 };
 use serde::Serialize;
 
@@ -19,8 +19,8 @@ use crate::exit::Failure;
 use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::request::Asked;
-use crate::watchdog::Watchdog;
-use crate::{exit, picture, request, show, signals, undo};
+use crate::watchdog::watched;
+use crate::{picture, request, show, signals, undo};
 
 /// Carries out what was typed.
 pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
@@ -84,20 +84,11 @@ fn rebuild(
     let request = bind(request, shown.as_ref());
     let plan = reimage::plan(&request, &credential, progress)?;
     progress.plan(plan.summary());
-    let parting = progress.parting();
-    let about = (plan.summary().target.clone(), plan.summary().target_kind);
-    let watchdog = Watchdog::new(about, move |failure| {
-        parting(failure);
-        exit::end(failure, output)
-    });
-    let observer = |event: &Event| {
-        progress.event(event);
-        watchdog.event(event);
-    };
+    let (target, kind) = (plan.summary().target.clone(), plan.summary().target_kind);
     signals::run_begins();
-    let report = reimage::rebuild(plan, &observer, &cancel);
-    watchdog.returned();
-    let report = report?;
+    let report = watched((&target, Some(kind)), (output, progress), |observer| {
+        reimage::rebuild(plan, observer, &cancel)
+    })?;
     progress.summary(&report);
     output.show(&report, show::report);
     Ok(())
@@ -130,15 +121,16 @@ fn verify(args: &VerifyArgs, output: Output, progress: &Progress) -> Result<(), 
     let cancel = CancelToken::new();
     signals::listen(&cancel, output);
     let image = request.instance.image.as_deref();
-    let report = match image.filter(|path| reimage::is_manifest(path)) {
-        Some(manifest) => {
-            let disk = &request.instance.system_disk;
-            reimage::verify_manifest(manifest, disk, &request.options, (progress, &cancel))?
+    let disk = &request.instance.system_disk;
+    let report = watched((&disk.path, None), (output, progress), |observer| {
+        match image.filter(|path| reimage::is_manifest(path)) {
+            Some(manifest) => reimage::verify_manifest(manifest, disk, &request.options, (observer, &cancel)),
+            None => reimage::verify(&request, observer, &cancel),
         }
         None => reimage::verify(&request, progress, &cancel)?,
     };
     progress.end_phase();
-    output.show(&report, |report| show::verified(report, &request.instance.system_disk.path));
+    output.show(&report, |report| show::verified(report, &disk.path));
     Ok(())
 }
 
@@ -161,10 +153,13 @@ fn verify_receipt(
     let mut options = Options::default();
     options.state_dir = request::state_dir(state_dir)?;
     options.threads = args.check.threads;
+    options.stall_timeout = args.stall_timeout;
     let cancel = CancelToken::new();
     signals::listen(&cancel, output);
     let disk = args.subject.image_path.as_deref();
-    let report = reimage::verify_receipt(of, disk, &options, (progress, &cancel))?;
+    let report = watched((disk.unwrap_or(word), None), (output, progress), |observer| {
+        reimage::verify_receipt(of, disk, &options, (observer, &cancel))
+    })?;
     progress.end_phase();
     output.show(&report, show::drift);
     Ok(())
@@ -226,19 +221,10 @@ fn capture(
     let request = request::of_capture(args, state_dir)?;
     let cancel = CancelToken::new();
     signals::listen(&cancel, output);
-    let parting = progress.parting();
-    let watchdog = Watchdog::of_new_file(&request.image, move |failure| {
-        parting(failure);
-        exit::end(failure, output)
-    });
-    let observer = |event: &Event| {
-        progress.event(event);
-        watchdog.event(event);
-    };
     signals::run_begins();
-    let report = reimage::capture(&request, &observer, &cancel);
-    watchdog.returned();
-    let report = report?;
+    let report = watched((&request.image, None), (output, progress), |observer| {
+        reimage::capture(&request, observer, &cancel)
+    })?;
     progress.captured(&report);
     output.show(&report, show::captured);
     Ok(())

@@ -43,6 +43,7 @@ pub(crate) fn of_verify(args: &VerifyArgs) -> Result<Request, Failure> {
     request.options.image.manifest = manifest_of(&args.manifest);
     trust::apply(&mut request.options, &args.trust)?;
     apply_check(&mut request.options, &args.check);
+    request.options.stall_timeout = args.stall_timeout;
     Ok(request)
 }
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use reimage::{
-    CancelToken, Event, InstanceSpec, KeepPlan, KeptForm, KeptStatus, Observer, Options, SightPolicy,
-    Subject, UndoReport, UndoSummary,
+    CancelToken, InstanceSpec, KeepPlan, KeptForm, KeptStatus, Options, SightPolicy, Subject, UndoReport,
+    UndoSummary,
 };
 use serde::Serialize;
 
@@ -15,8 +15,8 @@ use crate::output::{self, Output};
 use crate::progress::Progress;
 use crate::request::{self, Asked};
 use crate::show::{self, Lines, bytes, clean, clean_name, clean_path, exact, utc};
-use crate::watchdog::Watchdog;
-use crate::{exit, picture, signals};
+use crate::watchdog::watched;
+use crate::{picture, signals};
 
 /// Carries out what was typed.
 pub(crate) fn run(
@@ -48,20 +48,11 @@ pub(crate) fn run(
         plan.check_shown(shown)?;
     }
     progress.undo_plan(plan.summary());
-    let parting = progress.parting();
-    let about = (plan.summary().target.clone(), plan.summary().target_kind);
-    let watchdog = Watchdog::new(about, move |failure| {
-        parting(failure);
-        exit::end(failure, output)
-    });
-    let observer = |event: &Event| {
-        progress.event(event);
-        watchdog.event(event);
-    };
+    let (target, kind) = (plan.summary().target.clone(), plan.summary().target_kind);
     signals::run_begins();
-    let report = reimage::undo(plan, &observer, &cancel);
-    watchdog.returned();
-    let report = report?;
+    let report = watched((&target, Some(kind)), (output, progress), |observer| {
+        reimage::undo(plan, observer, &cancel)
+    })?;
     progress.undone(&report);
     output.show(&report, undone);
     Ok(())

@@ -8,39 +8,54 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use reimage::{ErrorKind, Event, Observer, Phase, TargetKind, TargetState};
+use reimage::{Error, ErrorKind, Event, Observer, Phase, TargetKind, TargetState};
 
-use crate::exit::Failure;
+use crate::exit::{self, Failure};
+use crate::output::Output;
+use crate::progress::Progress;
 
 /// How long the library may take to return once it has said that the disk does nothing.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Lets the library do what it was asked, tells its events, and ends the process where it does not return.
+///
+/// Of the target the kind is known, but for a disk that is only read.
+pub(crate) fn watched<T>(
+    target: (&Path, Option<TargetKind>),
+    (output, progress): (Output, &Progress),
+    run: impl FnOnce(&dyn Observer) -> Result<T, Error>,
+) -> Result<T, Failure> {
+    let parting = progress.parting();
+    let watchdog = Watchdog::of(target, PATIENCE, move |failure: &Failure| {
+        parting(failure);
+        exit::end(failure, output)
+    });
+    let observer = |event: &Event| {
+        progress.event(event);
+        watchdog.event(event);
+    };
+    let done = run(&observer);
+    watchdog.returned();
+    Ok(done?)
+}
+
 /// Waits for a run to return that has given its disk up.
-pub(crate) struct Watchdog<F> {
+struct Watchdog<F> {
     target: PathBuf,
-    kind: TargetKind,
+    kind: Option<TargetKind>,
     patience: Duration,
     end: F,
     has_returned: Arc<Mutex<bool>>,
 }
 
 impl<F: Fn(&Failure) + Clone + Send + 'static> Watchdog<F> {
-    /// Watches the run that writes that disk; `end` tells the failure and ends the process.
-    pub(crate) fn new(target: (PathBuf, TargetKind), end: F) -> Self {
-        Self::of(target, PATIENCE, end)
-    }
-
-    /// Watches a run that only reads its disk and writes the file `new`.
-    pub(crate) fn of_new_file(new: &Path, end: F) -> Self {
-        Self::of((new.to_owned(), TargetKind::NewFile), PATIENCE, end)
-    }
-
-    fn of((target, kind): (PathBuf, TargetKind), patience: Duration, end: F) -> Self {
-        Self { target, kind, patience, end, has_returned: Arc::default() }
+    /// Watches a run; `end` tells the failure and ends the process.
+    fn of((target, kind): (&Path, Option<TargetKind>), patience: Duration, end: F) -> Self {
+        Self { target: target.to_owned(), kind, patience, end, has_returned: Arc::default() }
     }
 
     /// The library has returned: from here on the process ends by itself.
-    pub(crate) fn returned(&self) {
+    fn returned(&self) {
         *self.has_returned.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
@@ -74,7 +89,8 @@ impl<F: Fn(&Failure) + Clone + Send + 'static> Observer for Watchdog<F> {
 }
 
 /// What a run that is lost in a phase leaves at the most of the system disk.
-fn state_in(phase: Phase, kind: TargetKind) -> TargetState {
+fn state_in(phase: Phase, kind: Option<TargetKind>) -> TargetState {
+    let Some(kind) = kind else { return TargetState::Untouched };
     let is_beside = matches!(kind, TargetKind::ReplacedFile | TargetKind::NewFile);
     match phase {
         Phase::Preflight | Phase::Keep => TargetState::Untouched,
@@ -101,7 +117,7 @@ mod tests {
             sender.send((code, message.to_owned(), state)).unwrap();
         };
         let patience = Duration::from_millis(if returns { 200 } else { 10 });
-        let watchdog = Watchdog::of(("disk".into(), TargetKind::Device), patience, tell);
+        let watchdog = Watchdog::of((Path::new("disk"), Some(TargetKind::Device)), patience, tell);
         watchdog.event(&Event::NoProgress { phase: Phase::Copy, seconds: 29 });
         watchdog.event(&Event::Stalled { phase: Phase::Copy, seconds: 30 });
         if returns {
@@ -129,11 +145,12 @@ mod tests {
             (Phase::Finish, Written, Untouched),
         ] {
             for kind in [Device, InPlaceFile] {
-                assert_eq!(state_in(phase, kind), into, "{phase:?}");
+                assert_eq!(state_in(phase, Some(kind)), into, "{phase:?}");
             }
             for kind in [NewFile, ReplacedFile] {
-                assert_eq!(state_in(phase, kind), beside, "{phase:?}");
+                assert_eq!(state_in(phase, Some(kind)), beside, "{phase:?}");
             }
+            assert_eq!(state_in(phase, None), Untouched, "only read: {phase:?}");
         }
     }
 }
