@@ -24,7 +24,7 @@ pub(crate) use manifest::{ManifestArgs, ManifestFlag, ReceiptFlag};
 pub(crate) use qcow2::{Qcow2Args, TargetFormatArg, TargetFormatArgs};
 pub(crate) use seed::{CredentialArgs, MachineArgs, NetworkArg, OsArg, SeedArgs, SeedFormatArg};
 pub(crate) use trust::TrustArgs;
-pub(crate) use undo::{KeepArgs, UndoArgs, UndoDiskArgs};
+pub(crate) use undo::{KeepArgs, UndoArgs};
 
 use crate::exit::Failure;
 use crate::output::Output;
@@ -54,7 +54,7 @@ pub(crate) struct CommonArgs {
     /// ~/.local/state/reimage]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Run")]
     pub(crate) state_dir: Option<PathBuf>,
-    /// Do not ask before a disk is overwritten
+    /// Do not ask before a disk is overwritten, or what is kept of it is given up
     #[arg(long, short = 'y', global = true, help_heading = "Run")]
     pub(crate) yes: bool,
 }

@@ -17,7 +17,7 @@ pub(crate) use capture::of_capture;
 use crate::args::{
     CheckArgs, CutOffArgs, DataDiskDigestArg, GptArg, GuardArgs, ImageArgs, ImageFormatArg, JobArgs,
     MachineArgs, ManifestArgs, ManifestFlag, ModeArg, NetworkArg, OsArg, PreflightArg, Qcow2Args, RunArgs,
-    SeedFormatArg, StatusArgs, SubjectArgs, TargetFormatArg, UndoDiskArgs, VerifyArg, VerifyArgs,
+    SeedFormatArg, StatusArgs, SubjectArgs, TargetFormatArg, VerifyArg, VerifyArgs,
 };
 use crate::exit::Failure;
 use crate::show::clean;
@@ -202,12 +202,11 @@ fn apply_format(instance: &mut InstanceSpec, format: TargetFormatArg) {
 
 fn apply_disk(instance: &mut InstanceSpec, format: TargetFormatArg, args: &GuardArgs) {
     apply_format(instance, format);
-    apply_expect(instance, args.expect.as_ref());
-    apply_data_disks(instance, &args.data_disk);
+    apply_guarded(instance, args);
 }
 
-/// What an undo is told of disks.
-pub(crate) fn apply_undo_disks(instance: &mut InstanceSpec, args: &UndoDiskArgs) {
+/// What the disk must be, and what must survive.
+pub(crate) fn apply_guarded(instance: &mut InstanceSpec, args: &GuardArgs) {
     apply_expect(instance, args.expect.as_ref());
     apply_data_disks(instance, &args.data_disk);
 }
@@ -365,14 +364,15 @@ fn read_plan(path: &Path) -> Result<BoundPlan, Failure> {
     plan.map_err(|error| Failure::From { path: path.to_owned(), error })
 }
 
-fn apply_guard(options: &mut Options, args: &GuardArgs) {
+/// How the guard looks.
+pub(crate) fn apply_guard(options: &mut Options, args: &GuardArgs) {
     options.data_disk_digest = data_disk_digest_of(args.data_disk_digest);
     options.sight = if args.require_full_sight { SightPolicy::RequireFull } else { SightPolicy::Report };
     options.open_readers.clone_from(&args.allow_open_reader);
 }
 
 /// How data disks are compared, in the library's words.
-pub(crate) fn data_disk_digest_of(typed: DataDiskDigestArg) -> DataDiskDigest {
+fn data_disk_digest_of(typed: DataDiskDigestArg) -> DataDiskDigest {
     match typed {
         DataDiskDigestArg::Sampled => DataDiskDigest::Sampled,
         DataDiskDigestArg::Full => DataDiskDigest::Full,

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use reimage::{
-    CancelToken, InstanceSpec, KeepPlan, KeptForm, KeptStatus, Options, SightPolicy, Subject, UndoReport,
-    UndoSummary,
+    CancelToken, InstanceSpec, KeepPlan, KeptForm, KeptStatus, Options, Subject, UndoReport, UndoSummary,
 };
 use serde::Serialize;
 
@@ -108,7 +107,7 @@ impl Resolved {
             Some(Asked::Disk(path)) => of_disk(&path),
             None => return Err(Failure::usage("no disk is named").hinting("reimage undo INSTANCE|TARGET")),
         };
-        request::apply_undo_disks(&mut instance, &args.disk);
+        request::apply_guarded(&mut instance, &args.guard);
         Ok(Self::Instance(Box::new(instance)))
     }
 
@@ -123,7 +122,7 @@ impl Resolved {
 
 /// Whether nothing was typed that only an instance can carry.
 fn is_plain(args: &UndoArgs) -> bool {
-    args.disk.data_disk.is_empty() && args.disk.expect.is_none()
+    args.guard.data_disk.is_empty() && args.guard.expect.is_none()
 }
 
 fn is_id(word: &str, options: &Options) -> Result<bool, Failure> {
@@ -149,11 +148,7 @@ fn options(args: &UndoArgs, state_dir: Option<&Path>) -> Result<Options, Failure
     options.threads = args.run.threads;
     options.checkpoint = args.run.checkpoint;
     options.stall_timeout = args.run.stall_timeout;
-    options.data_disk_digest = request::data_disk_digest_of(args.disk.data_disk_digest);
-    options.open_readers.clone_from(&args.disk.allow_open_reader);
-    if args.disk.require_full_sight {
-        options.sight = SightPolicy::RequireFull;
-    }
+    request::apply_guard(&mut options, &args.guard);
     Ok(options)
 }
 

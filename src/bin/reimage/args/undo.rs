@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use reimage::Expect;
 
-use super::{DataDiskDigestArg, values};
+use super::{GuardArgs, values};
 
 /// What becomes of the disk as it was.
 #[derive(Args)]
@@ -31,30 +30,9 @@ pub(crate) struct UndoArgs {
     #[arg(long)]
     pub(crate) discard_old: bool,
     #[command(flatten)]
-    pub(crate) disk: UndoDiskArgs,
+    pub(crate) guard: GuardArgs,
     #[command(flatten)]
     pub(crate) run: UndoRunArgs,
-}
-
-/// The same guard as a rebuild's.
-#[derive(Args)]
-#[command(next_help_heading = "Disks")]
-pub(crate) struct UndoDiskArgs {
-    /// A disk that must survive, besides those of the instance file (repeatable)
-    #[arg(long, value_name = "PATH")]
-    pub(crate) data_disk: Vec<PathBuf>,
-    /// How the contents of data disks are compared before and after
-    #[arg(long, value_name = "HOW", default_value = "sampled")]
-    pub(crate) data_disk_digest: DataDiskDigestArg,
-    /// Refuse where something cannot be looked at
-    #[arg(long)]
-    pub(crate) require_full_sight: bool,
-    /// A process that may have the disk open for reading (repeatable)
-    #[arg(long, value_name = "PID")]
-    pub(crate) allow_open_reader: Vec<u32>,
-    /// What the disk must be now, else it is refused: serial=…,wwn=…,size=…,ptuuid=…
-    #[arg(long, value_name = "KEY=VALUE,…", value_parser = values::expect)]
-    pub(crate) expect: Option<Expect>,
 }
 
 #[derive(Args)]
