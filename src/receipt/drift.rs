@@ -89,8 +89,8 @@ impl DriftCause {
 /// Why a receipt is none, or the disk is not as it was.
 #[derive(Debug, thiserror::Error)]
 enum Fault {
-    #[error("no receipt of it is kept")]
-    None,
+    #[error("no receipt of {of} is kept")]
+    None { of: String },
     #[error("it could not be read")]
     Read(#[source] io::Error),
     #[error("it is no receipt of this version")]
@@ -229,10 +229,14 @@ fn place_of(of: ReceiptOf<'_>, state_dir: &Path) -> Result<PathBuf, Error> {
         return Ok(path.to_owned());
     }
     find(state_dir, of).map(|note| note.path).ok_or_else(|| {
-        let error = Error::new(ErrorKind::Usage, Fault::None);
+        let of_what = match of {
+            ReceiptOf::Instance(id) => format!("the instance {id:?}"),
+            ReceiptOf::Disk(_) | ReceiptOf::File(_) => "this disk".to_owned(),
+        };
+        let error = Error::new(ErrorKind::Usage, Fault::None { of: of_what });
         let error = match of {
-            ReceiptOf::Disk(path) => error.at_path(path),
-            _ => error.at_path(state_dir),
+            ReceiptOf::Disk(path) | ReceiptOf::File(path) => error.at_path(path),
+            ReceiptOf::Instance(_) => error,
         };
         error.hint_that(
             "name the receipt's file, the disk or the instance as it was rebuilt, and its --state-dir",

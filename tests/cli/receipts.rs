@@ -51,7 +51,8 @@ impl Lab {
 fn a_disk_is_found_as_it_was_left_by_receipt_instance_and_path() {
     let lab = Lab::new(&gpt_disk(512, 3 * CHUNK));
     let (receipt, before) = (lab.receipt(), Seen::of(&lab.target));
-    for word in [text(&receipt), "i-7", text(&lab.target), "./disk.raw"] {
+    lab.room.file("nameless.toml", "[system_disk]\npath = \"disk.raw\"\n");
+    for word in [text(&receipt), "i-7", text(&lab.target), "./disk.raw", "vm.toml", "nameless.toml"] {
         let report = lab.verify(word, &[]).document();
         assert_eq!((&report["root"], report["places"].as_u64()), (&lab.root, Some(0)), "{word}");
         assert_eq!(report["instance"], "i-7");
@@ -64,8 +65,35 @@ fn a_disk_is_found_as_it_was_left_by_receipt_instance_and_path() {
     fs::rename(&lab.target, &moved).unwrap();
     lab.verify("i-7", &[text(&moved)]).document();
     lab.verify("i-7", &[]).error(14);
-    for word in ["i-8", "/nowhere", "vm.toml"] {
-        lab.verify(word, &[]).error(2);
+    for (word, path) in [("i-8", Value::Null), ("/nowhere", "/nowhere".into())] {
+        assert_eq!(lab.verify(word, &[]).error(2)["path"], path);
+    }
+    let error = lab.verify("i-8", &[]).error(2);
+    assert!(
+        error["message"].as_str().unwrap().ends_with(": no receipt of the instance \"i-8\" is kept"),
+        "{error}"
+    );
+    lab.verify("missing.toml", &[]).error(2);
+}
+
+#[test]
+fn what_a_comparison_with_a_receipt_would_not_heed_is_refused() {
+    let lab = Lab::new(&gpt_disk(512, 3 * CHUNK));
+    lab.verify("i-7", &["--threads", "1", "--stall-timeout", "30"]).document();
+    for words in [
+        ["--trust-key", "missing"],
+        ["--sha256sums", "missing"],
+        ["--keyring", "missing"],
+        ["--manifest", "missing"],
+        ["--expect-digest", "sha256:0000000000000000000000000000000000000000000000000000000000000000"],
+        ["--image-format", "qcow2"],
+        ["--allow-backing", "."],
+        ["--target-format", "raw"],
+        ["--gpt", "keep"],
+        ["--stall-timeout", "soon"],
+    ] {
+        let error = lab.verify("i-7", &words).error(2);
+        assert!(error["message"].as_str().unwrap().contains(words[0]), "{error}");
     }
 }
 

@@ -127,8 +127,7 @@ fn verify(args: &VerifyArgs, output: Output, progress: &Progress) -> Result<(), 
             Some(manifest) => reimage::verify_manifest(manifest, disk, &request.options, (observer, &cancel)),
             None => reimage::verify(&request, observer, &cancel),
         }
-        None => reimage::verify(&request, progress, &cancel)?,
-    };
+    })?;
     progress.end_phase();
     output.show(&report, |report| show::verified(report, &disk.path));
     Ok(())
@@ -145,10 +144,16 @@ fn verify_receipt(
         return Err(Failure::usage("--receipt needs no image")
             .hinting("give --receipt FILE|INSTANCE|TARGET [TARGET]"));
     }
-    let of = match word.to_str() {
-        _ if word.extension().is_some_and(|ending| ending == "json") => ReceiptOf::File(word),
-        Some(id) if !id.contains('/') && word.symlink_metadata().is_err() => ReceiptOf::Instance(id),
-        _ => ReceiptOf::Disk(word),
+    let is_file_name = word.extension().is_some_and(|ending| ending == "json");
+    let asked = if is_file_name { None } else { request::asked(Some(word), None)? };
+    let of = match &asked {
+        None => ReceiptOf::File(word),
+        Some(Asked::Disk(path)) => ReceiptOf::Disk(path),
+        Some(Asked::Word(id)) => ReceiptOf::Instance(id),
+        Some(Asked::Instance(instance)) => match &instance.id {
+            Some(id) => ReceiptOf::Instance(id),
+            None => ReceiptOf::Disk(&instance.system_disk.path),
+        },
     };
     let mut options = Options::default();
     options.state_dir = request::state_dir(state_dir)?;

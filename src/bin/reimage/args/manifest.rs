@@ -39,12 +39,29 @@ pub(crate) struct ManifestFlag {
     pub(crate) manifest: Option<PathBuf>,
 }
 
+/// What a comparison with a receipt would not heed.
+const OF_AN_IMAGE: [&str; 13] = [
+    "instance",
+    "image_flag",
+    "manifest",
+    "image_format",
+    "allow_nested_format",
+    "allow_backing",
+    "expect_digest",
+    "trust_key",
+    "sha256sums",
+    "keyring",
+    "policy",
+    "target_format",
+    "gpt",
+];
+
 /// Which receipt a disk is compared with.
 #[derive(Args)]
 pub(crate) struct ReceiptFlag {
     /// Compare the disk with the receipt of its last rebuild, without an image, and list what changed since: a
-    /// receipt's file (a name that ends in .json), the disk, or the id of the instance; TARGET may follow, where
-    /// the disk is elsewhere now
-    #[arg(long, value_name = "FILE|INSTANCE|TARGET", conflicts_with_all = ["instance", "image_flag", "manifest"])]
+    /// receipt's file (a name that ends in .json), an instance file (.toml), the disk, or the id of the instance;
+    /// TARGET may follow, where the disk is elsewhere now
+    #[arg(long, value_name = "FILE|INSTANCE|TARGET", conflicts_with_all = OF_AN_IMAGE)]
     pub(crate) receipt: Option<PathBuf>,
 }
