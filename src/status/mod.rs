@@ -192,6 +192,8 @@ pub fn status(subject: Subject<'_>, state_dir: &Path) -> Result<InstanceStatus, 
     let of_marker = seen.as_ref().and_then(|seen| Some(seen.marker.as_ref()?.journal.clone()));
     let of_disk = path.as_deref().and_then(|path| receipt::find(state_dir, ReceiptOf::Disk(path)));
     let receipt = of_disk.or_else(|| receipt::find(state_dir, ReceiptOf::Instance(id?)));
+    let is_known = journal.is_some() || seen.is_some() || receipt.is_some() || kept.is_some();
+    notices.extend((!is_known).then(|| "no rebuild of it is recorded here".to_owned()));
     Ok(InstanceStatus {
         receipt,
         state: verdict.state,

@@ -54,8 +54,8 @@ impl Verdict {
                  then the disk cannot boot"
             }
             false => {
-                "run the rebuild again: it goes on where this one stopped, where image and disk are the same, and until \
-                 it is complete the disk cannot boot"
+                "run the rebuild again: it goes on where this one stopped, where image and disk are the same, and \
+                 until it is complete the disk cannot boot"
             }
         };
         Self { state: InstanceState::Failed, failure: Some(failure), notice, advice }
@@ -82,7 +82,7 @@ pub(super) fn judge(journal: Option<&JournalSummary>, seen: Option<&Seen>) -> Ve
             }
         }
         (None, Some(None)) => Verdict::stopped(None),
-        (None, None) => Verdict::stopped(Some("no rebuild of it is recorded here".to_owned())),
+        (None, None) => Verdict::stopped(None),
         (Some(journal), None) if journal.invalidated && !journal.finished => {
             Verdict::failed(Some(journal), None)
         }
