@@ -119,7 +119,7 @@ pub struct VerifyReport {
 /// A disk does not hold what the image holds.
 #[derive(Debug, thiserror::Error)]
 enum Difference {
-    #[error("it differs in {count} places, {bytes} bytes with all that is compared at once")]
+    #[error("it differs in {}, {bytes} bytes with all that is compared at once", places(*count))]
     Pieces { count: usize, bytes: u64 },
     #[error("it differs here, too")]
     Here,
@@ -127,6 +127,11 @@ enum Difference {
     TooSmall { size: u64, virtual_size: u64 },
     #[error("the disk's head says that a rebuild is unfinished (journal {journal})")]
     Unfinished { journal: String },
+}
+
+/// How many places, in words.
+pub(crate) fn places(count: usize) -> String {
+    if count == 1 { "1 place".to_owned() } else { format!("{count} places") }
 }
 
 /// Compares the request's system disk with its image; writes nothing.

@@ -82,6 +82,8 @@ enum ContainerFault {
 fn in_words(snapshots: &u32, bitmaps: &bool) -> String {
     match (snapshots, bitmaps) {
         (0, _) => "dirty bitmaps".to_owned(),
+        (1, false) => "1 internal snapshot".to_owned(),
+        (1, true) => "1 internal snapshot, and dirty bitmaps,".to_owned(),
         (count, false) => format!("{count} internal snapshots"),
         (count, true) => format!("{count} internal snapshots, and dirty bitmaps,"),
     }
@@ -180,7 +182,9 @@ impl Container {
             ));
         }
         if old.snapshots > 0 || old.bitmaps {
-            warnings.push(format!("of the old file {} are lost", in_words(&old.snapshots, &old.bitmaps)));
+            let lost = in_words(&old.snapshots, &old.bitmaps);
+            let lost = lost.trim_end_matches(',');
+            warnings.push(format!("what the old file holds besides the disk is lost: {lost}"));
         }
         if old.corrupt {
             warnings.push("the old file is marked corrupt; nothing of it is kept".to_owned());

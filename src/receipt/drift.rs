@@ -10,7 +10,7 @@ use super::store::find;
 use super::{FORMAT, ReceiptOf, VERSION, WrittenPiece};
 use crate::copy::{self, CopyError, Exceptions, Pool, Scope, Watch};
 use crate::error::{Error, ErrorKind};
-use crate::inspect::open_complete;
+use crate::inspect::{open_complete, places};
 use crate::layout::{self, DiskLayout, Partition};
 use crate::observe::{CancelToken, Observer, Phase};
 use crate::plan::{DiskBytes, Ends};
@@ -97,7 +97,7 @@ enum Fault {
     NoReceipt(#[source] Option<serde_json::Error>),
     #[error("the disk has {size} bytes, and had {said}")]
     Size { size: u64, said: u64 },
-    #[error("{count} places changed since the rebuild; here {what}")]
+    #[error("{} changed since the rebuild; here {what}", places(*count))]
     Changed { count: usize, what: String },
     #[error("here {what}")]
     Here { what: String },

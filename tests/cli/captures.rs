@@ -162,3 +162,19 @@ fn a_disk_that_needs_larger_clusters_is_told_so() {
     let error = check(&room, &["large.raw", "image", "--cluster-size", "4K"], 12);
     assert!(error["hint"].as_str().unwrap().contains("--cluster-size"), "{error}");
 }
+
+#[test]
+fn a_data_disk_that_is_named_twice_is_one() {
+    let room = room();
+    room.old_disk("data.raw", 8192);
+    room.file("i-1.toml", "[system_disk]\npath = \"disk.raw\"\n[[data_disk]]\npath = \"data.raw\"\n");
+    let twice = ["--data-disk", "./data.raw", "--data-disk", "data.raw"];
+    let report = capture(&room, &[&["--instance", "i-1.toml", "image"], &twice[..]].concat()).document();
+    assert_eq!(report["data_disks"].as_array().unwrap().len(), 1, "{report}");
+}
+
+#[test]
+fn where_the_kernel_keeps_its_own_no_image_is_made_and_the_hint_is_about_the_image() {
+    let error = check(&room(), &["disk.raw", "/dev/image"], 14);
+    assert_eq!(error["hint"], "name a file in another folder", "{error}");
+}

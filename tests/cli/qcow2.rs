@@ -142,7 +142,7 @@ fn internal_snapshots_are_lost_only_where_that_is_allowed() {
     assert!(error["hint"].as_str().unwrap().contains("--allow-losing-snapshots"), "{error}");
     let plan = room.run("plan", &[&image, text(&target), "--allow-losing-snapshots"]).document();
     assert!(plan["qcow2"]["lost_snapshots"].as_u64() > Some(0), "{plan}");
-    assert!(plan["warnings"].to_string().contains("internal snapshots"), "{plan}");
+    assert!(plan["warnings"].to_string().contains("internal snapshot"), "{plan}");
     room.rebuild(&[&image, text(&target), "--allow-losing-snapshots"]).document();
     assert_eq!(inspected(&room, &target)["snapshots"], 0);
 }

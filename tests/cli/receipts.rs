@@ -109,6 +109,7 @@ fn every_changed_byte_is_drift_with_its_place_and_its_partition() {
         let inside = at < 3 * CHUNK - 64 * 512;
         let message = error["message"].as_str().unwrap();
         assert_eq!(message.contains("partition 1 (root)"), inside, "{message}");
+        assert!(message.contains("1 place changed"), "{message}");
         fs::write(&lab.target, &good).unwrap();
     }
     lab.change(&[CHUNK, 2 * CHUNK, 4 * CHUNK]);

@@ -227,6 +227,11 @@ fn an_image_with_a_signed_manifest_is_taken_and_its_signer_is_told() {
     let id = key.lines().next().unwrap().rsplit(' ').next().unwrap();
     assert_eq!(plan["signatures"], serde_json::json!([{ "kind": "minisign", "key": id }]));
     assert!(plan["manifest"]["image_file"].is_string(), "the file is compared: {plan}");
+    for verb in [&["plan"][..], &["rebuild", "--yes"]] {
+        let more = ["--keep-image-credentials", "--state-dir", "state"];
+        let ran = room.plain(&[verb, &words[..], &more[..]].concat());
+        assert!(ran.stdout.contains(&format!("signed by   the minisign key {id}\n")), "{ran:?}");
+    }
     room.rebuild(&words).document();
     room.plain(&["verify", text(&manifest), text(&disk), "--trust-key", &mine, "--json"]).document();
     room.plain(&["verify", text(&manifest), text(&disk), "--trust-key", &other, "--json"]).error(21);

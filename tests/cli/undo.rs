@@ -415,3 +415,21 @@ fn a_rebuild_that_was_killed_before_its_exchange_left_the_old_disk() {
     fs::remove_file(old.room.path("large.raw")).unwrap();
     old.check_back();
 }
+
+#[test]
+fn the_text_of_a_rebuild_says_where_the_old_disk_is_kept() {
+    let old = Old::new();
+    let words =
+        ["rebuild", "image.raw", "disk.raw", "--yes", "--keep-image-credentials", "--state-dir", "state"];
+    for (flags, wanted) in [(&["--keep-old"][..], "kept under another name"), (&[], "")] {
+        let ran = old.room.plain(&[&words[..], flags].concat());
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        let line = ran.stdout.lines().find(|line| line.starts_with("old disk"));
+        assert_eq!(line.is_some(), !wanted.is_empty(), "{ran:?}");
+        assert!(line.unwrap_or_default().contains(wanted), "{ran:?}");
+    }
+    let status = old.room.plain(&["status", "--state-dir", "state", "disk.raw"]);
+    assert!(!status.stdout.contains("no rebuild of it"), "{status:?}");
+    let asked = old.room.plain(&["undo", "--discard-old", "--json", "--state-dir", "state", "disk.raw"]);
+    assert_eq!(asked.error(2)["message"], "nobody can be asked: there is no terminal");
+}

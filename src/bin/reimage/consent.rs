@@ -15,10 +15,7 @@ pub(crate) struct Terminal(File);
 impl Terminal {
     /// The controlling terminal; it need not be standard input, which may carry a password.
     pub(crate) fn find() -> Result<Self, Failure> {
-        let nobody = || {
-            Failure::usage("nobody can be asked whether the disk may be overwritten: there is no terminal")
-                .hinting("say --yes")
-        };
+        let nobody = || Failure::usage("nobody can be asked: there is no terminal").hinting("say --yes");
         // With standard error elsewhere the plan would not be seen.
         if !io::stderr().is_terminal() {
             return Err(nobody());

@@ -225,7 +225,11 @@ fn apply_expect(instance: &mut InstanceSpec, typed: Option<&Expect>) {
 
 /// Never instead of the file's: what must survive only ever grows.
 fn apply_data_disks(instance: &mut InstanceSpec, typed: &[PathBuf]) {
+    let place = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     for path in typed {
+        if instance.data_disks.iter().any(|disk| place(&disk.path) == place(path)) {
+            continue;
+        }
         let mut disk = DataDisk::default();
         disk.path.clone_from(path);
         instance.data_disks.push(disk);

@@ -15,7 +15,7 @@ use reimage::{
 pub(crate) use captured::captured;
 
 use crate::{picture, undo};
-pub(crate) use manifest::{drift, manifest, manifest_used, verified};
+pub(crate) use manifest::{drift, manifest, manifest_used, signers, verified};
 
 /// Lines of a name and a value.
 #[derive(Default)]
@@ -43,6 +43,7 @@ pub(crate) fn plan(plan: &PlanSummary) -> String {
     lines.block(&format!("Plan of a rebuild{of_what}\n"));
     lines.add("image", image(&plan.image));
     lines.add("", content(plan));
+    signers(&mut lines, &plan.signatures);
     plan.manifest.iter().for_each(|used| lines.block(&manifest_used(used)));
     lines.add("target", format!("{} ({})", clean_path(&plan.target), kind(plan)));
     lines.add("", sizes(plan));
@@ -77,6 +78,7 @@ pub(crate) fn report(report: &Report) -> String {
         _ => "Rebuilt, not read back\n",
     });
     lines.add("image", image(&report.plan.image));
+    signers(&mut lines, &report.plan.signatures);
     let target = format!("{} ({})", clean_path(&report.target), kind(&report.plan));
     lines.add("target", target);
     lines.add("", format!("{}, {}", exact(report.target_bytes), report.target_state));
@@ -98,6 +100,7 @@ pub(crate) fn report(report: &Report) -> String {
     lines.add("repairs", if report.repairs.is_empty() { "none" } else { "" });
     report.repairs.iter().for_each(|repaired| lines.add("", repair(repaired)));
     lines.add("GPT", gpt(&report.gpt));
+    undo::keep_lines(&mut lines, report.plan.keep.as_ref());
     match &report.seed {
         Some(seed) => {
             lines.add("seed", format!("{} ({})", clean_path(&seed.path), seed_words(seed)));
@@ -228,8 +231,12 @@ pub(crate) fn seed(seed: &SeedReport) -> String {
 
 /// An image in a line.
 pub(crate) fn image(image: &ImageInfo) -> String {
-    let path = image.chain.first().map(|layer| clean_path(&layer.path)).unwrap_or_default();
-    format!("{path} ({}, a file of {})", image.format, bytes(image.file_size))
+    let first = image.chain.first();
+    let path = first.map(|layer| clean_path(&layer.path)).unwrap_or_default();
+    // What a raw image has compressed is all of it.
+    let packed = first.filter(|layer| layer.format == "raw").and_then(|layer| layer.compression);
+    let packed = packed.map(|codec| format!(" packed with {codec}")).unwrap_or_default();
+    format!("{path} ({}{packed}, a file of {})", image.format, bytes(image.file_size))
 }
 
 fn sandbox(sandbox: Sandbox) -> &'static str {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use reimage::{DriftReport, ManifestUse, VerifyReport};
+use reimage::{DriftReport, ImageSignature, ManifestUse, VerifyReport};
 
 use super::{Lines, clean_name, clean_path, exact, gpt, read_back, span, utc};
 use crate::commands::ManifestDocument;
@@ -18,6 +18,18 @@ pub(crate) fn verified(report: &VerifyReport, target: &Path) -> String {
     lines.add("compared", read_back(report.bytes_read, report.bytes_proved_holes));
     lines.add("GPT", gpt(&report.gpt));
     lines.into_text()
+}
+
+/// Who has signed for an image.
+pub(crate) fn signers(lines: &mut Lines, signatures: &[ImageSignature]) {
+    for signature in signatures {
+        let signer = match signature {
+            ImageSignature::Minisign { key } => format!("the minisign key {}", clean_name(key)),
+            ImageSignature::OpenPgp { fingerprint } => format!("the OpenPGP key {}", clean_name(fingerprint)),
+            _ => "a key of another kind".to_owned(),
+        };
+        lines.add("signed by", signer);
+    }
 }
 
 /// What changed since a rebuild, and was to be expected.
