@@ -79,7 +79,7 @@ pub(super) fn file(
     let file = reopen(looked_at, flags | OFlags::CLOEXEC | OFlags::NONBLOCK).map_err(cannot_write)?;
     let format = format_of(subject, &file)?;
     if format == FileFormat::Qcow2 && subject.placement == Placement::InPlace {
-        return Err(Refusal::Format { why: "a qcow2 disk is replaced whole, and never written in place" });
+        return Err(Refusal::Qcow2InPlace);
     }
     // A link is followed once, here; from now on the name is one in the folder that really holds it.
     let (folder, name) = folder_and_name(&real_path(looked_at)?)?;

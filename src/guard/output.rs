@@ -37,7 +37,7 @@ pub(crate) fn check_new_file(
     let real_folder = parent.canonicalize().ok();
     let of_system = |folder: &&str| real_folder.as_ref().is_some_and(|real| real.starts_with(folder));
     if let Some(folder) = ["/dev", "/proc", "/sys"].into_iter().find(of_system) {
-        refusals.push(Refusal::SystemFolder { folder });
+        refusals.push(Refusal::FileInSystemFolder { folder });
     }
     let Some(place) = topology.storage_at(path) else { return refusals };
     let changes = |storage: &Storage| place.overlaps(&topology.again(storage));

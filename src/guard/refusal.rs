@@ -22,6 +22,12 @@ pub enum Refusal {
         /// `/dev`, `/proc` or `/sys`.
         folder: &'static str,
     },
+    /// A file that the run writes would lie where the kernel keeps its own.
+    #[error("a new file is not made under {folder}")]
+    FileInSystemFolder {
+        /// `/dev`, `/proc` or `/sys`.
+        folder: &'static str,
+    },
     /// The folder of a new file is not there.
     #[error("its folder cannot be used")]
     Folder {
@@ -61,6 +67,9 @@ pub enum Refusal {
         /// Which of the two says what.
         why: &'static str,
     },
+    /// A qcow2 file was to be written into.
+    #[error("a qcow2 disk is replaced whole, and never written in place")]
+    Qcow2InPlace,
     /// The qcow2 file does not say what its disk is.
     #[error("its qcow2 header cannot be used")]
     Qcow2 {
@@ -347,6 +356,7 @@ impl Refusal {
             Self::WrongKind { .. } | Self::SystemFolder { .. } => {
                 "name the block device or the file that the machine uses as its system disk"
             }
+            Self::FileInSystemFolder { .. } => "name a file in another folder",
             Self::Folder { .. } => "make the folder first, or correct the path",
             Self::CannotRead { source } if source.kind() == std::io::ErrorKind::NotFound => {
                 "name the block device or the file that the machine uses as its system disk"
@@ -367,6 +377,7 @@ impl Refusal {
             Self::Format { .. } => {
                 "say --target-format raw or qcow2, as the machine uses it; a qcow2 disk is a file and replaced whole"
             }
+            Self::Qcow2InPlace => "leave --in-place out",
             Self::Qcow2 { .. } => {
                 "remove the file if the machine can do without it, and make a new one: --target-format qcow2 --size \
                  SIZE"

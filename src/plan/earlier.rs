@@ -193,9 +193,12 @@ fn refuse_delta_of_new_file(
     if options.mode != Mode::Delta || !is_new {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Usage, NothingToCompare)
-        .at_path(claim.path())
-        .hint_that("--in-place compares with the old file and writes into it"))
+    let hint = match claim.held() {
+        // Such a file is never written into.
+        Held::File { inside: Some(_), .. } | Held::NewFile { .. } => "leave --mode delta out",
+        _ => "--in-place compares with the old file and writes into it",
+    };
+    Err(Error::new(ErrorKind::Usage, NothingToCompare).at_path(claim.path()).hint_that(hint))
 }
 
 fn claim_is_replaced(options: &Options, claim: &Claim) -> bool {

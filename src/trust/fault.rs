@@ -26,6 +26,8 @@ pub(super) enum TrustFault {
     Exchanged,
     #[error("a key is given, and {why}")]
     NothingToVerify { why: &'static str },
+    #[error("a key is given, and the manifest that it must have signed is left out")]
+    ManifestLeftOut,
     #[error("there is no signature of the manifest")]
     NoManifestSignature(#[source] io::Error),
     #[error("the manifest's signature {0}")]
@@ -92,6 +94,9 @@ impl TrustFault {
             Self::Exchanged => "start again when nobody exchanges the image",
             Self::NothingToVerify { .. } => {
                 "put the manifest and its .minisig beside the image, or name the manifest with --manifest FILE"
+            }
+            Self::ManifestLeftOut => {
+                "leave --manifest none out: it leaves out the manifest that the key must have signed"
             }
             Self::NoManifestSignature(_) => {
                 "fetch the signature too, or sign the manifest with `minisign -Sm`"

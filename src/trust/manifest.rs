@@ -48,6 +48,7 @@ pub(crate) fn check_manifest(
         };
         return Err(match required {
             Some(policy) => TrustFault::ManifestRequired { policy: policy.file.clone(), why },
+            None if options.manifest == ManifestSource::None => TrustFault::ManifestLeftOut,
             None => TrustFault::NothingToVerify { why },
         }
         .about(image));

@@ -107,9 +107,14 @@ fn name_and_content_of_a_target_must_agree_or_its_format_must_be_said() {
     let plain = room.old_disk("disk.qcow2", 2 << 20);
     refused(&room, &[&image, text(&plain)], 14, &plain);
     refused(&room, &[&image, text(&plain), "--target-format", "qcow2"], 14, &plain);
-    refused(&room, &[&image, text(&hidden), "--target-format", "qcow2", "--in-place"], 14, &hidden);
-    let words = [&image, text(&hidden), "--target-format", "qcow2", "--mode", "delta"];
-    refused(&room, &words, 2, &hidden);
+    let said = [&image, text(&hidden), "--target-format", "qcow2"];
+    for (flags, code, hint) in [
+        (&["--in-place"][..], 14, "leave --in-place out"),
+        (&["--mode", "delta"], 2, "leave --mode delta out"),
+    ] {
+        let error = refused(&room, &[&said[..], flags].concat(), code, &hidden);
+        assert_eq!(error["hint"], hint, "{flags:?}");
+    }
     let report = room.rebuild(&[&image, text(&hidden), "--target-format", "qcow2"]).document();
     assert_eq!(report["plan"]["qcow2"]["version"], 3);
     let named = room.path("said.qcow2");

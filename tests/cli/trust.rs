@@ -248,7 +248,8 @@ fn a_manifest_that_is_not_signed_as_it_should_be_is_21() {
     assert!(error["hint"].as_str().unwrap().contains(".minisig"), "{error}");
     let manifest = signed_manifest(&room, "zlib-64k.qcow2");
     refused(&room, &[&image, text(&disk), "--trust-key", &other], 21, &disk);
-    refused(&room, &[&words[..], &["--manifest", "none"]].concat(), 21, &disk);
+    let error = refused(&room, &[&words[..], &["--manifest", "none"]].concat(), 21, &disk);
+    assert!(error["hint"].as_str().unwrap().starts_with("leave --manifest none out"), "{error}");
     // Another image under the name, with the right size of the disk.
     let right = fs::read(&image).unwrap();
     let wrong = fs::read(room.image("v3-64k")).unwrap();
