@@ -7,6 +7,7 @@ mod bad;
 mod carried;
 mod fault;
 mod pack;
+mod padded;
 mod place;
 mod prepare;
 mod report;

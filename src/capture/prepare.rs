@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::carried;
 use super::fault::CaptureFault;
+use super::padded::Padded;
 use super::place::Place;
 use super::request::{CaptureRequest, ManifestPlace};
 use crate::error::{Error, ErrorKind};
@@ -22,6 +23,7 @@ use crate::verify;
 /// A capture that may begin: the disk is held, and nothing has been written.
 pub(super) struct Prepared {
     pub(super) claim: ReadClaim,
+    /// The disk in whole sectors.
     pub(super) disk: Box<dyn Image>,
     pub(super) content: TableReport,
     pub(super) seen: SeenImage,
@@ -70,6 +72,8 @@ pub(super) fn prepare(request: &CaptureRequest, observer: &dyn Observer) -> Resu
     refuse_unfinished(request, disk.as_ref())?;
     let mut warnings = seen.warnings;
     let layout = look_at(disk.as_ref(), &mut warnings);
+    let (disk, rounded) = Padded::of(disk);
+    warnings.extend(rounded);
     let format = new_image(request, disk.as_ref())?;
     warnings.extend(check_room(request, content, &place)?);
     for message in &warnings {

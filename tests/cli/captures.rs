@@ -178,3 +178,26 @@ fn where_the_kernel_keeps_its_own_no_image_is_made_and_the_hint_is_about_the_ima
     let error = check(&room(), &["disk.raw", "/dev/image"], 14);
     assert_eq!(error["hint"], "name a file in another folder", "{error}");
 }
+
+#[test]
+fn a_disk_that_ends_within_a_sector_becomes_an_image_of_whole_sectors_as_qemu_counts_them() {
+    let room = Room::new();
+    for size in [1_usize, 511, 513, (3 << 20) + 1] {
+        let mut disk = fs::read(room.old_disk("disk.raw", size)).unwrap();
+        let report = capture(&room, &["disk.raw", "image", "--replace", "--whole-digest"]).document();
+        disk.resize(size.next_multiple_of(512), 0);
+        assert_eq!(report["source"]["virtual_size"], size);
+        assert_eq!(report["virtual_size"], disk.len());
+        assert_eq!(report["whole_digest"], blake3::hash(&disk).to_hex().as_str());
+        let said = |warning: &serde_json::Value| warning.as_str().unwrap().contains("no whole sectors");
+        assert!(report["warnings"].as_array().unwrap().iter().any(said), "{report}");
+        let manifest = fs::read(room.path("image.manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        assert_eq!((&manifest["virtual_size"], &manifest["root"]), (&disk.len().into(), &report["root"]));
+        let rebuilt = room.rebuild(&["image", &format!("{size}.raw")]).document();
+        assert_eq!(rebuilt["root"], report["root"]);
+        assert!(fs::read(room.path(&format!("{size}.raw"))).unwrap() == disk, "{size}");
+        let header = fs::read(room.path("image")).unwrap();
+        assert_eq!(header[24..32], (disk.len() as u64).to_be_bytes());
+    }
+}

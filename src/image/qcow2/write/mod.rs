@@ -48,7 +48,7 @@ pub enum Packing {
 /// What a new image is to be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NewImage {
-    /// The disk's size in bytes; any number, and the header says exactly that.
+    /// The disk's size in bytes; any number, and the header says exactly that, of which qemu sees whole sectors only.
     pub(crate) virtual_size: u64,
     /// A power of two from 512 bytes to 2 MiB.
     pub(crate) cluster_size: u32,
