@@ -48,15 +48,30 @@ pub(crate) fn apply(options: &mut Options, args: &TrustArgs) -> Result<(), Failu
 fn policies(args: &TrustArgs) -> Result<Vec<Policy>, Failure> {
     let host = Path::new(HOST_POLICY);
     let mut policies = Vec::new();
-    match host.symlink_metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        // Whatever else is the matter: where there may be a policy, nothing runs without it.
-        _ => policies.push(read_policy(host, Owner::Root)?),
+    // Whatever is the matter: where there may be a policy, nothing runs without it.
+    if !is_missing(host) {
+        policies.push(read_policy(host, Owner::Root)?);
     }
     for path in &args.policy {
         policies.push(read_policy(path, Owner::Anyone)?);
     }
     Ok(policies)
+}
+
+/// Whether there is certainly no such file: its folder is not there, or is a real one without it.
+///
+/// Behind a link that leads nowhere there may be one when what it leads to is there again.
+fn is_missing(policy: &Path) -> bool {
+    let folder = policy.parent().unwrap_or(Path::new("/"));
+    match folder.symlink_metadata() {
+        Ok(found) if !found.is_dir() => false,
+        Ok(_) => not_found(&policy.symlink_metadata()),
+        missing => not_found(&missing),
+    }
+}
+
+fn not_found(found: &io::Result<Metadata>) -> bool {
+    matches!(found, Err(error) if error.kind() == io::ErrorKind::NotFound)
 }
 
 /// A policy as its file says it.
@@ -257,6 +272,31 @@ mod tests {
         symlink("round.toml", folder.path().join("round.toml")).unwrap();
         assert!(resolve(&folder.path().join("round.toml"), owner).unwrap().is_err());
         assert!(resolve(&folder.path().join("missing.toml"), owner).is_err());
+    }
+
+    #[test]
+    fn a_policy_is_missing_only_where_no_link_could_lead_to_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let here = |name: &str| folder.path().join(name);
+        fs::create_dir(here("real")).unwrap();
+        fs::create_dir(here("full")).unwrap();
+        fs::write(here("full/policy.toml"), "").unwrap();
+        fs::create_dir(here("linked")).unwrap();
+        symlink("nowhere", here("linked/policy.toml")).unwrap();
+        symlink("nowhere", here("dangling")).unwrap();
+        symlink("real", here("link")).unwrap();
+        fs::write(here("file"), "").unwrap();
+        for (name, missing) in [
+            ("none", true),
+            ("real", true),
+            ("full", false),
+            ("linked", false),
+            ("dangling", false),
+            ("link", false),
+            ("file", false),
+        ] {
+            assert_eq!(is_missing(&here(name).join("policy.toml")), missing, "{name}");
+        }
     }
 
     #[test]
