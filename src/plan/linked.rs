@@ -7,12 +7,25 @@ use serde_json::Value;
 use super::manifest::KnownManifest;
 use super::open::{Check, CheckedImage, Later, decode_everything, open_checked};
 use super::packed;
-use crate::error::Error;
-use crate::image::Image;
+use crate::error::{Error, ErrorKind};
+use crate::image::{Image, LayerInfo};
 use crate::journal::{self, WholeImage};
 use crate::observe::{Event, Observer};
 use crate::request::{ExpectedDigest, ImageOptions, Linking, Preflight, Request};
 use crate::verify::Digest;
+
+/// qemu takes the size that a qcow2 file says for so many whole sectors, and reads zeroes behind them.
+const SECTOR: u64 = 512;
+
+/// The image is another one when qemu reads it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "its disk has {size} bytes, which are no whole sectors: below an overlay qemu reads zeroes for the last {lost}"
+)]
+struct PartSector {
+    size: u64,
+    lost: u64,
+}
 
 /// What an overlay's image was found to be.
 #[derive(Clone)]
@@ -64,6 +77,7 @@ pub(super) fn examine(
     if options.linking != Linking::Linked {
         return Ok(None);
     }
+    refuse_part_sectors(image)?;
     let files = files_of(image);
     let known = journal::known_image(&options.state_dir, &files);
     let checked = options.image.expect_digest.filter(|_| options.preflight != Preflight::Tables);
@@ -87,6 +101,16 @@ pub(super) fn examine(
         }
     };
     Ok(Some(LinkedImage { files, whole: WholeImage { root, file_digest }, is_news: true }))
+}
+
+/// Fails if qemu would not read all of the image, or of a file below it; of a raw file it reads every byte.
+fn refuse_part_sectors(image: &dyn Image) -> Result<(), Error> {
+    let in_part = |layer: &LayerInfo| layer.format == "qcow2" && !layer.virtual_size.is_multiple_of(SECTOR);
+    let Some(layer) = image.info().chain.into_iter().find(in_part) else { return Ok(()) };
+    let fault = PartSector { size: layer.virtual_size, lost: layer.virtual_size % SECTOR };
+    Err(Error::new(ErrorKind::Image, fault)
+        .at_path(layer.path)
+        .hint_that("leave --linked out: the disk then gets every byte of the image"))
 }
 
 /// What tells the image from every other one, and shows that it changed; never its path.

@@ -241,6 +241,24 @@ fn a_linked_image_is_decoded_again_when_it_changed_and_refused_when_it_is_damage
 }
 
 #[test]
+fn an_image_of_which_qemu_would_not_read_the_last_bytes_is_copied_and_not_linked() {
+    let room = Room::new();
+    let image = room.image("zlib-64k");
+    let mut bytes = fs::read(&image).unwrap();
+    let size = u64::from_be_bytes(bytes[24..32].try_into().unwrap());
+    bytes[24..32].copy_from_slice(&(size - 1).to_be_bytes());
+    fs::write(&image, bytes).unwrap();
+    let words = [text(&image), "disk.qcow2", "--target-format", "qcow2"];
+    let error = room.rebuild(&[&words[..], &["--linked"]].concat()).error(20);
+    assert!(error["hint"].as_str().unwrap().contains("leave --linked out"), "{error}");
+    assert!(!room.path("disk.qcow2").exists());
+    room.rebuild(&words).document();
+    // Of a raw file qemu reads all there is.
+    let raw = room.old_disk("base.raw", 1000);
+    room.rebuild(&[text(&raw), "over.qcow2", "--target-format", "qcow2", "--linked"]).document();
+}
+
+#[test]
 fn linked_goes_with_qcow2_files_alone_and_without_what_copies() {
     let room = Room::new();
     let image = text(&room.image("zlib-64k")).to_owned();
