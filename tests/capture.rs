@@ -184,6 +184,28 @@ fn a_disk_that_changes_during_the_capture_gives_no_image() {
 }
 
 #[test]
+fn an_image_that_is_not_replaced_after_all_is_told_to_have_lost_its_manifest() {
+    let room = Room::new();
+    fs::write(room.path("disk.raw"), vec![7; 3 << 20]).unwrap();
+    for (manifest, is_told) in [(Some("old"), true), (None, false)] {
+        fs::write(room.path("image"), "old").unwrap();
+        fs::write(room.path("other"), "somebody else's").unwrap();
+        manifest.iter().for_each(|text| fs::write(room.path("image.manifest.json"), text).unwrap());
+        let observer = |event: &Event| {
+            if matches!(event, Event::Started { phase: Phase::ReadBack, .. }) {
+                // The phase begins a second time for the file.
+                let _ = fs::rename(room.path("other"), room.path("image"));
+            }
+        };
+        let mut request = room.request();
+        request.replace = Replace::Existing;
+        let error = reimage::capture(&request, &observer, &CancelToken::new()).unwrap_err();
+        assert_eq!(room.names(), ["disk.raw", "image"]);
+        assert_eq!(error.hint().unwrap().contains("reimage manifest makes it again"), is_told, "{error:?}");
+    }
+}
+
+#[test]
 fn a_new_image_that_does_not_read_back_gets_no_name() {
     let room = Room::new();
     let mut numbers = Numbers(3);

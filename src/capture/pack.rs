@@ -160,9 +160,13 @@ impl<'a> Capture<'a> {
         let replaced = self.new.replaces();
         if request.replace == Replace::Existing {
             let beside = verify::beside(&request.image);
-            self.prepared.manifest.iter().chain([&beside]).try_for_each(|path| remove_old(path))?;
+            let old: Vec<_> = self.prepared.manifest.iter().chain([&beside]).collect();
+            let removed = old.into_iter().map(|path| remove_old(path)).collect::<Result<Vec<_>, _>>()?;
+            let is_gone = removed.contains(&true);
+            self.new.publish().map_err(|error| if is_gone { without_manifest(error) } else { error })?;
+        } else {
+            self.new.publish()?;
         }
-        self.new.publish()?;
         if let Some(manifest) = self.manifest {
             manifest.publish().map_err(|fault| {
                 manifest_error(fault, self.prepared.manifest.as_deref())
@@ -240,6 +244,14 @@ pub(super) struct ReadBack {
     file: ImageFileDigests,
     /// What a moved backup GPT would change of the disk's head.
     head: Vec<Former>,
+}
+
+/// The new image has not got its name, and the old one has lost its manifest.
+fn without_manifest(error: Error) -> Error {
+    let hint = error.hint().unwrap_or_default().to_owned();
+    error.hint_that(format!(
+        "the old image's manifest is removed already, and reimage manifest makes it again; {hint}"
+    ))
 }
 
 /// Makes the file of the manifest.

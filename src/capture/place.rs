@@ -153,17 +153,18 @@ impl Drop for NewFile {
     }
 }
 
-/// Removes a file that belonged to the old image, durably; whatever else lies there is no such file.
-pub(super) fn remove_old(path: &Path) -> Result<(), Error> {
+/// Removes a file that belonged to the old image, durably, and says whether there was one.
+pub(super) fn remove_old(path: &Path) -> Result<bool, Error> {
     let failed = |source| {
         output_error(CaptureFault::Place { doing: "removing the old image's manifest", source }, path)
     };
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         removed => removed.map_err(failed)?,
     }
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    crate::sys::durable::sync_folder(parent).map_err(failed)
+    crate::sys::durable::sync_folder(parent).map_err(failed)?;
+    Ok(true)
 }
 
 #[cfg(test)]
