@@ -154,6 +154,18 @@ impl Image for LayeredImage {
         Ok(())
     }
 
+    fn says_nothing_of(&self, range: ByteRange) -> Result<bool, ImageError> {
+        let mut rest = range;
+        while !rest.is_empty() {
+            let run = self.top().run_at(rest)?;
+            if run.kind != RunKind::Unallocated {
+                return Ok(false);
+            }
+            rest = ByteRange::between(run.range.end(), rest.end());
+        }
+        Ok(true)
+    }
+
     fn check_tables(&self) -> Result<TableReport, ImageError> {
         // The top layer's tables are walked by the map below; of the others all parts, also covered ones.
         for layer in &self.layers[1..] {

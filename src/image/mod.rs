@@ -223,6 +223,15 @@ pub trait Image: Send + Sync {
     /// If the buffer is not exactly as long as the extents.
     fn read(&self, extents: &[Extent], buffer: &mut [u8], decoder: &mut Decoder) -> Result<(), ImageError>;
 
+    /// Whether the image's own file says nothing of the range, so that the files below it show through there.
+    ///
+    /// # Errors
+    ///
+    /// When metadata cannot be read or is not as the format demands.
+    fn says_nothing_of(&self, _range: ByteRange) -> Result<bool, ImageError> {
+        Ok(false)
+    }
+
     /// Walks all metadata of all layers once and checks it; counts what the virtual disk consists of.
     ///
     /// # Errors

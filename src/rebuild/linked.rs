@@ -6,7 +6,7 @@ use super::container::ContainerFault;
 use super::run::Run;
 use crate::copy::{CopyError, Transferred};
 use crate::error::{Error, ErrorKind, TargetState};
-use crate::image::{Extent, ExtentKind, FileIdentity, Image};
+use crate::image::{FileIdentity, Image};
 use crate::layout::{self, ReadBytes};
 use crate::plan::{ImageBytes, ImageDisk, image_error, open_options};
 use crate::range::ByteRange;
@@ -75,10 +75,7 @@ impl Run<'_> {
         let mut options = open_options(&self.options.image);
         options.backing_folders = &folders;
         let overlay = self.open_sealed(qcow2, (path, &options))?;
-        let numbers =
-            |file: FileIdentity| (file.device, file.inode, file.size, file.modified_ns, file.changed_ns);
-        let below = overlay.identities().into_iter().skip(1).map(numbers);
-        if !below.eq(self.image.identities().into_iter().map(numbers)) {
+        if !layers_of(overlay.as_ref()).skip(1).eq(layers_of(self.image.as_ref())) {
             return Err(self.differs(ContainerFault::OtherImage));
         }
         let own = self.own_clusters();
@@ -97,28 +94,16 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whether every byte outside of `own` comes from where the image has it, and is zero behind the image.
+    /// Whether the overlay says nothing outside of `own`: there it is what the files below are, and zero behind them.
+    ///
+    /// Where those files have holes does not matter, and is not asked: by what the page cache holds, a file system says
+    /// now the one and now the other of a stretch that was allocated and never written.
     fn shows_through(&self, overlay: &dyn Image, own: &[ByteRange]) -> Result<bool, Error> {
-        let virtual_size = self.image.virtual_size();
-        let mut between = Vec::new();
-        let mut at = 0;
-        for range in own {
-            between.push(ByteRange::between(at, range.start().max(at)));
-            at = range.end();
-        }
-        between.push(ByteRange::between(at, self.fit.size.max(at)));
-        for part in between {
-            let inside = ByteRange::between(part.start().min(virtual_size), part.end().min(virtual_size));
-            if !same_extents(overlay, self.image.as_ref(), inside).map_err(unreadable)? {
+        let starts = own.iter().map(|range| range.start()).chain([self.fit.size]);
+        let ends = [0].into_iter().chain(own.iter().map(|range| range.end()));
+        for (start, end) in ends.zip(starts) {
+            if !overlay.says_nothing_of(ByteRange::between(start, end.max(start))).map_err(unreadable)? {
                 return Ok(false);
-            }
-            let mut at = part.start().max(virtual_size);
-            while at < part.end() {
-                let extents = overlay.map(ByteRange::between(at, part.end())).map_err(unreadable)?;
-                if extents.iter().any(|extent| extent.kind != ExtentKind::Zero) {
-                    return Ok(false);
-                }
-                at = extents.last().map_or(part.end(), |extent| extent.range.end());
             }
         }
         Ok(true)
@@ -129,52 +114,15 @@ fn unreadable(fault: crate::image::ImageError) -> Error {
     image_error(ErrorKind::ImageFault, fault)
 }
 
-/// Whether the overlay takes `range` from the layers below exactly as the image does.
-fn same_extents(
-    overlay: &dyn Image,
-    image: &dyn Image,
-    range: ByteRange,
-) -> Result<bool, crate::image::ImageError> {
-    let mut at = range.start();
-    let (mut above, mut below) = (Vec::new().into_iter(), Vec::new().into_iter());
-    let (mut upper, mut lower): (Option<Extent>, Option<Extent>) = (None, None);
-    while at < range.end() {
-        let rest = ByteRange::between(at, range.end());
-        let upper_now = next(&mut upper, &mut above, rest, overlay)?;
-        let lower_now = next(&mut lower, &mut below, rest, image)?;
-        let end = upper_now.range.end().min(lower_now.range.end());
-        let both = ByteRange::between(at, end);
-        if upper_now.part(both).kind != one_layer_down(lower_now.part(both).kind) {
-            return Ok(false);
-        }
-        at = end;
-    }
-    Ok(true)
-}
-
-/// The extent that holds the first byte of `rest`.
-fn next(
-    current: &mut Option<Extent>,
-    mapped: &mut std::vec::IntoIter<Extent>,
-    rest: ByteRange,
-    image: &dyn Image,
-) -> Result<Extent, crate::image::ImageError> {
-    while current.is_none_or(|extent| !extent.range.contains(rest.start())) {
-        let following = mapped.next();
-        if following.is_none() {
-            *mapped = image.map(rest)?.into_iter();
-        }
-        *current = following;
-    }
-    Ok(current.expect("the loop ends with one"))
-}
-
-fn one_layer_down(kind: ExtentKind) -> ExtentKind {
-    match kind {
-        ExtentKind::Data { layer, host_offset } => ExtentKind::Data { layer: layer + 1, host_offset },
-        ExtentKind::Compressed { layer, host_offset, host_len, skip } => {
-            ExtentKind::Compressed { layer: layer + 1, host_offset, host_len, skip }
-        }
-        kind => kind,
-    }
+/// The files of an image, and what each is read as.
+fn layers_of(image: &dyn Image) -> impl Iterator<Item = ([u64; 3], [i64; 2], &'static str)> {
+    let formats = image.info().chain.into_iter().map(|layer| layer.format);
+    let numbers =
+        |file: FileIdentity| ([file.device, file.inode, file.size], [file.modified_ns, file.changed_ns]);
+    image
+        .identities()
+        .into_iter()
+        .map(numbers)
+        .zip(formats)
+        .map(|((file, times), format)| (file, times, format))
 }

@@ -1,7 +1,7 @@
 //! System disks that are qcow2 files: what they become, what is refused, and overlays on the image.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use serde_json::Value;
@@ -256,6 +256,29 @@ fn an_image_of_which_qemu_would_not_read_the_last_bytes_is_copied_and_not_linked
     // Of a raw file qemu reads all there is.
     let raw = room.old_disk("base.raw", 1000);
     room.rebuild(&[text(&raw), "over.qcow2", "--target-format", "qcow2", "--linked"]).document();
+}
+
+#[test]
+fn an_image_with_stretches_that_were_allocated_and_never_written_is_linked() {
+    let room = Room::new();
+    let image = room.path("image.raw");
+    let file = fs::File::create(&image).unwrap();
+    // Each cluster's second half is allocated and never written, and behind them comes a hole.
+    file.set_len(9 << 20).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 8 << 20).unwrap();
+    for at in (0..8_u64 << 20).step_by(64 << 10) {
+        file.write_all_at(&[5; 32 << 10], at).unwrap();
+    }
+    drop(file);
+    for round in 0..4 {
+        // What the page cache holds of such a stretch makes it data.
+        let file = fs::File::open(&image).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        let target = room.path(&format!("disk{round}.qcow2"));
+        let report = room.rebuild(&[text(&image), text(&target), "--linked", "--target-format", "qcow2"]);
+        assert_eq!(report.document()["target_state"], "verified");
+    }
 }
 
 #[test]

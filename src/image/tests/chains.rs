@@ -40,6 +40,25 @@ fn a_chain_is_read_through_absolute_names_too() {
 }
 
 #[test]
+fn an_image_says_nothing_where_the_files_below_it_show_through() {
+    let folder = Folder::with(&["chain-base.raw", "chain-v2.qcow2"]);
+    let image = open_chain(&folder.path("chain-v2.qcow2"), &folder.all_of()).unwrap();
+    let all = ByteRange::new(0, image.virtual_size());
+    let base = open_alone(&folder.path("chain-base.raw")).unwrap();
+    assert!(!base.says_nothing_of(ByteRange::new(0, 1)).unwrap(), "a raw file is all the disk");
+    assert!(!image.says_nothing_of(all).unwrap(), "it has clusters of its own");
+    let mut below = 0;
+    for part in all.cut(64 << 10) {
+        let own = |extent: &Extent| matches!(extent.kind, ExtentKind::Data { layer: 0, .. });
+        let has_own = image.map(part).unwrap().iter().any(own);
+        let silent = image.says_nothing_of(part).unwrap();
+        assert!(!(silent && has_own), "{part}");
+        below += u64::from(silent);
+    }
+    assert!(below > 0, "a part of it is the base's");
+}
+
+#[test]
 fn a_backing_file_outside_the_allowed_folders_is_refused() {
     let folder = Folder::with(&["chain-base.raw"]);
     let outside = Folder::with(&["chain-base.raw"]);
