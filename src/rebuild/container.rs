@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::ends;
+use super::report::ms;
 use super::run::{Run, mismatch, mismatches};
 use crate::copy::{self, Exceptions, Scope};
 use crate::error::{Error, ErrorKind};
@@ -34,7 +36,13 @@ pub(super) enum ContainerFault {
 
 impl Run<'_> {
     /// Makes the new file a qcow2 file, and compares what the reader finds in it; a raw disk needs nothing.
+    ///
+    /// It is nobody's disk yet, and gets its ends here: a failure leaves the old disk and the old seed.
     pub(super) fn seal(&mut self) -> Result<(), Error> {
+        let started = Instant::now();
+        if self.sealable.is_some() && self.linked.is_none() {
+            self.finish_ends()?;
+        }
         let Some(Sealable { qcow2, path }) = self.sealable.take() else { return Ok(()) };
         let sealed = self.watched(|| qcow2.seal());
         let checked = sealed.and_then(|()| match self.linked {
@@ -42,6 +50,7 @@ impl Run<'_> {
             Some(_) => self.check_overlay(&qcow2, &path),
         });
         self.sealable = Some(Sealable { qcow2, path });
+        self.durations.finish_ms = ms(started);
         checked
     }
 

@@ -1,4 +1,4 @@
-//! The order of a rebuild: prepare, keep, invalidate, copy, read back, seed, finish, report.
+//! The order of a rebuild: prepare, keep, invalidate, copy, read back, seal, seed, finish, report.
 //!
 //! Each step is one function of `Run`, in this order, and keeps the state that an error will tell.
 
@@ -67,6 +67,7 @@ fn carry_out(run: &mut Run<'_>) -> Result<(), Error> {
     run.invalidate()?;
     run.copy()?;
     run.read_back()?;
+    run.seal()?;
     run.seed()?;
     run.finish()
 }

@@ -125,10 +125,10 @@ impl Run<'_> {
     pub(super) fn finish(&mut self) -> Result<(), Error> {
         let started = Instant::now();
         refuse_holders(self.hold.as_ref(), &self.summary.target)?;
-        if self.linked.is_none() {
+        // A file that is sealed has its ends.
+        if self.sealable.is_none() {
             self.finish_ends()?;
         }
-        self.seal()?;
         // Where nothing had to be written, everything has been compared.
         if !self.may_write || self.check() == Check::ReadBack {
             self.state = TargetState::Verified;
@@ -138,11 +138,11 @@ impl Run<'_> {
             self.name_again()?;
             self.take_place()?;
         }
-        self.durations.finish_ms = report::ms(started);
+        self.durations.finish_ms += report::ms(started);
         Ok(())
     }
 
-    fn finish_ends(&mut self) -> Result<(), Error> {
+    pub(super) fn finish_ends(&mut self) -> Result<(), Error> {
         let bounds = self.fit.ends();
         let (head, tail) = self.assembled_ends();
         if self.may_write {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::{Room, Seen, expected, sha256, text};
+use crate::support::{PASSWORD, Ran, Room, Seen, expected, sha256, text};
 
 /// The disk in a qcow2 file, as a raw file that this program makes of it, but with the size and digest of `name`.
 #[track_caller]
@@ -295,19 +295,43 @@ fn linked_goes_with_qcow2_files_alone_and_without_what_copies() {
 
 #[test]
 fn a_full_file_system_or_a_kill_is_the_old_disks_business() {
-    // A size that no file may have: the write fails as on a full disk.
     let room = Room::new();
     let image = room.image("v3-64k");
     let target = disk(&room, text(&image), "disk.qcow2", "8M");
     let before = Seen::of(&target);
-    let mut command = room.command(["rebuild", "--json", "--keep-image-credentials", "--yes"]);
-    command.args(["--state-dir", "state", text(&image), text(&target)]);
-    let mut limited = std::process::Command::new("sh");
-    limited.args(["-c", "trap '' XFSZ; ulimit -f 512; exec \"$0\" \"$@\""]).arg(command.get_program());
-    limited.args(command.get_args()).env_clear().current_dir(room.path("")).env("HOME", room.path(""));
-    let ran = crate::support::Ran::of(limited.env("PATH", "/usr/bin:/bin").output().unwrap());
-    let error = ran.error(30);
+    let error = on_a_full_disk(&room, &["--keep-image-credentials", text(&image), text(&target)]).error(30);
     assert_eq!(error["target_state"], "untouched", "{error}");
     before.check(&target);
     assert_eq!(room.names(), ["disk.qcow2", "v3-64k.qcow2"], "something was left behind");
+}
+
+/// A rebuild where no file may have more than 2 MiB: more fails as on a full disk.
+fn on_a_full_disk(room: &Room, words: &[&str]) -> Ran {
+    let mut command = room.command(["rebuild", "--json", "--yes", "--state-dir", "state"]);
+    command.args(words);
+    let mut limited = std::process::Command::new("sh");
+    // dash counts in blocks of 512 bytes.
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 4096; exec \"$0\" \"$@\""]).arg(command.get_program());
+    limited.args(command.get_args()).env_clear().current_dir(room.path("")).env("HOME", room.path(""));
+    Ran::of(limited.env("PATH", "/usr/bin:/bin").output().unwrap())
+}
+
+#[test]
+fn a_file_that_cannot_be_completed_leaves_the_old_disk_and_the_old_seed() {
+    let room = Room::new();
+    let image = room.image("zlib-64k");
+    // Clusters so small that the tables of a disk of that size are too large.
+    let target = old(&room, "v3-512", "disk.qcow2");
+    let (seed, password) = (room.path("seed.iso"), room.file("password", PASSWORD));
+    let seeded = ["--seed", text(&seed), "--password-file", text(&password)];
+    let words = ["rebuild", "--json", "--yes", "--state-dir", "state", text(&image), text(&target)];
+    room.plain(&[&words[..], &seeded].concat()).document();
+    let (before, seed_before) = (Seen::of(&target), Seen::of(&seed));
+    let names = room.names();
+    let words = [text(&image), text(&target), "--linked", "--size", "16G"];
+    let error = on_a_full_disk(&room, &[&words[..], &seeded].concat()).error(30);
+    assert_eq!(error["target_state"], "untouched", "{error}");
+    before.check(&target);
+    seed_before.check(&seed);
+    assert_eq!(room.names(), names, "something was left behind");
 }
