@@ -105,11 +105,11 @@ pub(crate) struct Transferred {
 }
 
 impl Transferred {
-    /// Of a disk of which nothing had to be copied.
-    pub(crate) fn nothing(virtual_size: u64) -> Self {
+    /// Of a disk of which nothing had to be copied; `withheld` is what lies in its ends.
+    pub(crate) fn nothing(digests: DigestTable, withheld: Vec<VerifiedChunk>) -> Self {
         Self {
-            digests: DigestTable::new(virtual_size),
-            withheld: Vec::new(),
+            digests,
+            withheld,
             bytes_written: 0,
             bytes_zeroed: 0,
             kept: RangeSet::default(),
@@ -195,7 +195,7 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn new(pieces: &'a Shared<'a>, whole: Option<WholeDigester>, ledger: &'a mut dyn Ledger) -> Self {
-        let result = Transferred::nothing(pieces.image.virtual_size());
+        let result = Transferred::nothing(DigestTable::new(pieces.image.virtual_size()), Vec::new());
         Self {
             pieces,
             ledger,

@@ -18,7 +18,7 @@ pub(crate) mod stale;
 
 pub(crate) use earlier::{Bound, Earlier, GoOn, look, of_namesakes};
 pub(crate) use holds::{forget, holds, remember};
-pub(crate) use images::{WholeImage, known_image, remember_image};
+pub(crate) use images::{WholeImage, known_chunks, known_image, remember_image};
 pub(crate) use read::{JournalSummary, Staged, earlier_ptuuid, list, unfinished_runs};
 
 use std::cell::{Cell, RefCell};

@@ -12,7 +12,7 @@ use crate::image::{Image, LayerInfo};
 use crate::journal::{self, WholeImage};
 use crate::observe::{Event, Observer};
 use crate::request::{ExpectedDigest, ImageOptions, Linking, Preflight, Request};
-use crate::verify::Digest;
+use crate::verify::{DigestTable, Runs};
 
 /// qemu takes the size that a qcow2 file says for so many whole sectors, and reads zeroes behind them.
 const SECTOR: u64 = 512;
@@ -33,6 +33,8 @@ pub(crate) struct LinkedImage {
     /// What the image is known by.
     pub(crate) files: Value,
     pub(crate) whole: WholeImage,
+    /// The digests of its chunks.
+    pub(crate) chunks: DigestTable,
     /// Whether that is news.
     pub(crate) is_news: bool,
 }
@@ -59,8 +61,9 @@ pub(super) fn open(
     {
         let unchecked = ImageOptions { expect_digest: None, ..image.clone() };
         let opened = open_checked(path, &unchecked, Check { preflight: Preflight::Tables, ..check }, &())?;
-        let known = journal::known_image(&options.state_dir, &files_of(opened.image.as_ref()));
-        if known.is_some_and(|known| known.file_digest == Some(in_words(expected))) {
+        let disk = opened.image.as_ref();
+        let known = known(&options.state_dir, &files_of(disk), disk.virtual_size());
+        if known.is_some_and(|(known, _)| known.file_digest == Some(in_words(expected))) {
             (image, check.preflight) = (unchecked, Preflight::Tables);
         }
     }
@@ -70,7 +73,7 @@ pub(super) fn open(
 /// What is known of the image where the disk becomes an overlay on it: from before, or because it is decoded now.
 pub(super) fn examine(
     request: &Request,
-    (image, root, manifest): (&dyn Image, Option<Digest>, Option<&KnownManifest>),
+    (image, decoded, manifest): (&dyn Image, Option<DigestTable>, Option<&KnownManifest>),
     observer: &dyn Observer,
 ) -> Result<Option<LinkedImage>, Error> {
     let options = &request.options;
@@ -79,28 +82,38 @@ pub(super) fn examine(
     }
     refuse_part_sectors(image)?;
     let files = files_of(image);
-    let known = journal::known_image(&options.state_dir, &files);
     let checked = options.image.expect_digest.filter(|_| options.preflight != Preflight::Tables);
     let file_digest = checked.map(in_words);
     // The manifest of a file that is the very one was made by decoding it.
-    let said = manifest.map(|manifest| manifest.used.root);
-    let root = root.or(said.filter(|_| manifest.is_some_and(KnownManifest::is_proved)));
-    let agrees = |known: &WholeImage| [root, said].into_iter().flatten().all(|root| root == known.root);
-    if let Some(whole) = known.filter(agrees) {
+    let proved = manifest.filter(|manifest| manifest.is_proved());
+    let chunks = decoded.or_else(|| proved.map(|manifest| manifest.manifest.digests().clone()));
+    let said = [chunks.as_ref().map(DigestTable::root), manifest.map(|manifest| manifest.used.root)];
+    let agrees = |whole: &WholeImage| said.into_iter().flatten().all(|root| root == whole.root);
+    let known = known(&options.state_dir, &files, image.virtual_size());
+    if let Some((whole, chunks)) = known.filter(|(whole, _)| agrees(whole)) {
         let detail = "the image was decoded from end to end before, and has not changed".into();
         observer.event(&Event::Checked { name: "content", detail });
         let is_news = file_digest.is_some() && whole.file_digest != file_digest;
         let file_digest = file_digest.or(whole.file_digest);
-        return Ok(Some(LinkedImage { files, whole: WholeImage { file_digest, ..whole }, is_news }));
+        return Ok(Some(LinkedImage { files, whole: WholeImage { file_digest, ..whole }, chunks, is_news }));
     }
-    let root = match root {
-        Some(root) => root,
+    let chunks = match chunks {
+        Some(chunks) => chunks,
         None => {
             let path = request.instance.image.as_deref().unwrap_or(Path::new(""));
             decode_everything((image, path), options.threads, manifest, observer)?
         }
     };
-    Ok(Some(LinkedImage { files, whole: WholeImage { root, file_digest }, is_news: true }))
+    let whole = WholeImage { root: chunks.root(), file_digest };
+    Ok(Some(LinkedImage { files, whole, chunks, is_news: true }))
+}
+
+/// What was noted of an image; without its chunks' digests it is decoded again, as the receipt needs them.
+fn known(state_dir: &Path, files: &Value, virtual_size: u64) -> Option<(WholeImage, DigestTable)> {
+    let whole = journal::known_image(state_dir, files)?;
+    let chunks: Runs = journal::known_chunks(state_dir, files)?;
+    let chunks = chunks.into_table(virtual_size).ok().filter(|chunks| chunks.root() == whole.root)?;
+    Some((whole, chunks))
 }
 
 /// Fails if qemu would not read all of the image, or of a file below it; of a raw file it reads every byte.

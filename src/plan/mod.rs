@@ -31,6 +31,7 @@ use crate::observe::{Event, Observer};
 use crate::request::{DuplicatePolicy, Placement, PowerState, Request};
 use crate::seed::{self, Asked, ComposedSeed, Credential};
 use crate::target::Target;
+use crate::verify::DigestTable;
 
 pub use container::Qcow2Plan;
 pub(crate) use container::{Container, look_inside, open_disk_file};
@@ -227,7 +228,8 @@ fn decide(
     observer: &dyn Observer,
 ) -> Result<Plan, Error> {
     let Looked { opened, seed, mut seen, claim, brought, mut refusals } = looked;
-    let CheckedImage { image, tables, signatures, manifest, root } = opened;
+    let CheckedImage { image, tables, signatures, manifest, decoded } = opened;
+    let root = decoded.as_ref().map(DigestTable::root);
     let fit = match task {
         Task::Rebuild => Fit::find(request, (image.as_ref(), tables), &claim, brought.as_deref()),
         Task::Undo(kept) => Fit::back(kept.size, &claim),
@@ -242,7 +244,7 @@ fn decide(
         Task::Undo(kept) => undo::check(kept, &known.key, (root, claim.path()))?,
     };
     checked(&claim, seen.data_disks.len(), observer);
-    let linked = linked::examine(request, (image.as_ref(), root, manifest.as_ref()), observer)?;
+    let linked = linked::examine(request, (image.as_ref(), decoded, manifest.as_ref()), observer)?;
     seen.warnings.extend(overlays.warning);
     let found = summary::Found {
         task,

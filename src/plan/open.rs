@@ -12,7 +12,7 @@ use crate::image::{self, DigestAlgorithm, FileIdentity, Image, ImageError, Table
 use crate::observe::{CancelToken, Event, Observer, Phase};
 use crate::request::{ExpectedDigest, ImageFormat, ImageOptions, NestedFormat, Policy, Preflight};
 use crate::trust::{self, ImageSignature, Listed, Opened};
-use crate::verify::Digest;
+use crate::verify::{Digest, DigestTable};
 
 /// The image file is not the expected one, or nothing was expected.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +27,8 @@ enum DigestFault {
 pub(crate) struct CheckedImage {
     pub(crate) image: Box<dyn Image>,
     pub(crate) tables: TableReport,
-    /// The root of its chunk digests, where every cluster was decoded.
-    pub(crate) root: Option<Digest>,
+    /// Its chunks' digests, where every cluster was decoded.
+    pub(crate) decoded: Option<DigestTable>,
     pub(crate) manifest: Option<KnownManifest>,
     /// Who has signed for it.
     pub(crate) signatures: Vec<ImageSignature>,
@@ -158,16 +158,16 @@ pub(crate) fn open_checked(
         tables = image.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
     }
     let pass = Pass { image: image.as_ref(), path, threads: check.threads, observer };
-    let root = match check.preflight {
+    let decoded = match check.preflight {
         Preflight::Deep => Some(pass.decode_everything(manifest.as_ref())?),
         _ => None,
     };
-    if root.is_some() {
+    if decoded.is_some() {
         checked("content", "every cluster of the image decodes".into());
     }
     let signatures =
         signer.iter().map(ImageSignature::from).chain(listed.map(ImageSignature::from)).collect();
-    Ok(CheckedImage { image, tables, root, manifest, signatures })
+    Ok(CheckedImage { image, tables, decoded, manifest, signatures })
 }
 
 /// Compares the image file, as it lies, with the digest that was given and with that of a signed list.
@@ -258,13 +258,13 @@ fn check_digest(
     Err(Error::new(ErrorKind::ImageDigest, fault).at_path(path).hint_that(hint))
 }
 
-/// Decodes every cluster of the image, and keeps of the bytes their digests' root.
+/// Decodes every cluster of the image, and keeps of the bytes their chunks' digests.
 pub(super) fn decode_everything(
     (image, path): (&dyn Image, &Path),
     threads: Option<NonZeroUsize>,
     manifest: Option<&KnownManifest>,
     observer: &dyn Observer,
-) -> Result<Digest, Error> {
+) -> Result<DigestTable, Error> {
     Pass { image, path, threads, observer }.decode_everything(manifest)
 }
 
@@ -288,14 +288,14 @@ impl Pass<'_> {
         })
     }
 
-    /// Decodes every cluster of the image, and keeps of the bytes their digests' root.
-    fn decode_everything(&self, manifest: Option<&KnownManifest>) -> Result<Digest, Error> {
+    /// Decodes every cluster of the image, and keeps of the bytes their chunks' digests.
+    fn decode_everything(&self, manifest: Option<&KnownManifest>) -> Result<DigestTable, Error> {
         let cancel = CancelToken::new();
         let (pool, watch) = (self.pool()?, self.watch(&cancel, self.image.virtual_size()));
         let manifest = manifest.map(KnownManifest::chunks);
         let transfer = Transfer { image: self.image, sink: Sink::Digests, manifest, whole: None };
         let decoded = copy::transfer(&pool, transfer, (&watch, &mut ()));
-        decoded.map(|decoded| decoded.digests.root()).map_err(|fault| self.failed(fault))
+        decoded.map(|decoded| decoded.digests).map_err(|fault| self.failed(fault))
     }
 
     fn pool(&self) -> Result<Pool, Error> {

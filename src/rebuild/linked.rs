@@ -8,7 +8,7 @@ use crate::copy::{CopyError, Transferred};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::image::{FileIdentity, Image};
 use crate::layout::{self, ReadBytes};
-use crate::plan::{ImageBytes, ImageDisk, image_error, open_options};
+use crate::plan::{Ends, ImageBytes, ImageDisk, image_error, open_options};
 use crate::range::ByteRange;
 use crate::target::{Disk, NewQcow2};
 use crate::verify::VerifiedChunk;
@@ -18,13 +18,14 @@ impl Run<'_> {
     pub(super) fn link(&mut self) -> Result<(), Error> {
         self.stop_if_cancelled()?;
         self.state = TargetState::Partial;
-        let root = self.linked.as_ref().expect("the disk becomes an overlay").whole.root;
-        self.seen_image.check_unchanged(self.image.as_ref(), root)?;
-        let mut copied = Transferred::nothing(self.image.virtual_size());
+        let linked = self.linked.as_ref().expect("the disk becomes an overlay");
+        self.seen_image.check_unchanged(self.image.as_ref(), linked.whole.root)?;
+        let Ends { head, tail } = self.fit.ends();
+        let ends = [head, tail].into_iter().filter(|end| !end.is_empty());
+        let ends = ends.map(|end| self.overlaid_chunk(end)).collect::<Result<_, _>>()?;
+        let mut copied = Transferred::nothing(linked.chunks.clone(), ends);
         for range in self.own_clusters() {
-            let bytes = self.overlaid(range)?;
-            let chunk = VerifiedChunk::copy_of(range, &bytes).map_err(CopyError::Memory);
-            let chunk = chunk.map_err(|fault| self.error(fault))?;
+            let chunk = self.overlaid_chunk(range)?;
             self.target.write(&chunk).map_err(|fault| self.error(fault.into()))?;
             copied.bytes_written += range.len();
         }
@@ -51,6 +52,11 @@ impl Run<'_> {
         clusters.sort_unstable();
         clusters.dedup();
         clusters
+    }
+
+    fn overlaid_chunk(&self, range: ByteRange) -> Result<VerifiedChunk, Error> {
+        let chunk = VerifiedChunk::copy_of(range, &self.overlaid(range)?).map_err(CopyError::Memory);
+        chunk.map_err(|fault| self.error(fault))
     }
 
     /// What the disk is to hold there: the image, zeroes behind it, and the moved GPT.

@@ -199,7 +199,7 @@ impl Run<'_> {
             target_bytes: self.fit.size,
             target_state: self.state,
             power_state: PowerState::Stopped,
-            root: self.linked.as_ref().map_or_else(|| copied.digests.root(), |linked| linked.whole.root),
+            root: copied.digests.root(),
             chunk_bytes: CHUNK,
             mode: self.mode,
             bytes_kept: copied.bytes_kept,
@@ -224,7 +224,8 @@ impl Run<'_> {
     /// So that the next overlay on it needs no second look.
     fn remember_linked(&self) {
         let Some(linked) = self.linked.as_ref().filter(|linked| linked.is_news) else { return };
-        if let Err(error) = journal::remember_image(&self.options.state_dir, &linked.files, &linked.whole) {
+        let about = (&linked.whole, self.digests());
+        if let Err(error) = journal::remember_image(&self.options.state_dir, &linked.files, about) {
             let message = format!("that the image is whole could not be noted: {error}");
             self.observer.event(&Event::Warning { code: "journal", message });
         }

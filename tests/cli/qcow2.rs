@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::support::{PASSWORD, Ran, Room, Seen, expected, sha256, text};
+use crate::without_image::gpt_disk;
 
 /// The disk in a qcow2 file, as a raw file that this program makes of it, but with the size and digest of `name`.
 #[track_caller]
@@ -259,6 +260,25 @@ fn an_image_of_which_qemu_would_not_read_the_last_bytes_is_copied_and_not_linked
 }
 
 #[test]
+fn a_linked_image_that_was_changed_under_its_old_size_and_time_is_decoded_again() {
+    let room = Room::new();
+    let mut bytes = vec![7; 4 << 20];
+    let image = room.file("image.raw", &bytes);
+    let target = room.path("disk.qcow2");
+    let words = [text(&image), text(&target), "--linked", "--target-format", "qcow2"];
+    let first = room.rebuild(&words).document();
+    let before = fs::metadata(&image).unwrap();
+    bytes[3 << 20] = 8;
+    fs::write(&image, &bytes).unwrap();
+    fs::File::options().write(true).open(&image).unwrap().set_modified(before.modified().unwrap()).unwrap();
+    let now = fs::metadata(&image).unwrap();
+    assert_eq!((now.ino(), now.len()), (before.ino(), before.len()));
+    assert_eq!((now.mtime(), now.mtime_nsec()), (before.mtime(), before.mtime_nsec()), "forged");
+    let second = room.rebuild(&words).document();
+    assert_ne!(second["root"], first["root"]);
+}
+
+#[test]
 fn an_image_with_stretches_that_were_allocated_and_never_written_is_linked() {
     let room = Room::new();
     let image = room.path("image.raw");
@@ -279,6 +299,40 @@ fn an_image_with_stretches_that_were_allocated_and_never_written_is_linked() {
         let report = room.rebuild(&[text(&image), text(&target), "--linked", "--target-format", "qcow2"]);
         assert_eq!(report.document()["target_state"], "verified");
     }
+}
+
+#[test]
+fn a_linked_disk_has_a_receipt_whether_its_image_was_known_or_not() {
+    let room = Room::new();
+    let (target, folder) = (room.path("disk.qcow2"), room.path(""));
+    let rebuild = |image: &Path| {
+        let words = [text(image), text(&target), "--linked", "--target-format", "qcow2", "--size", "16M"];
+        room.rebuild(&words).document()
+    };
+    let receipt = ["verify", "--json", "--state-dir", "state", "--receipt", text(&target)];
+    let allowed = [&receipt[..], &["--allow-backing", text(&folder)]].concat();
+    for image in [room.image("zlib-64k"), room.file("gpt.raw", gpt_disk(512, 3 << 20))] {
+        for _ in 0..2 {
+            let report = rebuild(&image);
+            room.plain(&receipt).error(14);
+            let verified = room.plain(&allowed).document();
+            assert_eq!((&verified["root"], verified["places"].as_u64()), (&report["root"], Some(0)));
+        }
+        // What was noted of the image is of no use without its chunks.
+        for entry in fs::read_dir(room.path("state/images")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|ending| ending == "chunks") {
+                fs::write(path, "[]").unwrap();
+            }
+        }
+        rebuild(&image);
+        room.plain(&allowed).document();
+    }
+    let image = room.file("other.raw", vec![3; 4 << 20]);
+    let other = room.path("other.qcow2");
+    room.rebuild(&[text(&image), text(&other), "--target-format", "qcow2", "--size", "16M"]).document();
+    fs::rename(&other, &target).unwrap();
+    room.plain(&allowed).error(31);
 }
 
 #[test]

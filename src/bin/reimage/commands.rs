@@ -159,6 +159,7 @@ fn verify_receipt(
     options.state_dir = request::state_dir(state_dir)?;
     options.threads = args.check.threads;
     options.stall_timeout = args.stall_timeout;
+    options.image.allow_backing.clone_from(&args.image.allow_backing);
     let cancel = CancelToken::new();
     signals::listen(&cancel, output);
     let disk = args.subject.image_path.as_deref();
