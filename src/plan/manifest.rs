@@ -165,10 +165,12 @@ fn read(
     Ok((Manifest::from_json(&bytes).map_err(refused)?, signer))
 }
 
-/// Whether a file is a manifest, however broken, and no image: its name ends in `.json`, or its content says so.
+/// Whether a file stands for a manifest, however broken, and no image: whether its name ends in `.json`.
+///
+/// The content is not asked: a guest may write a manifest into its own disk.
 #[must_use]
 pub fn is_manifest(path: &Path) -> bool {
-    path.extension().is_some_and(|ending| ending == "json") || Manifest::is_in(path)
+    path.extension().is_some_and(|ending| ending == "json")
 }
 
 /// Why an image's file was not found to be the manifest's.

@@ -87,7 +87,7 @@ fn a_grown_disk_verifies_without_its_image_and_every_changed_byte_is_found_with_
 fn a_disk_whose_table_was_kept_verifies_as_such_and_not_as_a_moved_one() {
     let room = Room::new();
     let image = room.file("image.raw", gpt_disk(512, 2 * CHUNK));
-    let manifest = room.path("m");
+    let manifest = room.path("m.json");
     room.plain(&["manifest", "--json", text(&image), "--output", text(&manifest)]).document();
     let target = room.path("disk.raw");
     room.rebuild(&[text(&image), text(&target), "--size", "5MiB", "--gpt", "keep"]).document();
@@ -98,6 +98,26 @@ fn a_disk_whose_table_was_kept_verifies_as_such_and_not_as_a_moved_one() {
     assert!(error["message"].as_str().unwrap().contains("2097151 bytes"), "{error}");
     let broken = room.file("broken.json", "{}");
     room.plain(&["verify", "--json", text(&broken), text(&target)]).error(21);
+}
+
+#[test]
+fn a_disk_that_begins_with_a_manifest_is_an_image_unless_its_name_says_otherwise() {
+    let room = Room::new();
+    let image = room.file("image.raw", vec![7; 2 * CHUNK]);
+    let made = room.path("m.json");
+    room.plain(&["manifest", "--json", text(&image), "--output", text(&made)]).document();
+    let disk = room.file("disk.raw", fs::read(&image).unwrap());
+    // Only the name tells one from the other.
+    for (name, flags, code) in [
+        ("m.json", &[][..], 0),
+        ("m.raw", &[], 31),
+        ("m", &[], 31),
+        ("m.json", &["--image-format", "raw"], 31),
+    ] {
+        let first = room.file(name, fs::read(&made).unwrap());
+        let ran = room.plain(&[&["verify", "--json", text(&first), text(&disk)], flags].concat());
+        assert_eq!(ran.code, Some(code), "{name} {flags:?}: {ran:?}");
+    }
 }
 
 #[test]

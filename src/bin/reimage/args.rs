@@ -92,7 +92,8 @@ pub(crate) enum Command {
     Plan(JobArgs),
     /// Rebuild the system disk from the image, and write the seed
     Rebuild(JobArgs),
-    /// Compare a disk with an image, a manifest or a receipt, and write nothing; a difference is exit code 31
+    /// Compare a disk with an image, a manifest (its name ends in .json) or a receipt, and write nothing; a
+    /// difference is exit code 31
     Verify(VerifyArgs),
     /// Make the manifest of an image: the digest of each chunk of its disk, and what its file is
     Manifest(ManifestArgs),

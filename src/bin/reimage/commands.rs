@@ -4,8 +4,8 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use reimage::{
-    BoundPlan, CancelToken, Credential, Digest, ErrorKind, InstanceStatus, Manifest, Options, PlanSummary,
-    Preflight, PruneReport, ReceiptOf, Replace, Request, Subject,
+    BoundPlan, CancelToken, Credential, Digest, ErrorKind, ImageFormat, InstanceStatus, Manifest, Options,
+    PlanSummary, Preflight, PruneReport, ReceiptOf, Replace, Request, Subject,
 };
 use serde::Serialize;
 
@@ -122,8 +122,10 @@ fn verify(args: &VerifyArgs, output: Output, progress: &Progress) -> Result<(), 
     signals::listen(&cancel, output);
     let image = request.instance.image.as_deref();
     let disk = &request.instance.system_disk;
+    // Who says which format the image has says that it is one.
+    let may_be_manifest = request.options.image.format == ImageFormat::Auto;
     let report = watched((&disk.path, None), (output, progress), |observer| {
-        match image.filter(|path| reimage::is_manifest(path)) {
+        match image.filter(|path| may_be_manifest && reimage::is_manifest(path)) {
             Some(manifest) => reimage::verify_manifest(manifest, disk, &request.options, (observer, &cancel)),
             None => reimage::verify(&request, observer, &cancel),
         }
