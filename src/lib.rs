@@ -69,7 +69,7 @@ pub use image::{
 };
 pub use inspect::{Cell, Inspection, VerifyReport, inspect, verify};
 pub use layout::{DiskLayout, Partition, SeedLabel, SharedId, SharedKind, Signature, TableKind, Usage};
-pub use manifest::{manifest, verify_manifest, write_manifest};
+pub use manifest::{check_manifest_place, manifest, verify_manifest, write_manifest};
 pub use observe::{CancelToken, Event, Observer, Phase};
 pub use plan::{
     Duplicate, GptPlan, KeepPlan, KeptForm, ManifestUse, OtherSeed, Plan, PlanSummary, Qcow2Plan, RunMode,

@@ -33,7 +33,7 @@ pub use data_disks::{DataDiskEvidence, FileTimes};
 pub(crate) use hold::{Hold, lock_folder, lock_name_of, made};
 pub(crate) use identity::device_identity;
 pub use identity::{DiskFacts, StorageIdentity};
-pub(crate) use output::{MustSurvive, check_new_file};
+pub(crate) use output::{MustSurvive, check_folder, check_new_file};
 pub use processes::OpenFor;
 pub use refusal::{Process, Refusal, Relation};
 pub use sight::{Sight, SightLimit};

@@ -32,13 +32,7 @@ pub(crate) fn check_new_file(
     (what, path): (&'static str, &Path),
     survive: &MustSurvive<'_>,
 ) -> Vec<Refusal> {
-    let mut refusals = Vec::new();
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let real_folder = parent.canonicalize().ok();
-    let of_system = |folder: &&str| real_folder.as_ref().is_some_and(|real| real.starts_with(folder));
-    if let Some(folder) = ["/dev", "/proc", "/sys"].into_iter().find(of_system) {
-        refusals.push(Refusal::FileInSystemFolder { folder });
-    }
+    let mut refusals = Vec::from_iter(check_folder(path));
     let Some(place) = topology.storage_at(path) else { return refusals };
     let changes = |storage: &Storage| place.overlaps(&topology.again(storage));
     if changes(&survive.source.storage) {
@@ -63,6 +57,15 @@ pub(crate) fn check_new_file(
     }
     refusals.extend(users(topology, path));
     refusals
+}
+
+/// No file is made where the kernel keeps its own.
+pub(crate) fn check_folder(path: &Path) -> Option<Refusal> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let real_folder = parent.canonicalize().ok();
+    let of_system = |folder: &&str| real_folder.as_ref().is_some_and(|real| real.starts_with(folder));
+    let folder = ["/dev", "/proc", "/sys"].into_iter().find(of_system)?;
+    Some(Refusal::FileInSystemFolder { folder })
 }
 
 /// Who uses the file at `path`, and what keeps it from being replaced.

@@ -82,22 +82,41 @@ pub(crate) fn digest_file(image: &dyn Image, watch: &Watch<'_>) -> Result<ImageF
 ///
 /// # Errors
 ///
-/// With kind `Usage` where there is a file of that name that must stay, or the folder cannot be used; with kind
-/// `TargetIo` where the file could not be written.
+/// As [`check_manifest_place`]; with kind `TargetIo` where the file could not be written.
 pub fn write_manifest(path: &Path, manifest: &Manifest, replace: Replace) -> Result<(), Error> {
-    let old = match replace {
+    plan::check_manifest_folder(path)?;
+    let written = crate::verify::write_manifest(path, manifest, old_manifest(replace));
+    written.map_err(|fault| place_error(fault, path))
+}
+
+/// Whether [`write_manifest`] could put a manifest there, asked before an image is decoded for it.
+///
+/// # Errors
+///
+/// With kind `Usage` where there is a file of that name that must stay, or, whatever `replace` says, one that is no
+/// manifest; with that of a target of the wrong kind in `/dev`, `/proc` and `/sys`.
+pub fn check_manifest_place(path: &Path, replace: Replace) -> Result<(), Error> {
+    plan::check_manifest_folder(path)?;
+    let checked = crate::verify::check_manifest_place(path, old_manifest(replace));
+    checked.map_err(|fault| place_error(fault, path))
+}
+
+fn old_manifest(replace: Replace) -> OldManifest {
+    match replace {
         Replace::Refuse => OldManifest::Refuse,
         Replace::Existing => OldManifest::Replace,
+    }
+}
+
+fn place_error(fault: ManifestError, path: &Path) -> Error {
+    let (kind, hint) = match &fault {
+        ManifestError::Exists => (ErrorKind::Usage, "name another file, or say --replace"),
+        ManifestError::WrongKind => (ErrorKind::Usage, "name a file"),
+        ManifestError::OtherThere => (ErrorKind::Usage, "name another file, or remove this one first"),
+        ManifestError::TooManyChunks { .. } => {
+            (ErrorKind::Image, "a disk with more data is rebuilt without a manifest")
+        }
+        _ => (ErrorKind::TargetIo, "check the folder's rights and room"),
     };
-    crate::verify::write_manifest(path, manifest, old).map_err(|fault| {
-        let (kind, hint) = match &fault {
-            ManifestError::Exists => (ErrorKind::Usage, "name another file, or say --replace"),
-            ManifestError::WrongKind => (ErrorKind::Usage, "name a file"),
-            ManifestError::TooManyChunks { .. } => {
-                (ErrorKind::Image, "a disk with more data is rebuilt without a manifest")
-            }
-            _ => (ErrorKind::TargetIo, "check the folder's rights and room"),
-        };
-        Error::new(kind, fault).at_path(path).hint_that(hint)
-    })
+    Error::new(kind, fault).at_path(path).hint_that(hint)
 }

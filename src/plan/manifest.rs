@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::copy::{self, ByManifest, CopyError, Pool, Standing, Watch};
 use crate::error::{Error, ErrorKind};
+use crate::guard;
 use crate::image::Image;
 use crate::request::{ImageOptions, ManifestSource, Options, Policy, TrustKey};
 use crate::trust::{self, ManifestBytes};
@@ -171,6 +172,12 @@ fn read(
 #[must_use]
 pub fn is_manifest(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == "json")
+}
+
+/// A manifest is made in no folder of the kernel's.
+pub(crate) fn check_manifest_folder(path: &Path) -> Result<(), Error> {
+    guard::check_folder(path)
+        .map_or(Ok(()), |refusal| Err(refusal.about(path).hint_that("name a file in another folder")))
 }
 
 /// Why an image's file was not found to be the manifest's.

@@ -42,6 +42,7 @@ pub(crate) use fit::{Ends, Fit, relocation};
 pub use keep::{KeepPlan, KeptForm};
 pub(crate) use keep::{Keeps, OldDisks, form_of};
 pub(crate) use linked::LinkedImage;
+pub(crate) use manifest::check_manifest_folder;
 pub(crate) use manifest::{FETCH_BOTH, KnownManifest, read_manifest};
 pub use manifest::{ManifestUse, is_manifest};
 pub(crate) use open::{

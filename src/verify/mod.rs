@@ -12,8 +12,8 @@ pub use chunk::VerifiedChunk;
 pub(crate) use chunk::{Run, is_zero};
 pub use digest::Digest;
 pub(crate) use manifest::{
-    Former, MOST_BYTES as MOST_MANIFEST_BYTES, OldManifest, StagedManifest, beside, read as read_manifest,
-    write_new as write_manifest,
+    Former, MOST_BYTES as MOST_MANIFEST_BYTES, OldManifest, StagedManifest, beside,
+    check_place as check_manifest_place, read as read_manifest, write_new as write_manifest,
 };
 pub use manifest::{ImageFileDigests, Made, Manifest, ManifestError, SourceKind};
 pub use pattern::Pattern;

@@ -135,6 +135,28 @@ fn a_manifest_replaces_no_file_unasked_and_leaves_nothing_beside_it() {
 }
 
 #[test]
+fn a_manifest_takes_the_place_of_no_other_file_than_a_manifest() {
+    let lab = Lab::new("d0d");
+    // A guest may have put a manifest into its disk's head.
+    let disk = [&fs::read(&lab.manifest).unwrap()[..], &[0; 4096]].concat();
+    let disk = lab.room.file("disk.raw", disk);
+    let link = lab.room.path("link.json");
+    std::os::unix::fs::symlink(&lab.manifest, &link).unwrap();
+    let words = ["manifest", "--json", text(&lab.image), "--replace", "--output"];
+    for place in [&lab.image, &disk, &lab.manifest] {
+        let before = Seen::of(place);
+        let name = if place == &lab.manifest { &link } else { place };
+        let error = lab.room.plain(&[&words[..], &[text(name)]].concat()).error(2);
+        assert!(error["hint"].as_str().is_some_and(|hint| !hint.is_empty()), "{error}");
+        before.check(place);
+    }
+    assert!(link.is_symlink());
+    for place in ["/dev/null", "/dev/reimage-new", "/proc/reimage-new"] {
+        lab.room.plain(&[&words[..], &[place]].concat()).error(14);
+    }
+}
+
+#[test]
 fn a_manifest_beside_the_image_is_used_and_told_of() {
     let lab = Lab::new("d0dd0");
     let root = lab.value()["root"].clone();

@@ -177,6 +177,10 @@ fn manifest(args: &ManifestArgs, output: Output, progress: &Progress) -> Result<
     progress.start("manifest");
     let cancel = CancelToken::new();
     signals::listen(&cancel, output);
+    let replace = if args.replace { Replace::Existing } else { Replace::Refuse };
+    if let Some(file) = &args.output {
+        reimage::check_manifest_place(file, replace)?;
+    }
     let manifest = reimage::manifest(&args.path, &request::of_manifest(args), progress, &cancel)?;
     progress.end_phase();
     let Some(file) = &args.output else {
@@ -184,7 +188,6 @@ fn manifest(args: &ManifestArgs, output: Output, progress: &Progress) -> Result<
         Output::Text.result(&manifest.to_json());
         return Ok(());
     };
-    let replace = if args.replace { Replace::Existing } else { Replace::Refuse };
     reimage::write_manifest(file, &manifest, replace)?;
     output.show(&ManifestDocument::of(file, &manifest), show::manifest);
     Ok(())

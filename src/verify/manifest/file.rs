@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, RenameFlags};
 
 use super::super::runs::MOST_CHUNKS;
-use super::json::{FORMAT, MOST_BYTES};
+use super::json::{MOST_BYTES, says_manifest};
 use super::{Manifest, ManifestError};
 use crate::sys::beside;
 
@@ -49,16 +49,25 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ManifestError> {
     if len > MOST_BYTES { Err(too_long(len)) } else { Ok(bytes) }
 }
 
-impl Manifest {
-    /// Whether the content of a file says that it is a manifest, whole or not.
-    pub(crate) fn is_in(path: &Path) -> bool {
-        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
-        let is_file = path.metadata().is_ok_and(|metadata| metadata.is_file());
-        let file = File::options().read(true).custom_flags(flags).open(path).ok().filter(|_| is_file);
-        let mut head = Vec::new();
-        let read = file.and_then(|file| file.take(512).read_to_end(&mut head).ok());
-        let text = String::from_utf8_lossy(&head);
-        read.is_some() && text.trim_start().starts_with('{') && text.contains(&format!("\"{FORMAT}\""))
+/// Whether a manifest may be put at `path`: nothing lies there, or a manifest that may go.
+///
+/// # Errors
+///
+/// When something else is there, or a file that must stay.
+pub(crate) fn check_place(path: &Path, old: OldManifest) -> Result<(), ManifestError> {
+    let found = match path.symlink_metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(failed("looking at the file of that name"))?,
+    };
+    match old {
+        OldManifest::Refuse => Err(ManifestError::Exists),
+        OldManifest::Replace if !found.is_file() => Err(ManifestError::WrongKind),
+        // All of it: a disk may begin with whatever its guest has written there.
+        OldManifest::Replace => match read(path) {
+            Ok(bytes) if says_manifest(&bytes) => Ok(()),
+            Ok(_) | Err(ManifestError::TooLong { .. }) => Err(ManifestError::OtherThere),
+            Err(fault) => Err(fault),
+        },
     }
 }
 
@@ -77,8 +86,11 @@ pub(crate) enum OldManifest {
 ///
 /// When there is a file of that name that must stay, or it cannot be written; then nothing is left beside it.
 pub(crate) fn write_new(path: &Path, manifest: &Manifest, old: OldManifest) -> Result<(), ManifestError> {
+    check_place(path, old)?;
     let staged = StagedManifest::make(path, old)?;
     staged.write(manifest)?;
+    // Another file may have come there in the meantime.
+    check_place(path, old)?;
     staged.publish()
 }
 

@@ -70,6 +70,11 @@ struct WrittenHead {
     bytes: String,
 }
 
+/// Whether a file's bytes, all of them, are JSON that says it is a manifest, of whatever version.
+pub(super) fn says_manifest(text: &[u8]) -> bool {
+    serde_json::from_slice(text).is_ok_and(|Kind { format, .. }| format == FORMAT)
+}
+
 impl Manifest {
     /// The manifest as JSON.
     #[must_use]

@@ -13,7 +13,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use file::{OldManifest, StagedManifest, beside, read, write_new};
+pub(crate) use file::{OldManifest, StagedManifest, beside, check_place, read, write_new};
 pub(crate) use json::MOST_BYTES;
 
 use super::runs::TableFault;
@@ -239,6 +239,9 @@ pub enum ManifestError {
     /// It is no regular file.
     #[error("it is no regular file")]
     WrongKind,
+    /// There is a file of that name which is no manifest.
+    #[error("there is a file of that name which is no manifest, and only a manifest is replaced")]
+    OtherThere,
     /// It is longer than any that is written here.
     #[error("it has {bytes} bytes, and no manifest has more than {most}")]
     TooLong {

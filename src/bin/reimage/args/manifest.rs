@@ -16,7 +16,7 @@ pub(crate) struct ManifestArgs {
     /// Write it into this file, which must not exist [default: standard output]
     #[arg(long, short = 'o', value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-    /// Let it take the place of a file of that name
+    /// Let it take the place of a manifest of that name; no other file is replaced
     #[arg(long, requires = "output")]
     pub(crate) replace: bool,
     /// Also compute the BLAKE3 that b3sum gives for the raw disk (takes time on sparse disks)
