@@ -159,8 +159,9 @@ pub(crate) fn open_checked(
     }
     let pass = Pass { image: image.as_ref(), path, threads: check.threads, observer };
     let decoded = match check.preflight {
-        Preflight::Deep => Some(pass.decode_everything(manifest.as_ref())?),
-        _ => None,
+        Preflight::Tables => None,
+        Preflight::Auto | Preflight::Digest if !(compares_file && is_said_in_part(manifest.as_ref())) => None,
+        _ => Some(pass.decode_everything(manifest.as_ref())?),
     };
     if decoded.is_some() {
         checked("content", "every cluster of the image decodes".into());
@@ -168,6 +169,12 @@ pub(crate) fn open_checked(
     let signatures =
         signer.iter().map(ImageSignature::from).chain(listed.map(ImageSignature::from)).collect();
     Ok(CheckedImage { image, tables, decoded, manifest, signatures })
+}
+
+/// Whether only its chunks tell whether an image is its manifest's: the digest of its file says nothing of the files
+/// behind it.
+fn is_said_in_part(manifest: Option<&KnownManifest>) -> bool {
+    manifest.is_some_and(|manifest| !manifest.is_proved())
 }
 
 /// Compares the image file, as it lies, with the digest that was given and with that of a signed list.

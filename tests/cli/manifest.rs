@@ -207,6 +207,31 @@ fn an_image_that_changed_by_one_byte_or_is_another_one_is_refused() {
 }
 
 #[test]
+fn a_backing_file_that_changed_by_one_byte_is_refused_before_a_disk_is_touched() {
+    let room = Room::new();
+    let (base, image) = (room.stored("chain-base.raw"), room.image("chain-v2"));
+    let folder = text(room.path("").as_path()).to_owned();
+    let manifest = room.path("chain-v2.qcow2.manifest.json");
+    let words = ["manifest", "--json", text(&image), "--allow-backing", &folder, "-o", text(&manifest)];
+    room.plain(&words).document();
+    let target = room.old_disk("disk.raw", 4 * CHUNK);
+    let words = [text(&image), text(&target), "--allow-backing", &folder, "--in-place"];
+    room.rebuild(&words).document();
+    let before = Seen::of(&target);
+    let mut bytes = fs::read(&base).unwrap();
+    // Not in the cluster that the overlay has itself.
+    bytes[300 << 10] ^= 1;
+    fs::write(&base, bytes).unwrap();
+    for preflight in ["auto", "digest", "deep"] {
+        let words = [&words[..], &["--preflight", preflight]].concat();
+        for ran in [room.run("plan", &words), room.rebuild(&words)] {
+            assert_eq!(ran.error(21)["target_state"], "untouched");
+            before.check(&target);
+        }
+    }
+}
+
+#[test]
 fn a_manifest_that_is_broken_is_never_passed_over() {
     let lab = Lab::new("d0d");
     let good = fs::read(&lab.manifest).unwrap();

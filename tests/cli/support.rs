@@ -38,12 +38,17 @@ impl Room {
 
     /// One of the images in `testdata/images`, unpacked.
     pub(crate) fn image(&self, name: &str) -> PathBuf {
-        let path = format!("{}/testdata/images/{name}.qcow2.zst", env!("CARGO_MANIFEST_DIR"));
+        self.stored(&format!("{name}.qcow2"))
+    }
+
+    /// One of the files in `testdata/images`, unpacked.
+    pub(crate) fn stored(&self, name: &str) -> PathBuf {
+        let path = format!("{}/testdata/images/{name}.zst", env!("CARGO_MANIFEST_DIR"));
         let packed = fs::read(path).unwrap();
         let len = zstd_safe::get_frame_content_size(&packed).ok().flatten().unwrap();
         let mut content = vec![0; usize::try_from(len).unwrap()];
         zstd_safe::decompress(&mut content[..], &packed).unwrap();
-        self.file(&format!("{name}.qcow2"), content)
+        self.file(name, content)
     }
 
     /// The command with its words, and a state folder and a home of its own.
