@@ -270,3 +270,28 @@ fn the_longest_name_that_a_file_can_have_is_made_and_replaced() {
     room.rebuild(&[text(&image), &target]).document();
     assert_eq!(room.names().iter().filter(|name| name.contains("unfinished")).count(), 0);
 }
+
+#[test]
+fn a_product_that_cannot_be_printed_is_30_and_a_rebuild_that_is_done_is_not() {
+    let room = Room::new();
+    let image = room.image("zlib-64k");
+    let target = room.path("disk.raw");
+    let into = |words: &[&str], path: &str| {
+        let stdout = fs::File::options().write(true).open(path).unwrap();
+        room.command(words).stdout(stdout).output().unwrap().status.code()
+    };
+    let keep = "--keep-image-credentials";
+    let rebuild = ["rebuild", text(&image), text(&target), keep, "--yes"];
+    assert_eq!(into(&rebuild, "/dev/full"), Some(0));
+    for words in [
+        &["manifest", text(&image)][..],
+        &["plan", text(&image), text(&target), keep],
+        &["inspect", text(&image)],
+        &["verify", text(&image), text(&target)],
+        &["status", text(&target)],
+        &["inspect", "--json", text(&image)],
+    ] {
+        assert_eq!(into(words, "/dev/full"), Some(30), "{words:?}");
+        assert_eq!(into(words, "/dev/null"), Some(0), "{words:?}");
+    }
+}

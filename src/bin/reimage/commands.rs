@@ -42,8 +42,7 @@ pub(crate) fn run(args: Arguments) -> Result<(), Failure> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "reimage", &mut script);
-            Output::Text.result(&String::from_utf8_lossy(&script));
-            return Ok(());
+            return output::product(&String::from_utf8_lossy(&script));
         }
         Command::Man { folder } => return man(&folder),
     };
@@ -56,8 +55,7 @@ fn plan((args, common): (&JobArgs, &CommonArgs), output: Output, progress: &Prog
     let credential = gather(args, &request)?;
     let plan = reimage::preview(&request, &credential, progress)?;
     progress.plan(&plan);
-    output.show(&plan, show::plan);
-    Ok(())
+    output.product(&plan, show::plan)
 }
 
 fn rebuild(
@@ -131,8 +129,7 @@ fn verify(args: &VerifyArgs, output: Output, progress: &Progress) -> Result<(), 
         }
     })?;
     progress.end_phase();
-    output.show(&report, |report| show::verified(report, &disk.path));
-    Ok(())
+    output.product(&report, |report| show::verified(report, &disk.path))
 }
 
 fn verify_receipt(
@@ -169,8 +166,7 @@ fn verify_receipt(
         reimage::verify_receipt(of, disk, &options, (observer, &cancel))
     })?;
     progress.end_phase();
-    output.show(&report, show::drift);
-    Ok(())
+    output.product(&report, show::drift)
 }
 
 fn manifest(args: &ManifestArgs, output: Output, progress: &Progress) -> Result<(), Failure> {
@@ -185,8 +181,7 @@ fn manifest(args: &ManifestArgs, output: Output, progress: &Progress) -> Result<
     progress.end_phase();
     let Some(file) = &args.output else {
         // It is JSON, whatever form results have.
-        Output::Text.result(&manifest.to_json());
-        return Ok(());
+        return output::product(&manifest.to_json());
     };
     reimage::write_manifest(file, &manifest, replace)?;
     output.show(&ManifestDocument::of(file, &manifest), show::manifest);
@@ -202,8 +197,7 @@ fn inspect(args: &InspectArgs, output: Output, progress: &Progress) -> Result<()
     let mut options = request::image_options(&args.image);
     options.manifest = request::manifest_of(&args.manifest);
     let inspection = reimage::inspect(&args.path, &options, preflight, progress)?;
-    output.show(&inspection, picture::inspection);
-    Ok(())
+    output.product(&inspection, picture::inspection)
 }
 
 fn seed(args: &SeedArgs, state_dir: Option<&Path>, output: Output) -> Result<(), Failure> {
@@ -246,12 +240,11 @@ fn status(args: &StatusArgs, state_dir: Option<&Path>, output: Output) -> Result
     let state_dir = request::state_dir(state_dir)?;
     let prune = if args.prune { Some(reimage::prune(&state_dir)?) } else { None };
     let status = asked.map(|asked| status_of(&asked, &state_dir)).transpose()?;
-    output.show(&StatusDocument { prune, status }, |StatusDocument { prune, status }| {
+    output.product(&StatusDocument { prune, status }, |StatusDocument { prune, status }| {
         let pruned = prune.as_ref().map(show::pruned).unwrap_or_default();
         let status = status.as_ref().map(show::status).unwrap_or_default();
         pruned + &status
-    });
-    Ok(())
+    })
 }
 
 /// What `manifest` prints where the manifest itself goes into a file.

@@ -2,8 +2,11 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use reimage::ErrorKind;
 use rustix::termios::tcgetwinsize;
 use serde::Serialize;
+
+use crate::exit::Failure;
 
 /// In which form results are printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -15,26 +18,49 @@ pub(crate) enum Output {
 }
 
 impl Output {
-    /// Prints a result: `value` as JSON, or what `text` makes of it.
+    /// Prints what came of something that is done: `value` as JSON, or what `text` makes of it.
     pub(crate) fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
-        match self {
-            Self::Text => self.result(&text(value)),
-            Self::Json => {
-                let json = serde_json::to_string_pretty(value).expect("results are plain data");
-                self.result(&json);
-            }
+        self.result(&self.form(value, text));
+    }
+
+    /// Prints what the command was run for: where that fails, so does the command.
+    pub(crate) fn product<T: Serialize>(
+        self,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        product(&self.form(value, text))
+    }
+
+    /// Prints the text of a result on standard output; what was done stays done if that fails.
+    pub(crate) fn result(self, text: &str) {
+        if let Err(error) = print(text) {
+            message(&format!("warning: the result could not be printed: {error}"));
         }
     }
 
-    /// Prints the text of a result on standard output.
-    pub(crate) fn result(self, text: &str) {
-        let mut stdout = io::stdout().lock();
-        let printed = stdout.write_all(with_newline(text).as_bytes()).and_then(|()| stdout.flush());
-        if let Err(error) = printed
-            && error.kind() != io::ErrorKind::BrokenPipe
-        {
-            message(&format!("warning: the result could not be printed: {error}"));
+    fn form<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> String {
+        match self {
+            Self::Text => text(value),
+            Self::Json => serde_json::to_string_pretty(value).expect("results are plain data"),
         }
+    }
+}
+
+/// Prints a text for which the command was run.
+pub(crate) fn product(text: &str) -> Result<(), Failure> {
+    print(text).map_err(|error| {
+        Failure::of(ErrorKind::TargetIo, format!("the result could not be printed: {error}"))
+            .hinting("make room where standard output goes, and run the command again")
+    })
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    let printed = stdout.write_all(with_newline(text).as_bytes()).and_then(|()| stdout.flush());
+    match printed {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
     }
 }
 
