@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::earlier::Known;
+use super::overlays::built_on_kept;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Claim, Held};
 use crate::journal;
@@ -123,6 +124,10 @@ pub(super) fn find(
         return Err(Error::new(ErrorKind::Usage, KeepFault::Spoilt)
             .at_path(claim.path())
             .hint_that("leave --keep-old out: the rebuild before this one has overwritten the old disk"));
+    }
+    // What was kept before is given up for what is kept now.
+    if let Some(refusal) = entries.iter().find_map(built_on_kept) {
+        return Err(refusal);
     }
     let is_file = match claim.held() {
         Held::File { .. } => options.placement == Placement::Replace,

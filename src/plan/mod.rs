@@ -48,6 +48,7 @@ pub use manifest::{ManifestUse, is_manifest};
 pub(crate) use open::{
     Check, CheckedImage, Later, SeenImage, image_error, open_checked, open_options, other_than_manifest,
 };
+pub(crate) use overlays::built_on_kept;
 pub(crate) use packed::ANY_SIZE;
 pub use summary::{GptPlan, PlanSummary, TargetKind};
 pub(crate) use survey::{Seen, storage_of, survey};

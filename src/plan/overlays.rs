@@ -6,8 +6,10 @@ use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use crate::error::Error;
 use crate::guard::{Claim, Refusal, StorageIdentity, device_identity};
 use crate::image::backing_of;
+use crate::journal::kept::{Form, Kept};
 use crate::request::Request;
 
 /// More files than this are not looked at in the target's folder.
@@ -28,14 +30,42 @@ pub(super) fn look(request: &Request, claim: &Claim) -> Found {
         return Found { refusal: None, warning: None };
     };
     let target_path = &request.instance.system_disk.path;
-    let data_disks = request.instance.data_disks.iter().map(|disk| disk.path.clone());
     let (beside, warning) = match target {
         StorageIdentity::File { .. } => files_beside(target_path),
         StorageIdentity::Device { .. } => (Vec::new(), None),
     };
-    let is_built_on = |path: &PathBuf| identity(path) != Some(target) && leads_to(path, target);
-    let overlay = data_disks.chain(beside).find(is_built_on);
+    let overlay = data_disks(request).chain(beside).find(|path| is_built_on(path, target));
     Found { refusal: overlay.map(|overlay| Refusal::BackingOf { overlay }), warning }
+}
+
+/// Looks for a disk that is built on a file that was kept: it needs that under the name that it has now.
+pub(super) fn look_at_kept(request: &Request, kept: &Kept) -> Option<Error> {
+    refuse_if_built_on(kept, data_disks(request).collect())
+}
+
+/// The same where nothing is known but the file's own folder.
+pub(crate) fn built_on_kept(kept: &Kept) -> Option<Error> {
+    refuse_if_built_on(kept, Vec::new())
+}
+
+fn refuse_if_built_on(kept: &Kept, mut others: Vec<PathBuf>) -> Option<Error> {
+    let Form::File { kept_as, old, .. } = &kept.form else { return None };
+    let path = Path::new(kept_as);
+    let target = identity(path)?;
+    if target != (StorageIdentity::File { device: old.device, inode: old.inode }) {
+        return None;
+    }
+    others.extend(files_beside(path).0);
+    let overlay = others.into_iter().find(|path| is_built_on(path, target))?;
+    Some(Refusal::BackingOf { overlay }.about(path))
+}
+
+fn data_disks(request: &Request) -> impl Iterator<Item = PathBuf> {
+    request.instance.data_disks.iter().map(|disk| disk.path.clone())
+}
+
+fn is_built_on(path: &Path, target: StorageIdentity) -> bool {
+    identity(path) != Some(target) && leads_to(path, target)
 }
 
 /// The regular files in the folder in which the target really lies.

@@ -5,11 +5,11 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::keep::{KeepPlan, Keeps, OldDisks};
-use super::{Plan, Storage, TargetKind, Task, container, earlier, examine, noted, summary, survey};
+use super::{Plan, Storage, TargetKind, Task, container, earlier, examine, noted, overlays, summary, survey};
 use super::{check_request_of_disk, check_state_dir, take_claim};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Access, Claim, DataDisk, Held, Inside, Promise, Sight};
-use crate::journal::kept::{self, Form, Kept};
+use crate::journal::kept::{self, Form, Kept, Place};
 use crate::layout::{self, DiskLayout};
 use crate::observe::Observer;
 use crate::request::{
@@ -161,6 +161,16 @@ pub(crate) fn claim_for_undo(
     };
     let key = earlier::key_of(&claim, brought.as_deref());
     check_is_of(kept, &key, claim.path())?;
+    let mut warnings = seen.warnings;
+    if kept.place(&request.options.state_dir) == Place::Whole {
+        let overlays = overlays::look(&request, &claim);
+        refusals.extend(overlays.refusal.map(|refusal| refusal.about(claim.path())));
+        refusals.extend(overlays::look_at_kept(&request, kept));
+        warnings.extend(overlays.warning);
+    }
+    if !refusals.is_empty() {
+        return Err(Error::first_of(refusals));
+    }
     let inside = inside(kept, &claim, &request.options.image);
     let before = match &inside {
         Some(inside) => inside.bytes.as_deref().and_then(|bytes| layout::describe(bytes).ok()),
@@ -175,7 +185,7 @@ pub(crate) fn claim_for_undo(
         before,
         claim,
         data_disks: seen.data_disks,
-        warnings: seen.warnings,
+        warnings,
     })
 }
 

@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind};
 use crate::journal;
 use crate::journal::kept::{self, Kept};
 use crate::observe::{Event, Observer};
+use crate::plan::built_on_kept;
 use crate::request::Options;
 use crate::status::{KeptStatus, Subject, of_subject};
 
@@ -42,12 +43,16 @@ pub fn what_is_kept(subject: Subject<'_>, state_dir: &Path) -> Result<Vec<KeptSt
 ///
 /// # Errors
 ///
-/// When nothing is kept, a run is at work on the disk, or something of it cannot be removed.
+/// When nothing is kept, a run is at work on the disk, another disk is built on what is kept, or something of it cannot
+/// be removed.
 pub fn discard_old(subject: Subject<'_>, state_dir: &Path) -> Result<Vec<KeptStatus>, Error> {
     let entries = entries(subject, state_dir)?;
     if entries.is_empty() {
         return Err(Error::new(ErrorKind::TargetUnusable, NothingKept::Nothing)
             .hint_that("name the state folder with --state-dir, if it is another"));
+    }
+    if let Some(refusal) = entries.iter().find_map(built_on_kept) {
+        return Err(refusal);
     }
     let mut removed = Vec::new();
     for kept in entries {

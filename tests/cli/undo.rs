@@ -433,3 +433,46 @@ fn the_text_of_a_rebuild_says_where_the_old_disk_is_kept() {
     let asked = old.room.plain(&["undo", "--discard-old", "--json", "--state-dir", "state", "disk.raw"]);
     assert_eq!(asked.error(2)["message"], "nobody can be asked: there is no terminal");
 }
+
+/// A qcow2 file without a cluster of its own, built on another file.
+fn overlay(room: &Room, name: &str, below: &Path) -> PathBuf {
+    let below = below.file_name().unwrap().as_encoded_bytes();
+    let mut header = vec![0; 3 * 65536];
+    let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"QFI\xfb\0\0\0\x02");
+    put(8, &512_u64.to_be_bytes());
+    put(16, &u32::try_from(below.len()).unwrap().to_be_bytes());
+    put(20, &16_u32.to_be_bytes());
+    put(24, &(5_u64 << 20).to_be_bytes());
+    put(36, &1_u32.to_be_bytes());
+    put(40, &65536_u64.to_be_bytes());
+    put(48, &131_072_u64.to_be_bytes());
+    put(56, &1_u32.to_be_bytes());
+    put(512, below);
+    room.file(name, header)
+}
+
+#[test]
+fn no_undo_and_no_giving_up_takes_a_file_from_below_another_disk() {
+    let old = Old::new();
+    old.rebuild(&old.image, &["--keep-old"]).document();
+    let kept = PathBuf::from(old.kept()["path"].as_str().unwrap());
+    let files = [&old.disk, &kept].map(|path| Seen::of(path));
+    let refused = |ran: Ran| {
+        let error = ran.error(11);
+        assert!(error["message"].as_str().unwrap().contains("is built on it"), "{error}");
+        files[0].check(&old.disk);
+        files[1].check(&kept);
+    };
+    let data = overlay(&old.room, "data.qcow2", &old.disk);
+    refused(old.undo(&["disk.raw"]));
+    refused(old.undo(&["--data-disk", "data.qcow2", "disk.raw"]));
+    fs::remove_file(data).unwrap();
+    let data = overlay(&old.room, "data.qcow2", &kept);
+    refused(old.undo(&["disk.raw"]));
+    refused(old.undo(&["--discard-old", "disk.raw"]));
+    refused(old.rebuild(&old.other, &["--keep-old"]));
+    fs::remove_file(data).unwrap();
+    old.undo(&["disk.raw"]).document();
+    old.check_back();
+}
