@@ -62,6 +62,9 @@ pub(crate) enum Form {
         /// The file's length in bytes, which is not the disk's size where the file is one of qcow2.
         len: u64,
         modified_ns: i64,
+        /// When its names or content changed last, which was at the exchange; none where the run ended at it.
+        #[serde(default)]
+        changed_ns: Option<i64>,
         /// Whether it is one of qcow2, and therefore the file that took its place as well.
         is_qcow2: bool,
     },
@@ -120,7 +123,12 @@ pub(crate) enum Place {
 impl Kept {
     /// Whether it is about the disk of that key.
     pub(crate) fn is_of(&self, key: &Value) -> bool {
-        self.keys.contains(key) || self.old_key == *key
+        self.all_keys().any(|own| own == key)
+    }
+
+    /// Everything that names the disk, or did.
+    pub(crate) fn all_keys(&self) -> impl Iterator<Item = &Value> {
+        self.keys.iter().chain([&self.old_key])
     }
 
     /// The disk has got another name.
@@ -369,7 +377,16 @@ mod tests {
         let (old, new) = (numbers(&disk), numbers(&aside));
         let kept_as = aside.to_str().unwrap().to_owned();
         let place = disk.to_str().unwrap().to_owned();
-        let form = Form::File { place, kept_as, old, new, len: 3, modified_ns: 0, is_qcow2: false };
+        let form = Form::File {
+            place,
+            kept_as,
+            old,
+            new,
+            len: 3,
+            modified_ns: 0,
+            changed_ns: None,
+            is_qcow2: false,
+        };
         let kept = Kept { form, ..copy(RUN, Stage::Begun) };
         assert_eq!(kept.place(state.path()), Place::NotNeeded, "not exchanged yet");
         fs::rename(&disk, at("between")).unwrap();

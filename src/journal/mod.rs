@@ -19,7 +19,7 @@ pub(crate) mod stale;
 pub(crate) use earlier::{Bound, Earlier, GoOn, look, of_namesakes};
 pub(crate) use holds::{forget, holds, remember};
 pub(crate) use images::{WholeImage, known_chunks, known_image, remember_image};
-pub(crate) use read::{JournalSummary, Staged, earlier_ptuuid, list, unfinished_runs};
+pub(crate) use read::{JournalSummary, Staged, earlier_ptuuid, has_left, list, unfinished_runs};
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -98,7 +98,7 @@ impl Record<'_> {
 }
 
 /// The name of what the state folder keeps of the disk of that key.
-fn name_of(key: &serde_json::Value) -> String {
+pub(crate) fn name_of(key: &serde_json::Value) -> String {
     Digest::of(key.to_string().as_bytes()).to_string()[..32].to_owned()
 }
 

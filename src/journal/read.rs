@@ -234,6 +234,21 @@ pub(crate) fn unfinished_runs(state_dir: &Path, key: &serde_json::Value) -> io::
     Ok(runs.into_iter().flat_map(|run| [Some(run.journal), run.undoes]).flatten().collect())
 }
 
+/// Whether the run `journal` was cut off before its end, on the disk that had or has those keys.
+pub(crate) fn has_left<'a>(
+    state_dir: &Path,
+    keys: impl Iterator<Item = &'a serde_json::Value>,
+    journal: &str,
+) -> io::Result<bool> {
+    for key in keys {
+        let left = left_at(&folder(state_dir).join(format!("{}{SUFFIX}", super::name_of(key))))?;
+        if left.is_some_and(|left| left.summary.names(journal) && !left.summary.finished) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// What an earlier run left in a journal.
 pub(super) struct Left {
     pub(super) summary: JournalSummary,

@@ -109,11 +109,14 @@ pub(super) fn find(
     }
     let mut spoilt_by = journal::unfinished_runs(state_dir, &known.key).map_err(unreadable)?;
     spoilt_by.extend(claim.facts().and_then(|facts| facts.unfinished.clone()));
-    let already = entries.iter().filter(whole).find(|kept| spoilt_by.contains(&kept.journal));
+    let already = entries.iter().filter(whole).find(|kept| {
+        let was_cut_off = || journal::has_left(state_dir, kept.all_keys(), &kept.journal).unwrap_or(false);
+        spoilt_by.contains(&kept.journal) || (matches!(kept.form, Form::File { .. }) && was_cut_off())
+    });
     if let Some(kept) = already {
         let form = form_of(kept);
         let warning = format!(
-            "the disk is unfinished: what the rebuild {} kept of it stands, and nothing more is kept",
+            "the rebuild {} of this disk was cut off: what it kept stands, and nothing more is kept",
             kept.journal
         );
         let already = Some(kept.journal.clone());

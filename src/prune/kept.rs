@@ -1,7 +1,7 @@
 //! What dead runs left of old disks that they were to keep; what is kept stays.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{HELD, PruneReport};
 use crate::journal;
@@ -13,9 +13,29 @@ pub(super) fn prune_kept(state_dir: &Path, report: &mut PruneReport) -> io::Resu
     for path in &listing.unread {
         report.kept(path, "what it says cannot be read");
     }
+    prune_orphans(state_dir, listing.orphans, report)?;
+    for kept in listing.kept {
+        prune_entry(state_dir, &kept, report);
+    }
+    Ok(())
+}
+
+/// Removes copies and seeds that no record tells of, as a run leaves them that is killed while it gives up what was kept.
+pub(crate) fn remove_orphans(state_dir: &Path) -> io::Result<()> {
+    prune_orphans(state_dir, kept::list(state_dir)?.orphans, &mut PruneReport::default())
+}
+
+fn prune_orphans(
+    state_dir: &Path,
+    orphans: Vec<(PathBuf, String)>,
+    report: &mut PruneReport,
+) -> io::Result<()> {
+    if orphans.is_empty() {
+        return Ok(());
+    }
     let living: Vec<_> =
         journal::list(state_dir)?.journals.into_iter().filter(|journal| journal.held).collect();
-    for (path, run) in listing.orphans {
+    for (path, run) in orphans {
         if living.iter().any(|journal| journal.last().journal == run) {
             report.kept(&path, HELD);
             continue;
@@ -24,9 +44,6 @@ pub(super) fn prune_kept(state_dir: &Path, report: &mut PruneReport) -> io::Resu
             Ok(()) => report.removed(&path, "no record of an old disk belongs to it"),
             Err(error) => report.kept(&path, format!("it cannot be removed: {error}")),
         }
-    }
-    for kept in listing.kept {
-        prune_entry(state_dir, &kept, report);
     }
     Ok(())
 }
@@ -51,8 +68,8 @@ fn prune_entry(state_dir: &Path, kept: &Kept, report: &mut PruneReport) {
         Place::NotNeeded => "its run ended before it had changed the disk",
         Place::Gone => "the old disk that it tells of is gone",
     };
-    let keys = kept.keys.iter().chain([&kept.old_key]);
-    let removed = journal::hold_all(state_dir, keys).and_then(|_held| kept::remove(state_dir, kept));
+    let removed =
+        journal::hold_all(state_dir, kept.all_keys()).and_then(|_held| kept::remove(state_dir, kept));
     match removed {
         Ok(None) => report.removed(&path, reason),
         Ok(Some(why)) => report.kept(&path, why),

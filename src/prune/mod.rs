@@ -16,11 +16,14 @@ use serde::Serialize;
 
 use crate::error::{Error, ErrorKind};
 use crate::guard::{self, Topology};
-use crate::journal::JournalSummary;
+use crate::journal::kept::Kept;
 use crate::journal::stale::{self, Content, Found};
+use crate::journal::{self, JournalSummary};
 use crate::sys::beside::{self, Leftover};
 use crate::sys::lock_file;
 use judge::judge;
+
+pub(crate) use kept::remove_orphans;
 
 /// More lock files than this are not looked at.
 const MOST_LOCKS: usize = 4096;
@@ -93,6 +96,31 @@ pub(crate) fn after_exchange(state_dir: &Path, path: &Path) -> io::Result<()> {
         let removed = prune_journal(&found, &Topology::of_this_host(Vec::new()), &mut report);
         let lock = guard::lock_name_of(&begun.target["bytes"]).filter(|_| removed.is_ok());
         if let Some(name) = lock {
+            prune_lock(&guard::lock_folder(state_dir), &name, &mut report);
+        }
+    }
+    Ok(())
+}
+
+/// Removes what dead runs left of a disk that is what it was again: the journals of the rebuild that is undone and of
+/// an earlier undo, and the new file that the rebuild was writing.
+///
+/// # Errors
+///
+/// When a journal cannot be read. What cannot be removed stays for `prune`.
+pub(crate) fn after_undo(state_dir: &Path, kept: &Kept) -> io::Result<()> {
+    let mut report = PruneReport::default();
+    for key in kept.all_keys() {
+        let found = stale::look(state_dir, &journal::name_of(key))?;
+        let Content::Says(summary) = &found.content else { continue };
+        let begun = summary.last();
+        let is_of_it = begun.journal == kept.journal || begun.undoes.as_ref() == Some(&kept.journal);
+        // What was spoilt in place is not what it was.
+        if !is_of_it || (summary.invalidated && summary.staged.is_none()) {
+            continue;
+        }
+        prune_journal(&found, &Topology::of_this_host(Vec::new()), &mut report)?;
+        if let Some(name) = guard::lock_name_of(&begun.target["bytes"]) {
             prune_lock(&guard::lock_folder(state_dir), &name, &mut report);
         }
     }

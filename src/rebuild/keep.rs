@@ -20,10 +20,11 @@ use crate::journal::Record;
 use crate::journal::kept::{self, Form, Kept, KeptSeed, Place, Stage};
 use crate::observe::{Event, Phase};
 use crate::plan::{DiskImage, Keeps, key_of_file};
+use crate::prune;
 use crate::range::ByteRange;
 use crate::seed::former::{self, ReturningSeed};
 use crate::sys::{beside, durable, store};
-use crate::target::{Beside, TargetError, modified_ns};
+use crate::target::{Beside, TargetError, changed_ns, modified_ns};
 use crate::verify::Digest;
 
 /// The clusters of a copy.
@@ -89,14 +90,14 @@ impl Run<'_> {
     pub(super) fn keep(&mut self) -> Result<(), Error> {
         self.stop_if_cancelled()?;
         let state_dir = self.options.state_dir.clone();
-        let entries = std::mem::take(&mut self.old_disks.entries);
+        let mut entries = std::mem::take(&mut self.old_disks.entries);
         for void in entries.iter().filter(|kept| kept.place(&state_dir) == Place::NotNeeded) {
             // What stays by a failure is removed with its record.
             let _ = release(&state_dir, void);
         }
         match self.old_disks.keeps {
             Keeps::Nothing => {
-                self.keep_seed_of(&entries)?;
+                self.keep_seed_of(&mut entries)?;
                 self.old_disks.entries = entries;
                 return Ok(());
             }
@@ -129,7 +130,7 @@ impl Run<'_> {
         let (old, new) = (numbers_of(&was), (*device, *inode).into());
         let (len, modified_ns) = (was.len(), modified_ns(&was));
         let is_qcow2 = self.summary.qcow2.is_some();
-        let form = Form::File { place, kept_as, old, new, len, modified_ns, is_qcow2 };
+        let form = Form::File { place, kept_as, old, new, len, modified_ns, changed_ns: None, is_qcow2 };
         let entry = Kept { keys: vec![key_of_file(&will)], ..self.entry(form) };
         self.write_entry(entry, entries)
     }
@@ -239,16 +240,21 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// What an entry that stands says of the seed, where the run that made it wrote none and this one does.
-    fn keep_seed_of(&self, entries: &[Kept]) -> Result<(), Error> {
-        let Some(journal) = self.summary.keep.as_ref().and_then(|keep| keep.already.as_ref()) else {
-            return Ok(());
-        };
-        let standing = entries.iter().find(|kept| kept.journal == *journal && kept.seed.is_none());
-        let Some(kept) = standing else { return Ok(()) };
-        let seed = self.keep_seed((journal, &[]))?;
+    /// What an entry that stands says of the seed, where the runs since wrote none and this one does: the seed that
+    /// is there is the one that comes back with the old disk.
+    fn keep_seed_of(&self, entries: &mut [Kept]) -> Result<(), Error> {
         let state_dir = &self.options.state_dir;
-        kept::write(state_dir, &Kept { seed, ..kept.clone() }).map_err(|error| write_error(error, state_dir))
+        for kept in entries {
+            if kept.seed.is_some() || kept.place(state_dir) != Place::Whole {
+                continue;
+            }
+            kept.seed = self.keep_seed((&kept.journal, &[]))?;
+            if kept.seed.is_some() {
+                kept.instance = kept.instance.take().or_else(|| self.summary.instance.clone());
+                kept::write(state_dir, kept).map_err(|error| write_error(error, state_dir))?;
+            }
+        }
+        Ok(())
     }
 
     /// Keeps the seed that is about to be replaced; `None` where the run writes none.
@@ -308,8 +314,16 @@ impl Run<'_> {
     /// The disk is complete: what dead runs were to keep of it is of no use, and what this one kept counts.
     pub(super) fn settle_kept(&mut self) {
         let state_dir = self.options.state_dir.clone();
+        if let Err(error) = self.note_exchanged() {
+            self.tell_kept(Err(write_error(error, &state_dir)));
+        }
         match &self.keeping {
             Some(Keeping { kept: Kept { form: Form::Copy { .. }, .. }, begun, .. }) if !begun.get() => {
+                if self.seeded.is_some() {
+                    let message = "nothing had to be written to the disk, so that nothing of it is kept, and nothing of \
+                                   the seed that was replaced";
+                    self.observer.event(&Event::Warning { code: "kept", message: message.to_owned() });
+                }
                 self.keep_nothing();
             }
             Some(keeping) => self.tell_kept(keeping.begin(&state_dir)),
@@ -318,6 +332,19 @@ impl Run<'_> {
         for void in self.old_disks.entries.iter().filter(|kept| kept.place(&state_dir) != Place::Whole) {
             let _ = kept::remove(&state_dir, void);
         }
+        // The same.
+        let _ = prune::remove_orphans(&state_dir);
+    }
+
+    /// The exchange of the names was the last change of the file that is kept, so that any later one can be told.
+    fn note_exchanged(&mut self) -> io::Result<()> {
+        let old = self.beside.as_ref().and_then(|beside| beside.old.as_ref());
+        let (Some(Keeping { kept, .. }), Some(old)) = (&mut self.keeping, old) else { return Ok(()) };
+        if let Form::File { changed_ns: at, .. } = &mut kept.form {
+            *at = Some(changed_ns(&old.metadata()?));
+            kept::write(&self.options.state_dir, kept)?;
+        }
+        Ok(())
     }
 
     /// The seed of before back into its place, as `seed` puts a new one there.

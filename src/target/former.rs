@@ -99,6 +99,11 @@ pub(crate) fn modified_ns(of: &std::fs::Metadata) -> i64 {
     of.mtime().saturating_mul(1_000_000_000).saturating_add(of.mtime_nsec())
 }
 
+/// When anything of a file changed last, its names as well.
+pub(crate) fn changed_ns(of: &std::fs::Metadata) -> i64 {
+    of.ctime().saturating_mul(1_000_000_000).saturating_add(of.ctime_nsec())
+}
+
 impl Exchange for Returning {
     fn publish(&mut self) -> Result<(), TargetError> {
         let failed = || TargetError::during("putting the old file back");

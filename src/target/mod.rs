@@ -17,7 +17,7 @@ mod staged;
 
 pub(crate) use disk::HostDisk;
 pub use error::TargetError;
-pub(crate) use former::{Former, FormerFault, give_back, modified_ns};
+pub(crate) use former::{Former, FormerFault, changed_ns, give_back, modified_ns};
 pub(crate) use qcow2::{Backing, NewQcow2, Qcow2Shape};
 #[cfg(feature = "sim")]
 pub use sim::{SimAction, SimDisk, SimFault, SimHistory, SimLie, SimMoment, SimOperation, SimWhen};
