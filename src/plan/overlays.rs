@@ -104,6 +104,23 @@ fn leads_to(path: &Path, target: StorageIdentity) -> bool {
     false
 }
 
+/// The first file that a chain of overlays names and that is not there.
+pub(super) fn missing_below(path: &Path) -> Option<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LAYERS {
+        let named = open(&path).and_then(|file| backing_of(file, &path))?;
+        // What another protocol leads to is not looked for.
+        let is_remote =
+            |text: &str| !text.starts_with("json:") && !text.starts_with("file:") && text.contains(':');
+        let below = resolve(&path, &named).filter(|_| !named.to_str().is_some_and(is_remote))?;
+        if !below.exists() {
+            return Some(below);
+        }
+        path = below;
+    }
+    None
+}
+
 /// Opens a regular file and nothing else.
 fn open(path: &Path) -> Option<File> {
     path.metadata().ok().filter(std::fs::Metadata::is_file)?;

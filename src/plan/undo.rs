@@ -1,14 +1,16 @@
 //! The plan of an undo: under the same guard as a rebuild, and with what was kept in the image's place.
 
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::keep::{KeepPlan, Keeps, OldDisks};
 use super::{Plan, Storage, TargetKind, Task, container, earlier, examine, noted, overlays, summary, survey};
-use super::{check_request_of_disk, check_state_dir, take_claim};
+use super::{check_request_of_disk, check_state_dir, image_error, open_options, take_claim};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Access, Claim, DataDisk, Held, Inside, Promise, Sight};
+use crate::image::{self, ImageError};
 use crate::journal::kept::{self, Form, Kept, Place};
 use crate::layout::{self, DiskLayout};
 use crate::observe::Observer;
@@ -17,14 +19,20 @@ use crate::request::{
 };
 use crate::request::{Placement, Preflight, Request, TargetFormat, VerifyPolicy};
 use crate::seed::Credential;
-use crate::target::Target;
+use crate::target::{FormerFault, Target, changed_ns};
 use crate::verify::Digest;
+
+/// A file may be large, and an undo by an exchange is done at once.
+const NOT_READ: &str = "the content of the file that was kept is not read: it is taken for what it was, because its \
+                        length and its times are those of the exchange";
 
 /// What was kept is not what it was, or not of this disk.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UndoFault {
     #[error("it is another disk than the one of which the rebuild {journal} kept what it was")]
     AnotherDisk { journal: String },
+    #[error("the file that was kept is built on {below:?}, which is not there")]
+    NothingBelow { below: PathBuf },
     #[error("what was kept is damaged: the root of its digests is {found}, and was {kept}")]
     Damaged { found: String, kept: String },
 }
@@ -49,15 +57,63 @@ pub(super) fn check(
     Ok((OldDisks { entries: Vec::new(), keeps: Keeps::Nothing }, None, Vec::new()))
 }
 
+/// Whether a file that was kept is the one that it was, as far as that shows without all of it being read.
+fn check_file(kept: &Kept, options: &ImageOptions) -> Result<(), Error> {
+    let Form::File { kept_as, changed_ns: noted, is_qcow2, .. } = &kept.form else { return Ok(()) };
+    let path = Path::new(kept_as);
+    let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // Whether it is there, and may be opened, is found when it is taken hold of.
+    let Ok(file) = std::fs::File::options().read(true).custom_flags(flags).open(path) else { return Ok(()) };
+    let Ok(of) = file.metadata() else { return Ok(()) };
+    if noted.is_some_and(|noted| noted != changed_ns(&of)) {
+        return Err(Error::new(ErrorKind::Identity, FormerFault::Written).at_path(path).hint_that(
+            "something has changed it, its owner or its names: see what that was, and put it back by hand if it is right",
+        ));
+    }
+    if !is_qcow2 {
+        return Ok(());
+    }
+    if let Some(below) = overlays::missing_below(path) {
+        return Err(Error::new(ErrorKind::TargetUnusable, UndoFault::NothingBelow { below: below.clone() })
+            .at_path(below)
+            .hint_that("put it back where it was, or rebuild the disk from an image"));
+    }
+    // The machine used it as it is: its files may lie anywhere.
+    let everywhere = [PathBuf::from("/")];
+    let options = image::OpenOptions {
+        format: image::Format::Qcow2,
+        nested: open_options(options).nested,
+        backing_folders: &everywhere,
+    };
+    match image::open_held(file, path, &options).and_then(|held| held.check_tables()) {
+        Err(
+            fault @ (ImageError::Io { .. }
+            | ImageError::BadHeader { .. }
+            | ImageError::BeyondEnd { .. }
+            | ImageError::BadEntry { .. }
+            | ImageError::Overlap { .. }),
+        ) => Err(image_error(ErrorKind::TargetUnusable, fault).hint_that(
+            "rebuild the disk from an image, or put the file back by hand if it is right as it is",
+        )),
+        // What is no damage was so when the file was kept: a machine may do with it what this program does not.
+        _ => Ok(()),
+    }
+}
+
 /// Whether the disk that is held is the one of which something was kept.
 fn check_is_of(kept: &Kept, key: &Value, target: &Path) -> Result<(), Error> {
     if kept.is_of(key) {
         return Ok(());
     }
+    Err(another_disk(kept, target))
+}
+
+/// The refusal of a disk that has the name of another.
+pub(crate) fn another_disk(kept: &Kept, target: &Path) -> Error {
     let fault = UndoFault::AnotherDisk { journal: kept.journal.clone() };
-    Err(Error::new(ErrorKind::Identity, fault).at_path(target).hint_that(
+    Error::new(ErrorKind::Identity, fault).at_path(target).hint_that(
         "name the disk that was rebuilt; what was kept of it stays until reimage undo --discard-old",
-    ))
+    )
 }
 
 /// What an undo writes to.
@@ -167,6 +223,8 @@ pub(crate) fn claim_for_undo(
         refusals.extend(overlays.refusal.map(|refusal| refusal.about(claim.path())));
         refusals.extend(overlays::look_at_kept(&request, kept));
         warnings.extend(overlays.warning);
+        noted(check_file(kept, &request.options.image), &mut refusals);
+        warnings.push(NOT_READ.to_owned());
     }
     if !refusals.is_empty() {
         return Err(Error::first_of(refusals));
