@@ -52,7 +52,7 @@ pub(crate) use overlays::built_on_kept;
 pub(crate) use packed::ANY_SIZE;
 pub use summary::{GptPlan, PlanSummary, TargetKind};
 pub(crate) use survey::{Seen, storage_of, survey};
-pub(crate) use undo::{Onto, SeenDisk, claim_for_undo, plan_back};
+pub(crate) use undo::{Onto, SeenDisk, another_disk, claim_for_undo, plan_back};
 use view::Glimpse;
 pub(crate) use view::{DiskBytes, DiskImage, ImageBytes, ImageDisk};
 

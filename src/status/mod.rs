@@ -236,9 +236,9 @@ fn kept_of(
     subject: Subject<'_>,
     (path, state_dir): (Option<&Path>, &Path),
 ) -> std::io::Result<Option<KeptStatus>> {
-    let mut kept = of_subject(subject, state_dir)?;
+    let mut kept = of_subject(subject, state_dir)?.kept;
     if let (true, Subject::Id(_), Some(path)) = (kept.is_empty(), subject, path) {
-        kept = of_subject(Subject::Disk(path), state_dir)?;
+        kept = of_subject(Subject::Disk(path), state_dir)?.kept;
     }
     let whole = kept.iter().find(|kept| kept.place(state_dir) == Place::Whole);
     Ok(whole.map(|kept| KeptStatus::of(kept, state_dir)))

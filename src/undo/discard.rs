@@ -7,7 +7,8 @@ use crate::error::{Error, ErrorKind};
 use crate::journal;
 use crate::journal::kept::{self, Kept};
 use crate::observe::{Event, Observer};
-use crate::plan::built_on_kept;
+use crate::plan::{self, built_on_kept};
+use crate::prune;
 use crate::request::Options;
 use crate::status::{KeptStatus, Subject, of_subject};
 
@@ -24,7 +25,7 @@ enum DiscardFault {
 ///
 /// # Errors
 ///
-/// When the state folder cannot be read.
+/// When the state folder cannot be read, or what is kept is of another disk that bore this name.
 pub fn what_is_kept(subject: Subject<'_>, state_dir: &Path) -> Result<Vec<KeptStatus>, Error> {
     let kept = entries(subject, state_dir)?;
     Ok(kept.iter().map(|kept| KeptStatus::of(kept, state_dir)).collect())
@@ -64,11 +65,15 @@ pub fn discard_old(subject: Subject<'_>, state_dir: &Path) -> Result<Vec<KeptSta
 }
 
 fn entries(subject: Subject<'_>, state_dir: &Path) -> Result<Vec<Kept>, Error> {
-    of_subject(subject, state_dir).map_err(|error| {
+    let found = of_subject(subject, state_dir).map_err(|error| {
         Error::new(ErrorKind::Usage, NothingKept::Unreadable(error))
             .at_path(kept::folder(state_dir))
             .hint_that("name the folder with --state-dir, or ask as the user who ran the rebuild")
-    })
+    })?;
+    match found.of_namesakes.first() {
+        Some(kept) => Err(plan::another_disk(kept, Path::new(&kept.path))),
+        None => Ok(found.kept),
+    }
 }
 
 /// Removes one, while no run can begin on its disk.
@@ -83,8 +88,7 @@ fn remove(kept: &Kept, state_dir: &Path) -> Result<(), Error> {
             .at_path(&kept.path)
             .hint_that("see to it, then try again")
     };
-    let keys = kept.keys.iter().chain([&kept.old_key]);
-    let _held = journal::hold_all(state_dir, keys).map_err(|error| match error.kind() {
+    let _held = journal::hold_all(state_dir, kept.all_keys()).map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => in_use(DiscardFault::RunAtWork),
         _ => stays(error.to_string()),
     })?;
@@ -114,4 +118,7 @@ pub(super) fn forget(kept: &Kept, options: &Options, observer: &dyn Observer) {
             format!("what was kept before the rebuild {} could not be removed: {why}", gone.journal);
         observer.event(&Event::Warning { code: "kept", message });
     }
+    // What stays by a failure is found by `prune`.
+    let _ = prune::after_undo(state_dir, kept);
+    let _ = prune::remove_orphans(state_dir);
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::NothingKept;
 use crate::error::{Error, ErrorKind, TargetState};
-use crate::guard::{DataDisk, Hold};
-use crate::journal::kept::{Form, Kept};
+use crate::guard::{DataDisk, Hold, StorageIdentity};
+use crate::journal::kept::{self, Form, Kept, Numbers};
 use crate::journal::{Bound, GoOn, Journal, JournalError, Record};
 use crate::observe::{CancelToken, Event, Observer};
 use crate::plan::{SeenDisk, TargetKind};
@@ -23,6 +23,8 @@ pub(super) struct Exchanging {
     data_disks: Vec<DataDisk>,
     key: serde_json::Value,
     path: std::path::PathBuf,
+    /// The numbers of the present disk, where that is a file.
+    present: Option<Numbers>,
 }
 
 /// What became of the data disks, and the error that a change of one is.
@@ -36,6 +38,7 @@ impl Exchanging {
             unreachable!("a copy is written back");
         };
         let numbers = (old.device, old.inode);
+        let present = seen.claim.facts().and_then(|facts| numbers_of(facts.identity));
         let former = Former {
             journal: &kept.journal,
             place: place.as_ref(),
@@ -46,13 +49,13 @@ impl Exchanging {
         };
         let exchange = target::give_back(seen.claim, former);
         let exchange = exchange.map_err(|fault| refusal(fault, kept, (&path, kind)))?;
-        Ok(Self { exchange: Some(exchange), hold, data_disks: seen.data_disks, key: seen.key, path })
+        Ok(Self { exchange: Some(exchange), hold, data_disks: seen.data_disks, key: seen.key, path, present })
     }
 
     /// Of a disk that its run has not changed.
     pub(super) fn of_unchanged(mut seen: SeenDisk) -> Self {
         let (path, hold) = (seen.claim.path().to_owned(), seen.claim.take_hold());
-        Self { exchange: None, hold, data_disks: seen.data_disks, key: seen.key, path }
+        Self { exchange: None, hold, data_disks: seen.data_disks, key: seen.key, path, present: None }
     }
 
     /// The seed of that time, then the file, into their places.
@@ -75,6 +78,7 @@ impl Exchanging {
         let noted = self.note(&journal, kept).map_err(rebuild::journal_error);
         let mut exchange = self.exchange.take().expect("the file was opened");
         let done = noted
+            .and_then(|()| self.name_present((kept, options)))
             .and_then(|()| match (seed, &kept.seed) {
                 (Some(seed), Some(of)) => seed.publish(&of.path),
                 _ => Ok(()),
@@ -98,6 +102,20 @@ impl Exchanging {
         remember_seed((kept, options), observer);
         journal.finish().map_err(|fault| rebuild::journal_error(fault).leaving(TargetState::Verified))?;
         Ok(evidence(&self.data_disks, observer))
+    }
+
+    /// From the exchange on the present disk has the kept one's name: whoever comes after a run that is killed then
+    /// knows that it is of no use.
+    fn name_present(&self, (kept, options): (&Kept, &Options)) -> Result<(), Error> {
+        let mut named = kept.clone();
+        if let (Form::File { new, .. }, Some(present)) = (&mut named.form, self.present) {
+            *new = present;
+        }
+        kept::write(&options.state_dir, &named).map_err(|error| {
+            Error::new(ErrorKind::TargetIo, error)
+                .at_path(kept::folder(&options.state_dir))
+                .hint_that("make room in the state folder, then run the undo again")
+        })
     }
 
     /// Whoever asks is told that the disk is one of the two, whole.
@@ -138,6 +156,13 @@ impl Exchanging {
         Error::new(ErrorKind::TargetIo, fault)
             .at_path(&self.path)
             .hint_that("check the file system and the kernel's log, then run the undo again")
+    }
+}
+
+fn numbers_of(identity: StorageIdentity) -> Option<Numbers> {
+    match identity {
+        StorageIdentity::File { device, inode } => Some((device, inode).into()),
+        StorageIdentity::Device { .. } => None,
     }
 }
 
@@ -196,4 +221,56 @@ fn refusal(fault: FormerFault, kept: &Kept, (disk, kind): (&Path, TargetKind)) -
         FormerFault::Unusable(_) => (ErrorKind::TargetUnusable, "check the file's rights"),
     };
     Error::new(kind, fault).at_path(kept_as).hint_that(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+    use super::*;
+    use crate::plan;
+    use crate::request::{OldDisk, Request};
+    use crate::seed::Credential;
+    use crate::status::Subject;
+    use crate::undo::{Work, plan_undo, undo};
+
+    #[test]
+    fn an_undo_that_is_killed_after_its_exchange_leaves_nothing_once_it_has_run_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let disk = at("disk.raw");
+        fs::write(&disk, vec![1; 1 << 20]).unwrap();
+        fs::write(at("image.raw"), vec![2; 1 << 20]).unwrap();
+        let mut request = Request::new(at("image.raw"), &disk);
+        request.options.state_dir = at("state");
+        for old_disk in [OldDisk::Keep, OldDisk::Discard] {
+            request.options.old_disk = old_disk;
+            let plan = plan::plan(&request, &Credential::keep_image(), &()).unwrap();
+            rebuild::rebuild(plan, &(), &CancelToken::new()).unwrap();
+        }
+        let again = || plan_undo(Subject::Disk(&disk), &request.options, &()).unwrap();
+        let killed = again();
+        let Work::Exchange(exchanging) = killed.work else { panic!("a file is put back") };
+        let (journal, _) =
+            Journal::begin(&at("state"), &exchanging.key, Bound::of(&"undo", 1), GoOn::Never).unwrap();
+        exchanging.note(&journal, &killed.kept).unwrap();
+        exchanging.name_present((&killed.kept, &killed.options)).unwrap();
+        let Form::File { kept_as, .. } = &killed.kept.form else { panic!("a file is kept") };
+        renameat_with(CWD, kept_as.as_str(), CWD, &disk, RenameFlags::EXCHANGE).unwrap();
+        drop((journal, exchanging));
+        let plan = again();
+        assert!(plan.summary().is_old_still);
+        undo(plan, &(), &CancelToken::new()).unwrap();
+        assert_eq!(fs::read(&disk).unwrap(), vec![1; 1 << 20]);
+        let names = |folder: &Path| {
+            let entries = fs::read_dir(folder).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(folder.path()), ["disk.raw", "image.raw", "state"]);
+        assert!(names(&at("state/kept")).is_empty() && names(&at("state/journals")).is_empty());
+    }
 }

@@ -154,7 +154,9 @@ fn examine(
     (options, access): (&Options, Access),
     observer: &dyn Observer,
 ) -> Result<UndoPlan, Error> {
-    let entries = of_subject(subject, &options.state_dir).map_err(|error| unreadable(error, options))?;
+    let found = of_subject(subject, &options.state_dir).map_err(|error| unreadable(error, options))?;
+    // That it is another disk is found when it is looked at.
+    let entries = if found.kept.is_empty() { found.of_namesakes } else { found.kept };
     let about = match subject {
         Subject::Instance(spec) => Some(spec.system_disk.path.clone()),
         Subject::Id(_) => None,

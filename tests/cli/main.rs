@@ -5,6 +5,7 @@
 mod captures;
 mod during;
 mod faults;
+mod kept;
 mod manifest;
 mod progress;
 mod qcow2;
