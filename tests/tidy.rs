@@ -27,8 +27,8 @@ fn walls() -> BTreeMap<&'static str, &'static [&'static str]> {
     ];
     // It joins the rooms as `rebuild` does, which it calls to write a copy back.
     let undo: &[&str] = &[
-        "guard", "journal", "layout", "observe", "plan", "rebuild", "receipt", "request", "seed", "status",
-        "target",
+        "guard", "journal", "layout", "observe", "plan", "prune", "rebuild", "receipt", "request", "seed",
+        "status", "target",
     ];
     BTreeMap::from([
         ("range", &[][..]),
