@@ -11,6 +11,7 @@ use super::{check_request_of_disk, check_state_dir, image_error, open_options, t
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Access, Claim, DataDisk, Held, Inside, Promise, Sight};
 use crate::image::{self, ImageError};
+use crate::journal;
 use crate::journal::kept::{self, Form, Kept, Place};
 use crate::layout::{self, DiskLayout};
 use crate::observe::Observer;
@@ -33,6 +34,8 @@ pub(crate) enum UndoFault {
     AnotherDisk { journal: String },
     #[error("the file that was kept is built on {below:?}, which is not there")]
     NothingBelow { below: PathBuf },
+    #[error("the rebuild {journal} has left it unfinished since, and nothing is kept of what it was before")]
+    SpoiltSince { journal: String },
     #[error("what was kept is damaged: the root of its digests is {found}, and was {kept}")]
     Damaged { found: String, kept: String },
 }
@@ -114,6 +117,18 @@ pub(crate) fn another_disk(kept: &Kept, target: &Path) -> Error {
     Error::new(ErrorKind::Identity, fault).at_path(target).hint_that(
         "name the disk that was rebuilt; what was kept of it stays until reimage undo --discard-old",
     )
+}
+
+/// Whether no later run has begun to overwrite a disk that its own run left as it was.
+fn check_is_still_old(key: &Value, claim: &Claim, state_dir: &Path) -> Result<(), Error> {
+    let spoilt_by = claim.facts().and_then(|facts| facts.unfinished.clone());
+    let spoilt_by = spoilt_by.into_iter().chain(journal::unfinished_runs(state_dir, key).unwrap_or_default());
+    match spoilt_by.into_iter().next() {
+        None => Ok(()),
+        Some(journal) => Err(Error::new(ErrorKind::TargetUnusable, UndoFault::SpoiltSince { journal })
+            .at_path(claim.path())
+            .hint_that("run the rebuild again: the old disk cannot be brought back")),
+    }
 }
 
 /// What an undo writes to.
@@ -225,6 +240,8 @@ pub(crate) fn claim_for_undo(
         warnings.extend(overlays.warning);
         noted(check_file(kept, &request.options.image), &mut refusals);
         warnings.push(NOT_READ.to_owned());
+    } else {
+        noted(check_is_still_old(&key, &claim, &request.options.state_dir), &mut refusals);
     }
     if !refusals.is_empty() {
         return Err(Error::first_of(refusals));
