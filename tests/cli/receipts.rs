@@ -87,7 +87,6 @@ fn what_a_comparison_with_a_receipt_would_not_heed_is_refused() {
         ["--manifest", "missing"],
         ["--expect-digest", "sha256:0000000000000000000000000000000000000000000000000000000000000000"],
         ["--image-format", "qcow2"],
-        ["--allow-backing", "."],
         ["--target-format", "raw"],
         ["--gpt", "keep"],
         ["--stall-timeout", "soon"],

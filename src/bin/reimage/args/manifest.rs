@@ -40,13 +40,12 @@ pub(crate) struct ManifestFlag {
 }
 
 /// What a comparison with a receipt would not heed.
-const OF_AN_IMAGE: [&str; 13] = [
+const OF_AN_IMAGE: [&str; 12] = [
     "instance",
     "image_flag",
     "manifest",
     "image_format",
     "allow_nested_format",
-    "allow_backing",
     "expect_digest",
     "trust_key",
     "sha256sums",
