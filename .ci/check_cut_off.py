@@ -304,6 +304,8 @@ def freeze_in_copy(rig, frozen, program, *flags):
     """A rebuild whose file system is frozen in the middle of its copy."""
     run = Run(program, rig.image, frozen.disk, "--in-place", *OFTEN, *flags, before=SLOWLY)
     run.until_copying()
+    # The next run is to have something to go on with.
+    holders.until(lambda: noted(program) or run.process.poll() is not None)
     frozen.freeze()
     return run
 

@@ -188,7 +188,7 @@ class Interrupted:
         for _ in range(10):
             host.restore(self.target, self.old_pieces)
             slow = ("strace", "-f", "-qq", "-o", "/dev/null", "-P", self.target, "-e",
-                    "inject=fdatasync:delay_enter=200000")
+                    "inject=fdatasync:delay_enter=400000")
             words = [*slow, *self.program.words("rebuild", self.image, self.target, *WHOLE, *self.flags)]
             words += ["--keep-image-credentials", "--yes"]
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::guard::{Claim, Refusal, StorageIdentity, device_identity};
 use crate::image::backing_of;
 use crate::journal::kept::{Form, Kept};
-use crate::request::Request;
+use crate::request::{DataDiskDigest, Request};
 
 /// More files than this are not looked at in the target's folder.
 const MOST_FILES: usize = 4096;
@@ -34,34 +34,50 @@ pub(super) fn look(request: &Request, claim: &Claim) -> Found {
         StorageIdentity::File { .. } => files_beside(target_path),
         StorageIdentity::Device { .. } => (Vec::new(), None),
     };
+    let unopened = unopened(request);
+    let beside = beside.into_iter().filter(|path| !unopened.contains(&identity(path)));
     let overlay = data_disks(request).chain(beside).find(|path| is_built_on(path, target));
     Found { refusal: overlay.map(|overlay| Refusal::BackingOf { overlay }), warning }
 }
 
 /// Looks for a disk that is built on a file that was kept: it needs that under the name that it has now.
 pub(super) fn look_at_kept(request: &Request, kept: &Kept) -> Option<Error> {
-    refuse_if_built_on(kept, data_disks(request).collect())
+    refuse_if_built_on(kept, data_disks(request).collect(), &unopened(request))
 }
 
 /// The same where nothing is known but the file's own folder.
 pub(crate) fn built_on_kept(kept: &Kept) -> Option<Error> {
-    refuse_if_built_on(kept, Vec::new())
+    refuse_if_built_on(kept, Vec::new(), &[])
 }
 
-fn refuse_if_built_on(kept: &Kept, mut others: Vec<PathBuf>) -> Option<Error> {
+fn refuse_if_built_on(
+    kept: &Kept,
+    mut others: Vec<PathBuf>,
+    unopened: &[Option<StorageIdentity>],
+) -> Option<Error> {
     let Form::File { kept_as, old, .. } = &kept.form else { return None };
     let path = Path::new(kept_as);
     let target = identity(path)?;
     if target != (StorageIdentity::File { device: old.device, inode: old.inode }) {
         return None;
     }
-    others.extend(files_beside(path).0);
+    others.extend(files_beside(path).0.into_iter().filter(|path| !unopened.contains(&identity(path))));
     let overlay = others.into_iter().find(|path| is_built_on(path, target))?;
     Some(Refusal::BackingOf { overlay }.about(path))
 }
 
+/// The data disks that may be opened.
 fn data_disks(request: &Request) -> impl Iterator<Item = PathBuf> {
-    request.instance.data_disks.iter().map(|disk| disk.path.clone())
+    let opens = request.options.data_disk_digest != DataDiskDigest::Off;
+    request.instance.data_disks.iter().filter(move |_| opens).map(|disk| disk.path.clone())
+}
+
+/// Those that may not, under whatever name they lie in a folder.
+fn unopened(request: &Request) -> Vec<Option<StorageIdentity>> {
+    match request.options.data_disk_digest {
+        DataDiskDigest::Off => request.instance.data_disks.iter().map(|disk| identity(&disk.path)).collect(),
+        _ => Vec::new(),
+    }
 }
 
 fn is_built_on(path: &Path, target: StorageIdentity) -> bool {
