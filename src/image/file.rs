@@ -93,28 +93,32 @@ impl SourceFile {
 
     /// Takes over an open file: nobody may be writing it, and nobody shall begin.
     pub(super) fn hold(file: File, path: &Path) -> Result<Self, ImageError> {
-        let held = Self::hold_disk(file, path)?;
-        let doing = "reading the head of the image";
-        let unreadable = |source| ImageError::Io { doing, path: path.into(), range: None, source };
-        read_head(&held.reads, &held.file, held.len()).map_err(unreadable)?;
-        Ok(held)
+        hold_against_writers(&file, path)?;
+        Self::held_already(file, path)
     }
 
     /// The same of a disk, of which nothing need be readable.
     pub(super) fn hold_disk(file: File, path: &Path) -> Result<Self, ImageError> {
         hold_against_writers(&file, path)?;
-        Self::held_already(file, path)
+        Self::take(file, path, Head::MayBeUnreadable)
     }
 
     /// Takes over an open file that this process holds by other means.
     pub(super) fn held_already(file: File, path: &Path) -> Result<Self, ImageError> {
+        Self::take(file, path, Head::IsNeeded)
+    }
+
+    fn take(file: File, path: &Path, wanted: Head) -> Result<Self, ImageError> {
         let failed = |doing| move |source| ImageError::Io { doing, path: path.into(), range: None, source };
         let metadata = file.metadata().map_err(failed("looking at the image"))?;
         let is_device = metadata.file_type().is_block_device();
         let len = sparse::end(file.as_fd()).map_err(failed("finding the image's size"))?;
         let stamp = stamp(&metadata, len);
         let reads = UncachedReads::default();
-        let head = read_head(&reads, &file, len).unwrap_or_else(|_| unread_head());
+        let head = match (read_head(&reads, &file, len), wanted) {
+            (Err(_), Head::MayBeUnreadable) => unread_head(),
+            (head, _) => head.map_err(failed("reading the head of the image"))?,
+        };
         let nanoseconds =
             |(seconds, more): (i64, i64)| seconds.saturating_mul(1_000_000_000).saturating_add(more);
         let may_have_holes = !is_device && metadata.blocks().saturating_mul(512) < len;
@@ -233,6 +237,13 @@ fn read_head(reads: &UncachedReads, file: &File, len: u64) -> io::Result<Digest>
     let mut head = vec![0; usize::try_from(len.min(HEAD)).expect("a head is short")];
     reads.read_exact_at(file.as_fd(), &mut head, 0)?;
     Ok(Digest::of(&head))
+}
+
+/// Whether a file's head must be readable.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Head {
+    IsNeeded,
+    MayBeUnreadable,
 }
 
 /// What stands for the head of a disk that cannot be read there.
