@@ -29,6 +29,12 @@ fn events_are_one_object_a_line_from_start_to_summary() {
     for kind in ["check", "plan", "progress"] {
         assert!(kinds.contains(&kind), "{kind} is not in {kinds:?}");
     }
+    // However short they are: with an image like this one each takes a few milliseconds.
+    for phase in ["copy", "read_back"] {
+        let is_its = |event: &&Value| event["type"] == "progress" && event["phase"] == phase;
+        let first = events.iter().find(is_its).unwrap_or_else(|| panic!("{phase} is not told of: {events:?}"));
+        assert_eq!(first["bytes_done"], 0, "{phase} is not told of when it begins");
+    }
     let progress = events.iter().find(|event| event["type"] == "progress").unwrap();
     for field in ["bytes_done", "bytes_total", "bytes_per_second", "elapsed_ms"] {
         assert!(progress[field].is_u64(), "{field}: {progress}");

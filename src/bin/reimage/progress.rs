@@ -16,8 +16,9 @@ use crate::exit::{ErrorDocument, Failure};
 use crate::output;
 use crate::show::{bytes, clean};
 
-/// At most ten progress events a second.
-const EVENT_INTERVAL: Duration = Duration::from_millis(100);
+/// Between the progress events of a phase, so that with the first ones of up to six phases, which are always told, there
+/// are at most ten in a second.
+const EVENT_INTERVAL: Duration = Duration::from_millis(250);
 const LINE_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Tells how a run goes on.
@@ -154,8 +155,11 @@ impl Progress {
         self.end_phase();
         let mut state = self.state.borrow_mut();
         state.phase = Some(PhaseState { phase, began: Instant::now(), bytes_done: 0, bytes_total });
-        if self.form == Form::Bar {
-            state.bar = Some(new_bar(phase, bytes_total));
+        match self.form {
+            Form::Bar => state.bar = Some(new_bar(phase, bytes_total)),
+            // Whoever reads the events is told of each phase, however short it and the one before are.
+            Form::Json => state.told = None,
+            Form::Plain | Form::None => {}
         }
         drop(state);
         self.progressed(phase, 0, bytes_total);
