@@ -43,7 +43,7 @@ pub(super) struct Capture<'a> {
 }
 
 impl<'a> Capture<'a> {
-    /// Makes the new files, and notes where they lie before anything is written to them.
+    /// Makes the new files, and notes where they will wait before they get these names.
     pub(super) fn begin(
         (request, mut prepared): (&'a CaptureRequest, Prepared),
         (observer, cancel): (&'a dyn Observer, &'a CancelToken),
@@ -57,6 +57,10 @@ impl<'a> Capture<'a> {
         let note = note(request, &new, manifest.as_ref())?;
         let durations = CaptureDurations::default();
         let capture = Self { request, observer, cancel, prepared, pool, new, manifest, note, durations };
+        capture.new.wait()?;
+        if let (Some(manifest), Some(path)) = (&capture.manifest, &capture.prepared.manifest) {
+            manifest.wait().map_err(|fault| unstaged(fault, path))?;
+        }
         capture.stop_if_cancelled()?;
         Ok(capture)
     }
@@ -260,12 +264,16 @@ fn stage_manifest(request: &CaptureRequest, path: &Path) -> Result<StagedManifes
         Replace::Refuse => OldManifest::Refuse,
         Replace::Existing => OldManifest::Replace,
     };
-    StagedManifest::make(path, old).map_err(|fault| match fault {
+    StagedManifest::make(path, old).map_err(|fault| unstaged(fault, path))
+}
+
+fn unstaged(fault: ManifestError, path: &Path) -> Error {
+    match fault {
         ManifestError::Io { .. } => Error::new(ErrorKind::TargetUnusable, fault)
             .at_path(path)
             .hint_that("wait for a capture that is under way, or look at the folder's rights and room"),
         fault => Error::new(ErrorKind::Usage, fault).at_path(path).hint_that("name another file for it"),
-    })
+    }
 }
 
 fn manifest_error(fault: ManifestError, path: Option<&Path>) -> Error {

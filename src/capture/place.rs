@@ -67,20 +67,22 @@ impl Place {
         Some(file_system.f_bavail.saturating_mul(file_system.f_frsize))
     }
 
-    /// Makes the new file, which is locked for as long as it is open.
+    /// Makes the new file, which is locked for as long as it is open, and has no name until it waits.
     pub(super) fn make(self) -> Result<NewFile, Error> {
-        let failed = |source| {
-            let kind = match source {
-                ref source if io::Error::kind(source) == io::ErrorKind::ResourceBusy => ErrorKind::InUse,
-                _ => ErrorKind::TargetUnusable,
-            };
-            Error::new(kind, CaptureFault::New { what: "the new image", source })
-                .at_path(&self.path)
-                .hint_that("wait for a capture that is under way, or look at the folder's rights and room")
-        };
-        let (temporary, file) = beside::create(&self.folder, &self.name).map_err(failed)?;
+        let (temporary, file) =
+            beside::make(&self.folder, &self.name).map_err(|source| unmade(source, &self.path))?;
         Ok(NewFile { place: self, temporary, file, is_placed: false })
     }
+}
+
+fn unmade(source: io::Error, path: &Path) -> Error {
+    let kind = match source.kind() {
+        io::ErrorKind::ResourceBusy => ErrorKind::InUse,
+        _ => ErrorKind::TargetUnusable,
+    };
+    Error::new(kind, CaptureFault::New { what: "the new image", source })
+        .at_path(path)
+        .hint_that("wait for a capture that is under way, or look at the folder's rights and room")
 }
 
 /// A file that is no image yet; dropped before it has its place, it is removed.
@@ -102,7 +104,13 @@ impl NewFile {
         self.place.old.is_some()
     }
 
-    /// Where it lies until it has its place, and its numbers.
+    /// Gives it the name under which it waits, which whoever is to find it knows by now.
+    pub(super) fn wait(&self) -> Result<(), Error> {
+        let named = beside::give_name(&self.place.folder, &self.temporary, &self.file);
+        named.map_err(|source| unmade(source, &self.place.path))
+    }
+
+    /// Where it waits until it has its place, and its numbers.
     pub(super) fn lies_at(&self) -> io::Result<(PathBuf, (u64, u64))> {
         beside::lies_at(&self.place.folder, &self.temporary, &self.file)
     }
@@ -147,8 +155,7 @@ impl NewFile {
 impl Drop for NewFile {
     fn drop(&mut self) {
         if !self.is_placed {
-            // Nothing more can be done about a failure here; the next capture removes what is left.
-            let _ = beside::remove(&self.place.folder, &self.temporary);
+            beside::forget(&self.place.folder, &self.temporary, &self.file);
         }
     }
 }
@@ -176,6 +183,8 @@ mod tests {
 
     fn new_file(path: &Path, replace: Replace) -> NewFile {
         let new = Place::examine(path, replace).unwrap().make().unwrap();
+        assert!(new.lies_at().unwrap().0.metadata().is_err(), "it has no name before that can be known");
+        new.wait().unwrap();
         new.file().write_all(b"new").unwrap();
         new
     }

@@ -50,8 +50,10 @@ pub(super) fn prepare(
                 Some(target) => Ok(target::bring(claim, target)),
                 None => target::open(claim, wanted(options, fit), numbers),
             };
-            let opened = opened.map_err(|fault| unusable(fault).at_path(&path))?;
+            let unusable = |fault| unusable(fault).at_path(&path);
+            let mut opened = opened.map_err(unusable)?;
             noted::staged(&journal, opened.beside.as_ref()).map_err(journal_error)?;
+            opened.exchange.as_mut().map_or(Ok(()), |exchange| exchange.wait()).map_err(unusable)?;
             Ok(opened)
         });
     match opened {

@@ -24,17 +24,62 @@ const OLD: &str = ".reimage-old-";
 /// The name follows from that of the place, so that the next run finds and removes what a killed one left.
 /// A file that a living run holds is an error (`ResourceBusy`).
 pub(crate) fn create(folder: &OwnedFd, place: &OsStr) -> io::Result<(OsString, File)> {
+    let (name, file) = make(folder, place)?;
+    give_name(folder, &name, &file)?;
+    Ok((name, file))
+}
+
+/// As `create`, but the file has no name until `give_name`, where the file system can make such files: a run that is
+/// killed before it has noted the file leaves none.
+pub(crate) fn make(folder: &OwnedFd, place: &OsStr) -> io::Result<(OsString, File)> {
+    use rustix::io::Errno;
     let name = name_beside(place);
     remove_stale(folder, &name)?;
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::openat(folder, &name, flags, Mode::RUSR | Mode::WUSR)?);
-    let prepared = rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR)
+    let (flags, mode) = (OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    let named =
+        || rustix::fs::openat(folder, &name, flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW, mode);
+    let opened = match rustix::fs::openat(folder, ".", flags | OFlags::TMPFILE, mode) {
+        // What open(2) says of file systems and kernels that cannot.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => named(),
+        opened => opened,
+    };
+    let file = File::from(opened?);
+    let prepared = rustix::fs::fchmod(&file, mode)
         .and_then(|()| rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive));
     if let Err(error) = prepared {
-        remove(folder, &name)?;
+        forget(folder, &name, &file);
         return Err(error.into());
     }
     Ok((name, file))
+}
+
+/// Gives a file that `make` made its name; one that has it keeps it.
+pub(crate) fn give_name(folder: &OwnedFd, name: &OsStr, file: &File) -> io::Result<()> {
+    if has_name(file)? {
+        return Ok(());
+    }
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let link = || rustix::fs::linkat(rustix::fs::CWD, &path, folder, name, AtFlags::SYMLINK_FOLLOW);
+    match link() {
+        Err(rustix::io::Errno::EXIST) => {
+            remove_stale(folder, name)?;
+            Ok(link()?)
+        }
+        linked => Ok(linked?),
+    }
+}
+
+/// Removes a file that `make` made, under whatever name it waits, if it has one.
+pub(crate) fn forget(folder: &OwnedFd, name: &OsStr, file: &File) {
+    // Nothing more can be done about a failure here; the next run removes what is left. What bears the name while
+    // this file has none is another's.
+    if has_name(file).unwrap_or(true) {
+        let _ = remove(folder, name);
+    }
+}
+
+fn has_name(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.nlink() > 0)
 }
 
 /// A file that was made beside its place: where it lies, and its numbers.
@@ -271,6 +316,34 @@ mod tests {
         drop(file);
         create(&folder, OsStr::new("disk.raw")).expect("the lock went with the run");
     }
+
+    #[test]
+    fn a_file_has_no_name_until_it_gets_one_and_then_nobody_else_may_take_that() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = OwnedFd::from(File::open(temporary.path()).unwrap());
+        let (place, path) = (OsStr::new("disk.raw"), temporary.path().join(".disk.raw.reimage-unfinished"));
+        let (name, file) = make(&folder, place).unwrap();
+        assert!(!path.exists(), "a run that is killed now leaves nothing");
+        drop(file);
+        assert!(!path.exists());
+        let (_, file) = make(&folder, place).unwrap();
+        // What a run left meanwhile that was killed goes; what a living one holds stays.
+        std::fs::write(&path, "left").unwrap();
+        give_name(&folder, &name, &file).unwrap();
+        let metadata = path.metadata().unwrap();
+        assert!(is_left(&path, (metadata.dev(), metadata.ino())) && metadata.len() == 0);
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        give_name(&folder, &name, &file).expect("it has its name");
+        assert_eq!(make(&folder, place).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        forget(&folder, &name, &file);
+        let (_, other) = make(&folder, place).unwrap();
+        let (_, file) = make(&folder, place).unwrap();
+        give_name(&folder, &name, &other).unwrap();
+        assert_eq!(give_name(&folder, &name, &file).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        forget(&folder, &name, &file);
+        assert!(path.exists(), "it is the other run's");
+    }
+
     #[test]
     fn only_the_very_file_that_a_run_made_and_nobody_uses_is_removed() {
         let temporary = tempfile::tempdir().unwrap();

@@ -126,6 +126,15 @@ pub trait Target: Disk {
 ///
 /// Dropped before it has that place, it removes what it made.
 pub trait Exchange: Send {
+    /// Gives the new file the name under which it waits; asked once, when the journal knows of that name.
+    ///
+    /// # Errors
+    ///
+    /// When it could not get the name.
+    fn wait(&mut self) -> Result<(), TargetError> {
+        Ok(())
+    }
+
     /// Puts the new file into the old one's place; when this fails and `has_its_place` says no, the old one is there.
     ///
     /// # Errors

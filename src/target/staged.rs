@@ -55,7 +55,7 @@ pub(super) fn stage(
     let (temporary, file, is_new) = match left.flatten() {
         Some(file) => (beside::name_beside(&name), file, false),
         None => {
-            let (temporary, file) = beside::create(&folder, &name).map_err(making())?;
+            let (temporary, file) = beside::make(&folder, &name).map_err(making())?;
             (temporary, file, true)
         }
     };
@@ -88,6 +88,11 @@ pub(super) fn stage(
 }
 
 impl Exchange for Staged {
+    fn wait(&mut self) -> Result<(), TargetError> {
+        let named = beside::give_name(&self.folder, &self.temporary, &self.file);
+        named.map_err(TargetError::during("naming the new file"))
+    }
+
     fn publish(&mut self) -> Result<(), TargetError> {
         let failed = || TargetError::during("putting the new file into its place");
         let Some(old) = &self.old else {
@@ -186,8 +191,7 @@ impl Staged {
 impl Drop for Staged {
     fn drop(&mut self) {
         if self.place == Place::Waiting {
-            // Nothing more can be done about a failure here; the next run removes what is left.
-            let _ = self.remove();
+            beside::forget(&self.folder, &self.temporary, &self.file);
         }
     }
 }

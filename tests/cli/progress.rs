@@ -32,7 +32,8 @@ fn events_are_one_object_a_line_from_start_to_summary() {
     // However short they are: with an image like this one each takes a few milliseconds.
     for phase in ["copy", "read_back"] {
         let is_its = |event: &&Value| event["type"] == "progress" && event["phase"] == phase;
-        let first = events.iter().find(is_its).unwrap_or_else(|| panic!("{phase} is not told of: {events:?}"));
+        let first =
+            events.iter().find(is_its).unwrap_or_else(|| panic!("{phase} is not told of: {events:?}"));
         assert_eq!(first["bytes_done"], 0, "{phase} is not told of when it begins");
     }
     let progress = events.iter().find(|event| event["type"] == "progress").unwrap();

@@ -119,12 +119,21 @@ impl StagedManifest {
         if old == OldManifest::Refuse && path.symlink_metadata().is_ok() {
             return Err(ManifestError::Exists);
         }
-        let (temporary, file) =
-            beside::create(&folder, &name).map_err(failed("making the manifest's file"))?;
+        let (temporary, file) = beside::make(&folder, &name).map_err(failed("making the manifest's file"))?;
         Ok(Self { folder, temporary, name, file, old, waits: true })
     }
 
-    /// The file, and its name in that folder.
+    /// Gives the file the name under which it waits, which whoever is to find it knows by now.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot get the name.
+    pub(crate) fn wait(&self) -> Result<(), ManifestError> {
+        beside::give_name(&self.folder, &self.temporary, &self.file)
+            .map_err(failed("naming the manifest's file"))
+    }
+
+    /// The file, and the name under which it waits in that folder.
     pub(crate) fn made(&self) -> (&OwnedFd, &OsStr, &File) {
         (&self.folder, &self.temporary, &self.file)
     }
@@ -152,6 +161,7 @@ impl StagedManifest {
     ///
     /// When there is a file of that name that must stay, or it cannot be renamed.
     pub(crate) fn publish(mut self) -> Result<(), ManifestError> {
+        self.wait()?;
         let flags = match self.old {
             OldManifest::Refuse => RenameFlags::NOREPLACE,
             OldManifest::Replace => RenameFlags::empty(),
@@ -168,8 +178,7 @@ impl StagedManifest {
 impl Drop for StagedManifest {
     fn drop(&mut self) {
         if self.waits {
-            // Nothing more can be done about a failure here; a file that stays is removed by the next run.
-            let _ = beside::remove(&self.folder, &self.temporary);
+            beside::forget(&self.folder, &self.temporary, &self.file);
         }
     }
 }
