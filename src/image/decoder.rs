@@ -121,6 +121,19 @@ impl Decoder {
         Ok(count)
     }
 
+    /// Whether these bytes of the file begin with a stream that gives a whole cluster.
+    pub(super) fn is_cluster(&mut self, source: &Source<'_>, bytes: ByteRange) -> Result<bool, ImageError> {
+        let (compression, cluster_size) = source.codec.expect("only layers that compress have streams");
+        self.input.resize(index(bytes.len()), 0);
+        source.file.read_exact_at(&mut self.input, bytes.start())?;
+        self.cluster_is = None;
+        let mut cluster = std::mem::take(&mut self.cluster);
+        cluster.resize(index(cluster_size), 0);
+        let result = self.decompress(compression, 0..self.input.len(), &mut cluster);
+        self.cluster = cluster;
+        Ok(result.is_ok())
+    }
+
     fn copy_part(&self, skip: u32, target: &mut [u8]) {
         let start = usize::try_from(skip).expect("a cluster is at most 2 MiB");
         target.copy_from_slice(&self.cluster[start..start + target.len()]);

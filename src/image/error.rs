@@ -139,6 +139,31 @@ pub enum ImageError {
         /// What has been there.
         other: &'static str,
     },
+    /// Two places of the disk lie on the same bytes of the file.
+    #[error(
+        "the disk's {guest} and its {other_guest} both lie here, as the L2 entries at {} and {} say",
+        entry.start(), other_entry.start()
+    )]
+    SharedCluster {
+        /// The file.
+        path: PathBuf,
+        /// Which bytes of it belong to both.
+        range: ByteRange,
+        /// Where the later of the two entries is.
+        entry: ByteRange,
+        /// Which bytes of the disk that one is about.
+        guest: ByteRange,
+        /// Where the other entry is.
+        other_entry: ByteRange,
+        /// Which bytes of the disk that one is about.
+        other_guest: ByteRange,
+    },
+    /// What belongs to the disk lies too far apart in a file that is too long.
+    #[error("the file is too long, and what belongs to the disk lies too far apart in it")]
+    TooScattered {
+        /// The file.
+        path: PathBuf,
+    },
     /// The tables would take more memory than all images together may.
     #[error("the tables need {needed} more bytes of memory and {left} are left")]
     TooMuchMetadata {
@@ -339,6 +364,8 @@ impl ImageError {
         | Self::BeyondEnd { path, .. }
         | Self::BadEntry { path, .. }
         | Self::Overlap { path, .. }
+        | Self::SharedCluster { path, .. }
+        | Self::TooScattered { path }
         | Self::TooMuchMetadata { path, .. }
         | Self::BackingRefused { path, .. }
         | Self::ChainLoops { path }
@@ -373,6 +400,7 @@ impl ImageError {
             | Self::BeyondEnd { range, .. }
             | Self::BadEntry { range, .. }
             | Self::Overlap { range, .. }
+            | Self::SharedCluster { range, .. }
             | Self::BadCompression { range, .. }
             | Self::BadStream { range, .. }
             | Self::StreamNeeds { range, .. } => Some(*range),
@@ -416,7 +444,10 @@ impl ImageError {
             Self::Unsupported { .. } => {
                 "if the image is trusted, convert it where it was made: `qemu-img convert -O qcow2`".into()
             }
-            Self::BadHeader { .. } | Self::BadEntry { .. } | Self::Overlap { .. } => {
+            Self::BadHeader { .. }
+            | Self::BadEntry { .. }
+            | Self::Overlap { .. }
+            | Self::SharedCluster { .. } => {
                 "the image is damaged, or made to do harm: fetch it again and compare its digest".into()
             }
             Self::PackedUnsaid { ending, .. } => format!(
@@ -434,7 +465,7 @@ impl ImageError {
             Self::BadCompression { .. } | Self::BadStream { .. } => {
                 "the image is damaged: fetch it again and compare its digest".into()
             }
-            Self::TooMuchMetadata { .. } => {
+            Self::TooMuchMetadata { .. } | Self::TooScattered { .. } => {
                 "convert the image to larger clusters: `qemu-img convert -O qcow2 -o cluster_size=64k`".into()
             }
             Self::BackingRefused { .. } | Self::ChainLoops { .. } | Self::ChainTooDeep { .. } => {

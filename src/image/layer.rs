@@ -2,6 +2,7 @@
 
 use super::content::{self, Content};
 use super::error::ImageError;
+use super::fault::Sink;
 use super::file::SourceFile;
 use super::qcow2::{Budget, Compression, Qcow2};
 use super::run::{Run, RunKind};
@@ -50,6 +51,14 @@ impl Layer {
         match &self.format {
             LayerFormat::Raw => Ok(Run { range, kind: RunKind::Data { host_offset: range.start() } }),
             LayerFormat::Qcow2(qcow2) => qcow2.run_at(&self.file, range),
+        }
+    }
+
+    /// Checks all tables, whatever part of them is needed.
+    pub(super) fn walk(&self, sink: &mut Sink<'_>) -> Result<(), ImageError> {
+        match &self.format {
+            LayerFormat::Raw => Ok(()),
+            LayerFormat::Qcow2(qcow2) => qcow2.walk(&self.file, sink),
         }
     }
 

@@ -4,6 +4,7 @@ use sha2::Digest as _;
 
 use super::decoder::{Decoder, Source};
 use super::error::ImageError;
+use super::fault::refuse;
 use super::file::{FileIdentity, SourceFile, Stretch};
 use super::layer::{Layer, LayerFormat};
 use super::run::{Run, RunKind};
@@ -167,12 +168,8 @@ impl Image for LayeredImage {
     }
 
     fn check_tables(&self) -> Result<TableReport, ImageError> {
-        // The top layer's tables are walked by the map below; of the others all parts, also covered ones.
-        for layer in &self.layers[1..] {
-            let mut rest = ByteRange::new(0, layer.virtual_size());
-            while !rest.is_empty() {
-                rest = ByteRange::between(layer.run_at(rest)?.range.end(), rest.end());
-            }
+        for layer in &self.layers {
+            layer.walk(&mut refuse)?;
         }
         let mut report = TableReport::default();
         let mut rest = ByteRange::new(0, self.virtual_size());

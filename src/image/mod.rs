@@ -9,6 +9,7 @@ mod content;
 mod decoder;
 mod disk_file;
 mod error;
+mod fault;
 mod file;
 mod layer;
 mod layered;

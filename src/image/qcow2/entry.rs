@@ -1,6 +1,7 @@
 //! What an L2 entry says. Sections "L2 table entry", "Compressed Clusters Descriptor", "Extended L2 Entries".
 
 use super::header::{Header, L2Kind};
+use super::owners::Stream;
 use crate::image::error::EntryFault;
 
 pub(crate) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
@@ -68,6 +69,22 @@ pub(super) fn packed(host_offset: u64, len: usize, cluster_bits: u32) -> u64 {
     let last = host_offset + len as u64 - 1;
     let more_sectors = last / 512 - host_offset / 512;
     COMPRESSED | more_sectors << offset_bits | host_offset
+}
+
+/// A compressed cluster's entry as a number that sorts by where the stream begins.
+pub(super) fn stream_key(value: u64, cluster_bits: u32) -> u64 {
+    let offset_bits = compressed_offset_bits(cluster_bits);
+    let host_offset = value & ((1 << offset_bits) - 1);
+    let more_sectors = (value & !(COPIED | COMPRESSED)) >> offset_bits;
+    host_offset << (62 - offset_bits) | more_sectors
+}
+
+/// The stream that such a number stands for.
+pub(super) fn stream_of_key(key: u64, cluster_bits: u32) -> Stream {
+    let sector_bits = 62 - compressed_offset_bits(cluster_bits);
+    let start = key >> sector_bits;
+    let more_sectors = key & ((1 << sector_bits) - 1);
+    Stream { start, end: (start / 512 + more_sectors + 1) * 512 }
 }
 
 /// How many bits of a compressed cluster's entry are its offset.

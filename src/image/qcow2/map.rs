@@ -104,6 +104,16 @@ impl Qcow2 {
                 (ByteRange::new(host_offset, 1), "a compressed cluster")
             }
         };
+        self.check_stored(file, range, what)
+    }
+
+    /// Fails unless the bytes are in the file and apart from the image's own structures.
+    pub(super) fn check_stored(
+        &self,
+        file: &SourceFile,
+        range: ByteRange,
+        what: &'static str,
+    ) -> Result<(), ImageError> {
         if range.end() > file.len() {
             let (path, file_size) = (file.path().into(), file.len());
             return Err(ImageError::BeyondEnd { path, what, range, file_size });
@@ -112,6 +122,6 @@ impl Qcow2 {
     }
 }
 
-fn be64(bytes: &[u8]) -> u64 {
+pub(super) fn be64(bytes: &[u8]) -> u64 {
     u64::from_be_bytes(bytes[..8].try_into().expect("8 bytes"))
 }

@@ -4,7 +4,10 @@ mod entry;
 mod extensions;
 mod header;
 mod map;
+mod naming;
+mod owners;
 mod tables;
+mod walk;
 mod write;
 
 pub(crate) use entry::{OFFSET_MASK, plain as plain_entry};

@@ -81,6 +81,33 @@ impl Tables {
         }
     }
 
+    /// The bytes around an offset in which no structure of the image lies; the offset itself lies in none.
+    pub(super) fn free_around(&self, header: &Header, offset: u64) -> ByteRange {
+        let next = self.l2_offsets.partition_point(|table| *table <= offset);
+        let mut start = header.cluster_size();
+        let mut end = self.l2_offsets.get(next).copied().unwrap_or(u64::MAX);
+        if let Some(before) = next.checked_sub(1) {
+            start = start.max(self.l2_offsets[before] + header.cluster_size());
+        }
+        for table in [header.l1_table, header.refcount_table] {
+            if table.end() <= offset {
+                start = start.max(table.end());
+            } else {
+                end = end.min(table.start());
+            }
+        }
+        ByteRange::between(start, end)
+    }
+
+    /// Where the first structure of the image begins behind an offset, and what it is.
+    pub(super) fn next_behind(&self, header: &Header, offset: u64) -> Option<(u64, &'static str)> {
+        let next = self.l2_offsets.partition_point(|table| *table <= offset);
+        let l2_table = self.l2_offsets.get(next).map(|table| (*table, "an L2 table"));
+        let others = [(header.l1_table, "the L1 table"), (header.refcount_table, "the refcount table")];
+        let others = others.into_iter().map(|(table, what)| (table.start(), what));
+        others.chain(l2_table).filter(|(table, _)| *table > offset).min()
+    }
+
     /// The L2 table's bytes from `at` on, read if they are not in the window; `None` where the rest of the
     /// table is a hole of the file, which says nothing about any cluster.
     pub(super) fn entry_bytes<'a>(

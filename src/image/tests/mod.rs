@@ -8,6 +8,7 @@ mod content;
 mod files;
 mod header;
 mod mutation;
+mod ownership;
 mod qcow2_rs;
 mod sizes;
 mod speed;
