@@ -1,6 +1,7 @@
 """Memory and time do not grow with the image, but with what it holds."""
 
 import os
+import subprocess
 
 import host
 from host import MIB, tool
@@ -15,7 +16,7 @@ def limits(program, scratch, tally):
     room = os.statvfs(scratch.folder)
     if room.f_bavail * room.f_frsize < needed:
         raise host.Broken(f"{scratch.folder} needs {needed} bytes of room")
-    for part in (much_data, much_metadata, nothing):
+    for part in (much_data, much_metadata, nothing, little_address_space):
         part(program, scratch, tally)
 
 
@@ -72,3 +73,24 @@ def nothing(program, scratch, tally):
         tally.expect(outcome.code == 0, f"{name}: replaced", outcome)
         outcome = program.rebuild(image, target, "--in-place")
         tally.expect(outcome.code == 0, f"{name}: in place", outcome)
+
+
+def little_address_space(program, scratch, tally):
+    """Nova and Ironic run their tools with 1 GiB of address space."""
+    raw, image, target = scratch / "space.raw", scratch / "space.qcow2", scratch / "space-target.raw"
+    with open("/dev/urandom", "rb") as noise:
+        host.write(host.make(raw, 256 * MIB), noise.read(48 * MIB))
+    tool("qemu-img", "convert", "-q", "-c", "-O", "qcow2", "-o", "cluster_size=2M", raw, image)
+    keep = ("--keep-image-credentials", "--state-dir", scratch / "space-state")
+    commands = (
+        ("plan", image, target, *keep),
+        ("rebuild", image, target, *keep, "--yes", "--preflight", "deep", "--threads", "12"),
+        ("rebuild", image, target, *keep, "--yes", "--in-place"),
+        ("inspect", image, "--check"),
+        ("capture", target, scratch / "space-captured.qcow2", "--state-dir", scratch / "space-state", "--yes"),
+    )
+    for words in commands:
+        limited = ["prlimit", f"--as={GIB}", program.binary, *map(str, words)]
+        done = subprocess.run(limited, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        tally.expect(done.returncode == 0, f"{words[0]} in 1 GiB of address space", done.stderr[-500:])
+    tally.expect(host.read(target)[: 48 * MIB] == host.read(raw)[: 48 * MIB], "1 GiB of address space: content")

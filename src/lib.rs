@@ -67,7 +67,7 @@ pub use image::{
     BackingFault, Decoder, DigestAlgorithm, EntryFault, Extent, ExtentKind, FileIdentity, Image, ImageError,
     ImageInfo, LayerInfo, Packing, TableReport,
 };
-pub use inspect::{Cell, Inspection, VerifyReport, inspect, verify};
+pub use inspect::{Cell, CheckReport, Finding, Inspection, VerifyReport, check, inspect, verify};
 pub use layout::{DiskLayout, Partition, SeedLabel, SharedId, SharedKind, Signature, TableKind, Usage};
 pub use manifest::{check_manifest_place, manifest, verify_manifest, write_manifest};
 pub use observe::{CancelToken, Event, Observer, Phase};

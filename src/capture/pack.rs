@@ -116,7 +116,7 @@ impl<'a> Capture<'a> {
         if image.virtual_size() != whole.len() {
             return Err(fault::mismatch(whole, path));
         }
-        image.check_tables().map_err(|fault| unreadable(fault, path))?;
+        crate::plan::check_tables(image.as_ref()).map_err(|fault| unreadable(fault, path))?;
         let transfer = Transfer { image: image.as_ref(), sink: Sink::Digests, whole: None, manifest: None };
         let read = copy::transfer(&self.pool, transfer, (&self.watch(Phase::ReadBack), &mut ()));
         let read = read.map_err(|fault| self.request.files().reading_back(fault))?;

@@ -67,7 +67,7 @@ pub(super) fn prepare(request: &CaptureRequest, observer: &dyn Observer) -> Resu
     request.check_name()?;
     let checked = |name, detail: String| observer.event(&Event::Checked { name, detail });
     checked("disk", format!("nobody else uses {:?}", request.disk()));
-    let content = disk.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
+    let content = plan::check_tables(disk.as_ref()).map_err(|fault| image_error(ErrorKind::Image, fault))?;
     checked("content", format!("all metadata of {:?}", request.disk()));
     refuse_unfinished(request, disk.as_ref())?;
     let mut warnings = seen.warnings;

@@ -6,6 +6,7 @@
 mod check;
 mod error;
 mod farm;
+mod faults;
 mod manifest;
 mod pack;
 mod patience;
@@ -18,10 +19,11 @@ pub use crate::sys::landlock::Sandbox;
 pub(crate) use check::{Exceptions, Piece, ReadBack, Scope, check, repair};
 pub(crate) use error::CopyError;
 pub(crate) use farm::Pool;
+pub(crate) use faults::{BadCluster, bad_clusters};
 pub(crate) use manifest::{ByManifest, Standing, digest_file};
 pub(crate) use pack::{OnBad, Pack, Packed, pack};
 pub(crate) use patience::{MayOpen, patiently};
-pub(crate) use series::in_series;
+pub(crate) use series::{apart, in_series};
 pub(crate) use transfer::{Compare, Ledger, Onto, Sink, Transfer, Transferred, transfer};
 
 use std::time::Duration;

@@ -1,11 +1,13 @@
 //! Work that goes on step by step, each step on whichever of the pool's threads is free.
 
+use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::farm::{Pool, Worker};
 use super::{CopyError, Watch};
 use crate::image::{Decoder, ImageError};
+use crate::observe::{CancelToken, Phase};
 
 /// Takes steps until one gives `None`; the others say how far the work has come.
 ///
@@ -44,10 +46,23 @@ pub(crate) fn in_series(
     Ok(())
 }
 
+/// Does one piece of work with an image's bytes on a thread that can open nothing.
+pub(crate) fn apart<R: Send>(work: impl FnOnce() -> Result<R, ImageError> + Send) -> Result<R, CopyError> {
+    let pool = Pool::start(NonZeroUsize::new(1)).map_err(CopyError::Memory)?;
+    let (mut work, mut result) = (Some(work), None);
+    let step = |_: &mut Decoder| {
+        result = work.take().map(|work| work()).transpose()?;
+        Ok(None)
+    };
+    let cancel = CancelToken::new();
+    let (phase, bytes_total, stall_timeout) = (Phase::Preflight, 0, None);
+    in_series(&pool, step, &Watch { observer: &(), cancel: &cancel, phase, bytes_total, stall_timeout })?;
+    Ok(result.expect("the work was done, for nobody cancels it"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::{CancelToken, Phase};
 
     /// How many steps were taken, and what came of them.
     fn count(last: u64, fails: bool) -> (u64, Result<(), CopyError>) {

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use super::error::{BackingFault, ImageError};
+use super::fault::{Fault, Sink, refuse};
 use super::file::SourceFile;
 use super::layer::{Layer, LayerFormat};
 use super::qcow2::{Backing, Budget};
@@ -30,31 +31,51 @@ pub(super) fn open_file(
     path: &Path,
     options: &OpenOptions<'_>,
 ) -> Result<Vec<Layer>, ImageError> {
-    open(SourceFile::hold_disk(file, path)?, options)
+    open(SourceFile::hold_disk(file, path)?, options, &mut refuse)
 }
 
-/// The layers of an open file and every file below it.
-pub(super) fn open(top: SourceFile, options: &OpenOptions<'_>) -> Result<Vec<Layer>, ImageError> {
+/// The layers of an open file and every file below it; those below what the sink passes over are left out.
+pub(super) fn open(
+    top: SourceFile,
+    options: &OpenOptions<'_>,
+    sink: &mut Sink<'_>,
+) -> Result<Vec<Layer>, ImageError> {
     let mut budget = Budget::new(TABLES_MAX);
     let folders = canonical_folders(options.backing_folders)?;
-    let mut layers = vec![Layer::open(top, options.format, options.nested, &mut budget)?];
-    while let Some((layer, backing)) = layers.last().and_then(names_another) {
-        let from = layer.file.path().to_path_buf();
-        let (file, format) = open_backing(&from, backing, &folders)?;
-        let identity = file.identity();
-        let same = |other: &Layer| {
-            let other = other.file.identity();
-            (other.device, other.inode) == (identity.device, identity.inode)
-        };
-        if layers.iter().any(same) {
-            return Err(ImageError::ChainLoops { path: file.path().into() });
+    let mut layers = vec![Layer::open(top, options.format, options.nested, (&mut budget, sink))?];
+    loop {
+        match open_next(&layers, (options, &folders), (&mut budget, sink)) {
+            Ok(Some(layer)) => layers.push(layer),
+            Ok(None) => return Ok(layers),
+            Err(fault) => {
+                sink(Fault::refused(fault, None))?;
+                return Ok(layers);
+            }
         }
-        if layers.len() == LAYERS_MAX {
-            return Err(ImageError::ChainTooDeep { path: from, limit: LAYERS_MAX });
-        }
-        layers.push(Layer::open(file, format, options.nested, &mut budget)?);
     }
-    Ok(layers)
+}
+
+/// Opens the file that the last layer names, if it names one.
+fn open_next(
+    layers: &[Layer],
+    (options, folders): (&OpenOptions<'_>, &[PathBuf]),
+    (budget, sink): (&mut Budget, &mut Sink<'_>),
+) -> Result<Option<Layer>, ImageError> {
+    let Some((layer, backing)) = layers.last().and_then(names_another) else { return Ok(None) };
+    let from = layer.file.path().to_path_buf();
+    let (file, format) = open_backing(&from, backing, folders)?;
+    let identity = file.identity();
+    let same = |other: &Layer| {
+        let other = other.file.identity();
+        (other.device, other.inode) == (identity.device, identity.inode)
+    };
+    if layers.iter().any(same) {
+        return Err(ImageError::ChainLoops { path: file.path().into() });
+    }
+    if layers.len() == LAYERS_MAX {
+        return Err(ImageError::ChainTooDeep { path: from, limit: LAYERS_MAX });
+    }
+    Layer::open(file, format, options.nested, (budget, sink)).map(Some)
 }
 
 fn names_another(layer: &Layer) -> Option<(&Layer, &Backing)> {

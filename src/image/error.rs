@@ -118,7 +118,7 @@ pub enum ImageError {
     BadEntry {
         /// The file.
         path: PathBuf,
-        /// `L1` or `L2`.
+        /// `L1`, `L2` or `refcount table`.
         table: &'static str,
         /// Where the entry is.
         range: ByteRange,
@@ -284,8 +284,8 @@ pub enum EntryFault {
     /// It points into the middle of a cluster.
     #[error("points into the middle of a cluster")]
     Misaligned,
-    /// Another entry of the L1 table points to the same L2 table.
-    #[error("points to an L2 table that another entry points to")]
+    /// Another entry of the same table points to the same place.
+    #[error("points to a table that another entry points to")]
     SharedTable,
     /// A subcluster is said to be both data and zero.
     #[error("says of a subcluster that it is data and zero")]

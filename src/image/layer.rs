@@ -2,7 +2,7 @@
 
 use super::content::{self, Content};
 use super::error::ImageError;
-use super::fault::Sink;
+use super::fault::{Scope, Sink};
 use super::file::SourceFile;
 use super::qcow2::{Budget, Compression, Qcow2};
 use super::run::{Run, RunKind};
@@ -30,10 +30,10 @@ impl Layer {
         file: SourceFile,
         format: Format,
         nested: Nested,
-        budget: &mut Budget,
+        (budget, sink): (&mut Budget, &mut Sink<'_>),
     ) -> Result<Self, ImageError> {
         let format = match decide(&file, format, nested)? {
-            Content::Qcow2 => LayerFormat::Qcow2(Box::new(Qcow2::open(&file, budget)?)),
+            Content::Qcow2 => LayerFormat::Qcow2(Box::new(Qcow2::open(&file, budget, sink)?)),
             Content::Plain | Content::Foreign(_) | Content::Packed(_) => LayerFormat::Raw,
         };
         Ok(Self { file, format })
@@ -55,10 +55,10 @@ impl Layer {
     }
 
     /// Checks all tables, whatever part of them is needed.
-    pub(super) fn walk(&self, sink: &mut Sink<'_>) -> Result<(), ImageError> {
+    pub(super) fn walk(&self, scope: Scope, sink: &mut Sink<'_>) -> Result<(), ImageError> {
         match &self.format {
             LayerFormat::Raw => Ok(()),
-            LayerFormat::Qcow2(qcow2) => qcow2.walk(&self.file, sink),
+            LayerFormat::Qcow2(qcow2) => qcow2.walk(&self.file, scope, sink),
         }
     }
 

@@ -4,7 +4,7 @@ use sha2::Digest as _;
 
 use super::decoder::{Decoder, Source};
 use super::error::ImageError;
-use super::fault::refuse;
+use super::fault::{Scope, Sink, refuse};
 use super::file::{FileIdentity, SourceFile, Stretch};
 use super::layer::{Layer, LayerFormat};
 use super::run::{Run, RunKind};
@@ -27,6 +27,11 @@ impl LayeredImage {
     pub(super) fn new(layers: Vec<Layer>) -> Self {
         assert!(!layers.is_empty() && layers.len() <= usize::from(u8::MAX), "a chain has 1 to 255 layers");
         Self { layers }
+    }
+
+    /// Checks all tables of all layers, each once.
+    pub(super) fn walk(&self, scope: Scope, sink: &mut Sink<'_>) -> Result<(), ImageError> {
+        self.layers.iter().try_for_each(|layer| layer.walk(scope, sink))
     }
 
     fn top(&self) -> &Layer {
@@ -168,9 +173,7 @@ impl Image for LayeredImage {
     }
 
     fn check_tables(&self) -> Result<TableReport, ImageError> {
-        for layer in &self.layers {
-            layer.walk(&mut refuse)?;
-        }
+        self.walk(Scope::Refusals, &mut refuse)?;
         let mut report = TableReport::default();
         let mut rest = ByteRange::new(0, self.virtual_size());
         while !rest.is_empty() {

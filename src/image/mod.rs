@@ -5,10 +5,12 @@
 //! layers and refuses what is unsafe; `check_tables` does the same for the rest of the metadata.
 
 mod chain;
+mod code;
 mod content;
 mod decoder;
 mod disk_file;
 mod error;
+mod examine;
 mod fault;
 mod file;
 mod layer;
@@ -29,6 +31,8 @@ pub(crate) use decoder::Pulse;
 pub(crate) use disk_file::{DiskFile, backing_of};
 pub(crate) use error::unpack_and;
 pub use error::{BackingFault, EntryFault, ImageError};
+pub(crate) use examine::{Examined, FaultyImage, examine};
+pub(crate) use fault::{Fault, Weight};
 pub use file::FileIdentity;
 pub use qcow2::Packing;
 /// What a new qcow2 file is made of, for whoever writes one.
@@ -48,7 +52,7 @@ use crate::range::ByteRange;
 /// When a file is missing, no image, packed, being written, unsafe, damaged or not supported.
 pub(crate) fn open(path: &Path, options: &OpenOptions<'_>) -> Result<Box<dyn Image>, ImageError> {
     let file = file::SourceFile::open(path)?;
-    Ok(Box::new(layered::LayeredImage::new(chain::open(file, options)?)))
+    Ok(Box::new(layered::LayeredImage::new(chain::open(file, options, &mut fault::refuse)?)))
 }
 
 /// The same of an image that may be packed: of that, its outline is read.
@@ -61,7 +65,7 @@ pub(crate) fn open_any(path: &Path, options: &OpenOptions<'_>) -> Result<Opened,
     if let Some(codec) = layer::packed_with(&file, options.format)? {
         return Ok(Opened::Packed(Packed::open(file, codec, options.nested)?));
     }
-    Ok(Opened::Disk(Box::new(layered::LayeredImage::new(chain::open(file, options)?))))
+    Ok(Opened::Disk(Box::new(layered::LayeredImage::new(chain::open(file, options, &mut fault::refuse)?))))
 }
 
 /// What an image's file was found to be.
@@ -99,7 +103,7 @@ pub(crate) fn open_held(
 ) -> Result<Box<dyn Image>, ImageError> {
     let top = file::SourceFile::held_already(file, path)?;
     let options = OpenOptions { format: Format::Qcow2, ..*options };
-    Ok(Box::new(layered::LayeredImage::new(chain::open(top, &options)?)))
+    Ok(Box::new(layered::LayeredImage::new(chain::open(top, &options, &mut fault::refuse)?)))
 }
 
 /// How an image is to be opened.

@@ -272,7 +272,7 @@ pub(crate) fn open_disk_file(
         |source| ImageError::Io { doing: "opening the disk's file", path: path.into(), range: None, source };
     let options = super::open::open_options(options);
     let disk = image::open_held(file.try_clone().map_err(failed)?, path, &options)?;
-    disk.check_tables()?;
+    super::open::check_tables(disk.as_ref())?;
     Ok(disk)
 }
 

@@ -46,7 +46,8 @@ pub(crate) use manifest::check_manifest_folder;
 pub(crate) use manifest::{FETCH_BOTH, KnownManifest, read_manifest};
 pub use manifest::{ManifestUse, is_manifest};
 pub(crate) use open::{
-    Check, CheckedImage, Later, SeenImage, image_error, open_checked, open_options, other_than_manifest,
+    Check, CheckedImage, Later, SeenImage, check_tables, image_error, open_checked, open_options,
+    other_than_manifest,
 };
 pub(crate) use overlays::built_on_kept;
 pub(crate) use packed::ANY_SIZE;

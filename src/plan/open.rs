@@ -1,5 +1,6 @@
 //! Opens an image and checks of it what `--preflight` wants checked before anything is written.
 
+use std::io;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
@@ -126,7 +127,7 @@ pub(crate) fn open_checked(
     if let Some(manifest) = manifest.as_ref().filter(|_| packed.is_none()) {
         manifest.check_size(image.as_ref(), path)?;
     }
-    let mut tables = image.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
+    let mut tables = check_tables(image.as_ref()).map_err(|fault| image_error(ErrorKind::Image, fault))?;
     if packed.is_none() {
         checked("image", format!("all metadata of {path:?}"));
     }
@@ -155,7 +156,7 @@ pub(crate) fn open_checked(
             false => packed::Vouched::ByNobody,
         };
         image = packed::unpack(packed, (manifest.as_ref(), path), vouched_for, (check, observer))?;
-        tables = image.check_tables().map_err(|fault| image_error(ErrorKind::Image, fault))?;
+        tables = check_tables(image.as_ref()).map_err(|fault| image_error(ErrorKind::Image, fault))?;
     }
     let pass = Pass { image: image.as_ref(), path, threads: check.threads, observer };
     let decoded = match check.preflight {
@@ -169,6 +170,19 @@ pub(crate) fn open_checked(
     let signatures =
         signer.iter().map(ImageSignature::from).chain(listed.map(ImageSignature::from)).collect();
     Ok(CheckedImage { image, tables, decoded, manifest, signatures })
+}
+
+/// Walks all tables of an image on a thread that can open nothing.
+pub(crate) fn check_tables(image: &dyn Image) -> Result<TableReport, ImageError> {
+    copy::apart(|| image.check_tables()).map_err(|fault| match fault {
+        CopyError::Image(fault) => fault,
+        fault => ImageError::Io {
+            doing: "starting a thread for the image's tables",
+            path: image.info().chain.first().map(|layer| layer.path.clone()).unwrap_or_default(),
+            range: None,
+            source: io::Error::other(fault),
+        },
+    })
 }
 
 /// Whether only its chunks tell whether an image is its manifest's: the digest of its file says nothing of the files

@@ -48,7 +48,7 @@ fn layout_of(disk: &DataDisk) -> Option<DiskLayout> {
             backing_folders: &[],
         };
         let image = image::open(path, &options).ok()?;
-        image.check_tables().ok()?;
+        super::open::check_tables(image.as_ref()).ok()?;
         return layout::describe(&ImageBytes(image.as_ref())).ok();
     }
     layout::describe(&bytes).ok()

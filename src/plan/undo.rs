@@ -88,13 +88,14 @@ fn check_file(kept: &Kept, options: &ImageOptions) -> Result<(), Error> {
         nested: open_options(options).nested,
         backing_folders: &everywhere,
     };
-    match image::open_held(file, path, &options).and_then(|held| held.check_tables()) {
+    match image::open_held(file, path, &options).and_then(|held| super::check_tables(held.as_ref())) {
         Err(
             fault @ (ImageError::Io { .. }
             | ImageError::BadHeader { .. }
             | ImageError::BeyondEnd { .. }
             | ImageError::BadEntry { .. }
-            | ImageError::Overlap { .. }),
+            | ImageError::Overlap { .. }
+            | ImageError::SharedCluster { .. }),
         ) => Err(image_error(ErrorKind::TargetUnusable, fault).hint_that(
             "rebuild the disk from an image, or put the file back by hand if it is right as it is",
         )),

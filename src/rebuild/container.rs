@@ -66,7 +66,7 @@ impl Run<'_> {
         };
         let file = qcow2.reopen().map_err(|fault| self.error(fault.into()))?;
         let image = image::open_held(file, path, options).map_err(unreadable)?;
-        image.check_tables().map_err(unreadable)?;
+        crate::plan::check_tables(image.as_ref()).map_err(unreadable)?;
         let (found, expected) = (image.virtual_size(), self.fit.size);
         if found != expected {
             return Err(self.differs(ContainerFault::Size { found, expected }));

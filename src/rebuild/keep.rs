@@ -182,7 +182,7 @@ impl Run<'_> {
         let options = image::OpenOptions { format: image::Format::Qcow2, ..image::OpenOptions::default() };
         let unreadable = |fault| crate::plan::image_error(ErrorKind::TargetIo, fault);
         let image = image::open(path, &options).map_err(unreadable)?;
-        image.check_tables().map_err(unreadable)?;
+        crate::plan::check_tables(image.as_ref()).map_err(unreadable)?;
         let noting = self.noting();
         let watch = self.watch(&noting, Phase::Keep, image.virtual_size());
         let all = Transfer { image: image.as_ref(), sink: Sink::Digests, manifest: None, whole: None };

@@ -5,6 +5,7 @@
 mod captures;
 mod during;
 mod faults;
+mod inspections;
 mod kept;
 mod manifest;
 mod progress;

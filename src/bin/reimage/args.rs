@@ -166,7 +166,7 @@ pub(crate) struct InspectArgs {
     /// The image
     #[arg(value_name = "IMAGE")]
     pub(crate) path: PathBuf,
-    /// Decode every cluster, too (the same as --preflight deep)
+    /// Decode every cluster, too, and tell everything that is wrong, not only the first
     #[arg(long)]
     pub(crate) check: bool,
     /// What is checked of the image

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use clap::CommandFactory;
 use reimage::{
-    BoundPlan, CancelToken, Credential, Digest, ErrorKind, ImageFormat, InstanceStatus, Manifest, Options,
-    PlanSummary, Preflight, PruneReport, ReceiptOf, Replace, Request, Subject,
+    BoundPlan, CancelToken, Credential, Digest, ErrorKind, ImageFormat, ImageOptions, InstanceStatus,
+    Manifest, Options, PlanSummary, Preflight, PruneReport, ReceiptOf, Replace, Request, Subject,
 };
 use serde::Serialize;
 
@@ -189,15 +189,30 @@ fn manifest(args: &ManifestArgs, output: Output, progress: &Progress) -> Result<
 }
 
 fn inspect(args: &InspectArgs, output: Output, progress: &Progress) -> Result<(), Failure> {
-    let preflight = match args.preflight {
-        Some(preflight) => request::preflight_of(preflight),
-        None if args.check => Preflight::Deep,
-        None => Preflight::Auto,
-    };
+    let preflight = args.preflight.map_or(Preflight::Auto, request::preflight_of);
     let mut options = request::image_options(&args.image);
     options.manifest = request::manifest_of(&args.manifest);
+    if args.check {
+        return check((&args.path, &options), output, progress);
+    }
     let inspection = reimage::inspect(&args.path, &options, preflight, progress)?;
     output.product(&inspection, picture::inspection)
+}
+
+/// Tells everything that is wrong with an image.
+fn check(
+    (path, options): (&Path, &ImageOptions),
+    output: Output,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let report = reimage::check(path, options, progress)?;
+    if !report.is_refused() {
+        return output.product(&report, show::checked);
+    }
+    if output == Output::Text {
+        output.product(&report, show::checked)?;
+    }
+    Err(Failure::Faulty(Box::new(report)))
 }
 
 fn seed(args: &SeedArgs, state_dir: Option<&Path>, output: Output) -> Result<(), Failure> {

@@ -4,11 +4,11 @@ use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
 
-use reimage::{Error, ErrorKind, TargetState};
+use reimage::{CheckReport, Error, ErrorKind, TargetState};
 use serde::Serialize;
 
 use crate::output::{self, Output};
-use crate::show::clean;
+use crate::show::{self, clean};
 use crate::signals;
 
 /// Why a command could not be carried out.
@@ -26,6 +26,8 @@ pub(crate) enum Failure {
         path: Option<PathBuf>,
         target_state: TargetState,
     },
+    /// The image has faults for which a rebuild refuses it.
+    Faulty(Box<CheckReport>),
     /// A failure of ours, and what the library refuses besides.
     Both { ours: Box<Failure>, library: Error },
 }
@@ -90,6 +92,9 @@ pub(crate) struct ErrorDocument {
 #[derive(Serialize)]
 struct Document<'a> {
     error: &'a ErrorDocument,
+    /// All that is wrong with an image, where that was asked for.
+    #[serde(flatten)]
+    report: Option<&'a CheckReport>,
 }
 
 impl ErrorDocument {
@@ -109,6 +114,7 @@ impl ErrorDocument {
                 document.also.insert(0, besides);
                 document
             }
+            Failure::Faulty(report) => Self::of_report(report),
             Failure::Own { kind, message, hint, path, target_state } => Self {
                 code: code_of(*kind),
                 kind: *kind,
@@ -120,6 +126,23 @@ impl ErrorDocument {
                 length: None,
                 also: Vec::new(),
             },
+        }
+    }
+
+    /// The first fault for which the image is refused, and how many there are.
+    fn of_report(report: &CheckReport) -> Self {
+        let first = report.findings.iter().find(|finding| finding.refused);
+        let clause = first.map_or_else(String::new, |finding| format!("; the first: {}", finding.message));
+        Self {
+            code: code_of(ErrorKind::Image),
+            kind: ErrorKind::Image,
+            message: format!("the image cannot be used: {}{clause}", show::counted(report)),
+            hint: first.and_then(|finding| finding.hint.clone()),
+            target_state: TargetState::Untouched,
+            path: first.map(|finding| finding.path.display().to_string()),
+            offset: first.and_then(|finding| finding.offset),
+            length: first.and_then(|finding| finding.length),
+            also: Vec::new(),
         }
     }
 
@@ -138,8 +161,9 @@ impl ErrorDocument {
     }
 
     /// The document as standard output gets it.
-    fn json(&self) -> String {
-        serde_json::to_string_pretty(&Document { error: self }).expect("an error document is plain data")
+    fn json(&self, report: Option<&CheckReport>) -> String {
+        serde_json::to_string_pretty(&Document { error: self, report })
+            .expect("an error document is plain data")
     }
 
     fn text(&self) -> String {
@@ -203,7 +227,11 @@ pub(crate) fn failed(failure: &Failure, output: Output) -> ExitCode {
     let document = ErrorDocument::of(failure);
     output::message(&document.text());
     if output == Output::Json {
-        output.result(&document.json());
+        let report = match failure {
+            Failure::Faulty(report) => Some(&**report),
+            _ => None,
+        };
+        output.result(&document.json(report));
     }
     ExitCode::from(document.code)
 }

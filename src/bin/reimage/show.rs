@@ -1,6 +1,7 @@
 //! Results as a person reads them.
 
 mod captured;
+mod findings;
 mod manifest;
 
 use std::fmt::Write as _;
@@ -13,6 +14,7 @@ use reimage::{
 };
 
 pub(crate) use captured::captured;
+pub(crate) use findings::{checked, counted};
 
 use crate::{picture, undo};
 pub(crate) use manifest::{drift, manifest, manifest_used, signers, verified};

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::extensions;
 use crate::image::content::QCOW_MAGIC;
 use crate::image::error::ImageError;
+use crate::image::fault::{Sink, all_but_last, refuse};
 use crate::image::file::SourceFile;
 use crate::range::ByteRange;
 
@@ -110,6 +111,8 @@ pub(in crate::image) struct Header {
     pub(super) l2_kind: L2Kind,
     pub(super) l1_table: ByteRange,
     pub(super) refcount_table: ByteRange,
+    /// The part of it that has one length, whatever stands in it.
+    pub(super) snapshot_table: ByteRange,
 }
 
 impl Header {
@@ -141,6 +144,15 @@ impl Header {
 
     /// Reads and checks the header cluster.
     pub(in crate::image) fn read(file: &SourceFile, corrupt: Corrupt) -> Result<Self, ImageError> {
+        Self::read_telling(file, corrupt, &mut refuse)
+    }
+
+    /// The same; where several fields are wrong, the sink is told of all but one.
+    pub(super) fn read_telling(
+        file: &SourceFile,
+        corrupt: Corrupt,
+        sink: &mut Sink<'_>,
+    ) -> Result<Self, ImageError> {
         let mut start = [0; 112];
         let start = read_head(file, &mut start)?;
         let fields = Fields { bytes: start, path: file.path(), file_len: file.len(), cluster_bits: 9 };
@@ -160,8 +172,18 @@ impl Header {
         let bytes = read_head(file, &mut cluster)?;
         let fields = Fields { bytes, path: file.path(), file_len: file.len(), cluster_bits };
         fields.bytes(ByteRange::new(0, header_len), "the header")?;
-        fields.check(header_len, corrupt)
+        let mut faults = Vec::new();
+        let header = fields.check(header_len, corrupt, &mut faults);
+        match (header, all_but_last(faults, sink)?) {
+            (Some(header), None) => Ok(header),
+            (_, fault) => Err(fault.expect("a header that is not given has a fault")),
+        }
     }
+}
+
+/// What a check gives, or its fault among the others.
+fn keep<T>(checked: Result<T, ImageError>, faults: &mut Vec<ImageError>) -> Option<T> {
+    checked.map_err(|fault| faults.push(fault)).ok()
 }
 
 fn read_head<'a>(file: &SourceFile, buffer: &'a mut [u8]) -> Result<&'a [u8], ImageError> {
@@ -235,49 +257,57 @@ impl Fields<'_> {
         ImageError::BeyondEnd { path: self.path.into(), what, range, file_size: self.file_len }
     }
 
-    fn check(&self, header_len: u64, corrupt: Corrupt) -> Result<Header, ImageError> {
+    /// Checks every field that means something whatever the others say; `None` where that leaves no header.
+    fn check(&self, header_len: u64, corrupt: Corrupt, faults: &mut Vec<ImageError>) -> Option<Header> {
         let version = if self.get(VERSION) == 2 { 2 } else { 3 };
         let features = if version == 2 { 0 } else { self.get(INCOMPATIBLE_FEATURES) };
         let compatible = if version == 2 { 0 } else { self.get(COMPATIBLE_FEATURES) };
-        self.check_features(features, corrupt)?;
+        keep(self.check_features(features, corrupt), faults);
         let virtual_size = self.get(SIZE);
         if virtual_size >= 1 << 63 {
-            return Err(self.fault(SIZE, "is 2^63 or more"));
+            faults.push(self.fault(SIZE, "is 2^63 or more"));
         }
         let refcount_order = if version == 2 { 4 } else { self.get(REFCOUNT_ORDER) };
         if refcount_order > 6 {
-            return Err(self.fault(REFCOUNT_ORDER, "is more than 6"));
+            faults.push(self.fault(REFCOUNT_ORDER, "is more than 6"));
         }
-        let extensions = extensions::read(self, header_len)?;
+        let extensions = keep(extensions::read(self, header_len), faults);
+        let compression = keep(self.compression(features, header_len), faults);
+        let snapshots = keep(self.snapshots(), faults);
+        let refcount_table = keep(self.refcount_table(), faults);
+        let l1_table = keep(self.l1_table(), faults);
         let l2_kind = if features & EXTENDED_L2 == 0 { L2Kind::Plain } else { L2Kind::Extended };
+        let extensions = extensions?;
+        let (snapshots, snapshot_table) = snapshots?;
         let header = Header {
             version,
             cluster_bits: self.cluster_bits,
             virtual_size,
-            compression: self.compression(features, header_len)?,
-            refcount_bits: 1 << refcount_order,
-            snapshots: self.snapshots()?,
+            compression: compression?,
+            refcount_bits: 1 << refcount_order.min(6),
+            snapshots,
+            snapshot_table,
             dirty: features & DIRTY != 0,
             corrupt: features & CORRUPT != 0,
             bitmaps: extensions.bitmaps,
             lazy_refcounts: compatible & LAZY_REFCOUNTS != 0,
             l2_kind,
-            refcount_table: self.refcount_table()?,
-            l1_table: self.l1_table()?,
+            refcount_table: refcount_table?,
+            l1_table: l1_table?,
             backing: extensions.backing,
         };
-        if header.l1_entries_needed() > self.get(L1_SIZE) {
-            return Err(self.fault(L1_SIZE, "is too small for the virtual size"));
+        if virtual_size < 1 << 63 && header.l1_entries_needed() > self.get(L1_SIZE) {
+            faults.push(self.fault(L1_SIZE, "is too small for the virtual size"));
         }
         if header.l1_table.intersection(header.refcount_table).is_some() {
-            return Err(ImageError::Overlap {
+            faults.push(ImageError::Overlap {
                 path: self.path.into(),
                 what: "the L1 table",
                 range: header.l1_table,
                 other: "the refcount table",
             });
         }
-        Ok(header)
+        Some(header)
     }
 
     fn check_features(&self, features: u64, corrupt: Corrupt) -> Result<(), ImageError> {
@@ -314,13 +344,13 @@ impl Fields<'_> {
     }
 
     /// Snapshots are not read; but a header that lies about them is not to be trusted.
-    fn snapshots(&self) -> Result<u32, ImageError> {
+    fn snapshots(&self) -> Result<(u32, ByteRange), ImageError> {
         let count = self.get(NB_SNAPSHOTS);
         if count > SNAPSHOTS_MAX {
             return Err(self.fault(NB_SNAPSHOTS, "is more than 65536"));
         }
-        self.table(SNAPSHOTS_OFFSET, count * SNAPSHOT_ENTRY_LEN, "the snapshot table")?;
-        Ok(u32::try_from(count).expect("at most 65536"))
+        let table = self.table(SNAPSHOTS_OFFSET, count * SNAPSHOT_ENTRY_LEN, "the snapshot table")?;
+        Ok((u32::try_from(count).expect("at most 65536"), table))
     }
 
     fn refcount_table(&self) -> Result<ByteRange, ImageError> {

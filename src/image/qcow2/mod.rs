@@ -1,5 +1,6 @@
 //! qcow2, versions 2 and 3 read, version 3 written. Sections are those of qemu's `docs/interop/qcow2`.
 
+mod besides;
 mod entry;
 mod extensions;
 mod header;
@@ -18,6 +19,7 @@ pub use write::Packing;
 pub(crate) use write::{Compressor, FilePart, Finished, ImageWriter, NewImage, NewImageError, Stored};
 
 use super::error::ImageError;
+use super::fault::Sink;
 use super::file::SourceFile;
 
 /// Memory that the tables of all layers may still take.
@@ -50,10 +52,14 @@ pub(super) struct Qcow2 {
 }
 
 impl Qcow2 {
-    /// Checks the header and the L1 table.
-    pub(super) fn open(file: &SourceFile, budget: &mut Budget) -> Result<Self, ImageError> {
-        let header = Header::read(file, Corrupt::Refuse)?;
-        let tables = Tables::read(file, &header, budget)?;
+    /// Checks the header and the L1 table; what the sink passes over in that table is taken for no table at all.
+    pub(super) fn open(
+        file: &SourceFile,
+        budget: &mut Budget,
+        sink: &mut Sink<'_>,
+    ) -> Result<Self, ImageError> {
+        let header = Header::read_telling(file, Corrupt::Refuse, sink)?;
+        let tables = Tables::read(file, &header, budget, sink)?;
         Ok(Self { header, tables })
     }
 }

@@ -19,7 +19,7 @@ struct Claim {
 }
 
 impl Qcow2 {
-    /// Tells of each meeting that is remembered.
+    /// Tells of each meeting that is remembered, and with the last how many are not.
     pub(super) fn name_meetings(
         &self,
         file: &SourceFile,
@@ -32,6 +32,11 @@ impl Qcow2 {
         let places: HashSet<u64> =
             found.kept.iter().flat_map(|meeting| [meeting.first, meeting.second]).collect();
         let mut first_there: HashMap<u64, Claim> = HashMap::new();
+        let (mut left, mut last) = (found.count, None);
+        let mut tell = |fault: Fault| {
+            left = left.saturating_sub(1);
+            last.replace(fault).map_or(Ok(()), &mut *sink)
+        };
         let mut inspector = Inspector::of(self, file);
         self.each_slot(file, |slot| {
             // What is wrong with an entry has been told.
@@ -45,7 +50,7 @@ impl Qcow2 {
             let claim = Claim { slot, host };
             match first_there.get(&place) {
                 Some(first) if found.kept.contains(&Meeting { first: place, second: place }) => {
-                    sink(shared(file, first, &claim))
+                    tell(shared(file, first, &claim))
                 }
                 Some(_) => Ok(()),
                 None => {
@@ -58,17 +63,17 @@ impl Qcow2 {
         apart.sort_unstable();
         for meeting in apart {
             match (first_there.get(&meeting.first), first_there.get(&meeting.second)) {
-                (Some(one), Some(other)) if one.slot.at < other.slot.at => sink(shared(file, one, other))?,
-                (Some(one), Some(other)) => sink(shared(file, other, one))?,
-                (Some(first), None) => sink(self.on_table(file, first, meeting.second))?,
+                (Some(one), Some(other)) if one.slot.at < other.slot.at => tell(shared(file, one, other))?,
+                (Some(one), Some(other)) => tell(shared(file, other, one))?,
+                (Some(first), None) => tell(self.on_table(file, first, meeting.second))?,
                 (None, _) => {}
             }
         }
-        Ok(())
+        last.map_or(Ok(()), |fault| sink(Fault { further: left, ..fault }))
     }
 
     /// The bytes of the file that an entry has.
-    fn bytes_of(&self, file: &SourceFile, owned: Owned) -> Option<ByteRange> {
+    pub(super) fn bytes_of(&self, file: &SourceFile, owned: Owned) -> Option<ByteRange> {
         match owned {
             Owned::Nothing => None,
             Owned::Cluster { host_offset } => Some(ByteRange::new(host_offset, self.header.cluster_size())),

@@ -14,7 +14,7 @@ const CLUSTERS_MAX: u64 = 1 << 27;
 /// How many streams that begin apart one walk looks after; twice as many are held: 32 MiB.
 ///
 /// One cluster has no more bytes for them to begin at.
-const STREAMS_MAX: usize = 2 << 20;
+pub(super) const STREAMS_MAX: usize = 2 << 20;
 
 /// How far behind the stretch is seen what its streams may reach: a stream touches at most three clusters.
 const MARGIN: u64 = 3;

@@ -6,6 +6,7 @@ use super::Budget;
 use super::entry;
 use super::header::Header;
 use crate::image::error::{EntryFault, ImageError};
+use crate::image::fault::{Fault, Sink};
 use crate::image::file::{SourceFile, Stretch};
 use crate::range::ByteRange;
 
@@ -33,7 +34,14 @@ pub(super) struct Window {
 
 impl Tables {
     /// Reads the L1 table and checks each of its entries that the virtual disk needs.
-    pub(super) fn read(file: &SourceFile, header: &Header, budget: &mut Budget) -> Result<Self, ImageError> {
+    ///
+    /// What the sink passes over is taken for an entry that says nothing.
+    pub(super) fn read(
+        file: &SourceFile,
+        header: &Header,
+        budget: &mut Budget,
+        sink: &mut Sink<'_>,
+    ) -> Result<Self, ImageError> {
         let needed = header.l1_entries_needed();
         budget.take(WINDOW_LEN + STRETCHES_LEN + needed * 8, file)?;
         let mut l1 = Vec::with_capacity(usize::try_from(needed).expect("an L1 table is at most 32 MiB"));
@@ -42,7 +50,8 @@ impl Tables {
             let bytes = &mut bytes[..usize::try_from(part.len()).expect("at most 64 KiB")];
             file.read_exact_at(bytes, part.start())?;
             for (value, at) in bytes.as_chunks::<8>().0.iter().zip((part.start()..).step_by(8)) {
-                l1.push(check_l1_entry(file, header, u64::from_be_bytes(*value), at)?);
+                let entry = check_l1_entry(file, header, u64::from_be_bytes(*value), at);
+                l1.push(entry.or_else(|fault| sink(l1_fault(header, fault, at)).map(|()| 0))?);
             }
         }
         let tables = l1.iter().filter(|offset| **offset != 0).count();
@@ -50,8 +59,11 @@ impl Tables {
         let mut l2_offsets = Vec::with_capacity(tables);
         l2_offsets.extend(l1.iter().filter(|offset| **offset != 0));
         l2_offsets.sort_unstable();
-        if let Some(twice) = l2_offsets.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(shared_table(file, header, &l1, twice[0]));
+        if l2_offsets.windows(2).any(|pair| pair[0] == pair[1]) {
+            let shared: Vec<u64> =
+                l2_offsets.windows(2).filter_map(|pair| (pair[0] == pair[1]).then_some(pair[0])).collect();
+            refuse_shared(file, header, (&mut l1, &shared), sink)?;
+            l2_offsets.dedup();
         }
         Ok(Self { l1, l2_offsets, window: Mutex::default() })
     }
@@ -193,15 +205,35 @@ fn check_l1_entry(file: &SourceFile, header: &Header, value: u64, at: u64) -> Re
     Ok(offset)
 }
 
-/// A table that serves twice would let a small image describe endless work.
-fn shared_table(file: &SourceFile, header: &Header, l1: &[u64], offset: u64) -> ImageError {
-    let index = l1.iter().rposition(|entry| *entry == offset).unwrap_or_default();
-    let at = header.l1_table.start() + 8 * u64::try_from(index).unwrap_or_default();
-    ImageError::BadEntry {
-        path: file.path().into(),
-        table: "L1",
-        range: ByteRange::new(at, 8),
-        value: offset,
-        why: EntryFault::SharedTable,
+/// A table that serves twice would let a small image describe endless work: only the first entry keeps it.
+fn refuse_shared(
+    file: &SourceFile,
+    header: &Header,
+    (l1, shared): (&mut [u64], &[u64]),
+    sink: &mut Sink<'_>,
+) -> Result<(), ImageError> {
+    let mut met = vec![false; shared.len()];
+    for (entry, at) in l1.iter_mut().zip((header.l1_table.start()..).step_by(8)) {
+        let place = shared.partition_point(|table| *table < *entry);
+        if *entry == 0 || shared.get(place) != Some(entry) || !std::mem::replace(&mut met[place], true) {
+            continue;
+        }
+        let fault = ImageError::BadEntry {
+            path: file.path().into(),
+            table: "L1",
+            range: ByteRange::new(at, 8),
+            value: *entry,
+            why: EntryFault::SharedTable,
+        };
+        sink(l1_fault(header, fault, at))?;
+        *entry = 0;
     }
+    Ok(())
+}
+
+/// The fault of an L1 entry, with the part of the disk that it is about.
+fn l1_fault(header: &Header, error: ImageError, at: u64) -> Fault {
+    let start = ((at - header.l1_table.start()) / 8) << header.l2_span_bits();
+    let end = start.saturating_add(1 << header.l2_span_bits()).min(header.virtual_size);
+    Fault::refused(error, Some(ByteRange::between(start, end)))
 }

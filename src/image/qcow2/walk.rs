@@ -4,16 +4,17 @@
 use super::Qcow2;
 use super::entry::{self, Entry, OFFSET_MASK};
 use super::map::be64;
-use super::owners::{Meetings, Owners, Stream};
+use super::owners::{Meetings, Owners, STREAMS_MAX, Stream};
 use super::tables::Window;
 use crate::image::decoder::{Decoder, Source};
 use crate::image::error::ImageError;
-use crate::image::fault::{Fault, Sink};
+use crate::image::fault::{Fault, Scope, Sink};
 use crate::image::file::SourceFile;
 use crate::range::ByteRange;
 
-/// How many walks one layer may take: enough for 512 TiB of clusters of 64 KiB, or 4 TiB of those of 512 bytes.
-const WALKS_MAX: u32 = 64;
+/// How many walks one layer may take, however little it holds: enough for a file of 512 TiB in clusters of 64 KiB, or
+/// of 4 TiB in those of 512 bytes.
+const WALKS_MAX: u64 = 64;
 
 /// An L2 entry that says something.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +23,7 @@ pub(super) struct Slot {
     pub(super) guest: ByteRange,
     /// Where in the file it is.
     pub(super) at: ByteRange,
-    value: u64,
+    pub(super) value: u64,
     /// The second half of an extended one.
     bitmap: u64,
 }
@@ -50,24 +51,45 @@ impl Qcow2 {
     /// Checks every entry that the disk needs, and that no two have the same bytes of the file.
     ///
     /// A walk looks after a bounded part of the file; it is repeated for the rest, where anything lies there.
-    pub(in crate::image) fn walk(&self, file: &SourceFile, sink: &mut Sink<'_>) -> Result<(), ImageError> {
+    pub(in crate::image) fn walk(
+        &self,
+        file: &SourceFile,
+        scope: Scope,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), ImageError> {
+        let besides = match scope {
+            Scope::Refusals => None,
+            Scope::Everything => Some(self.read_besides(file, sink)?),
+        };
         let clusters = file.len().div_ceil(self.header.cluster_size());
         let mut found = Meetings::default();
         let mut decoder = Decoder::default();
-        let (mut first, mut limit) = (0, clusters);
-        for number in 0..WALKS_MAX {
+        let (mut first, mut limit, mut slots, mut walks) = (0, clusters, 0, 0);
+        // Of all streams, a walk looks after half of `STREAMS_MAX` at least, and may have to be begun again for that.
+        while walks < WALKS_MAX + 4 * slots / STREAMS_MAX as u64 {
             let mut owners = Owners::of(self.header.cluster_bits, first, limit);
             let mut inspector = Inspector::of(self, file);
+            let is_first = walks == 0;
+            walks += 1;
             self.each_slot(file, |slot| {
-                let owned = slot.and_then(|slot| inspector.look(slot).map_err(|error| error.about(slot)));
+                slots += u64::from(is_first);
+                let slot = match slot {
+                    Ok(slot) => slot,
+                    Err(fault) => return if is_first { sink(*fault) } else { Ok(()) },
+                };
+                let owned = match inspector.look(slot) {
+                    Ok(owned) => owned,
+                    Err(error) => return if is_first { sink(error.about(slot)) } else { Ok(()) },
+                };
                 match owned {
-                    Ok(Owned::Nothing) => {}
-                    Ok(Owned::Cluster { host_offset }) => owners.own(host_offset),
-                    Ok(Owned::Stream { key }) => owners.own_stream(key),
-                    Err(fault) if number == 0 => sink(fault)?,
-                    Err(_) => {}
+                    Owned::Nothing => {}
+                    Owned::Cluster { host_offset } => owners.own(host_offset),
+                    Owned::Stream { key } => owners.own_stream(key),
                 }
-                Ok(())
+                match besides.as_ref().filter(|_| is_first) {
+                    Some(besides) => self.look_besides(file, besides, (slot, owned), sink),
+                    None => Ok(()),
+                }
             })?;
             if let Some(narrower) = owners.narrower() {
                 limit = narrower;
@@ -87,7 +109,7 @@ impl Qcow2 {
     pub(super) fn each_slot(
         &self,
         file: &SourceFile,
-        mut visit: impl FnMut(Result<Slot, Fault>) -> Result<(), ImageError>,
+        mut visit: impl FnMut(Result<Slot, Box<Fault>>) -> Result<(), ImageError>,
     ) -> Result<(), ImageError> {
         let header = &self.header;
         let (cluster_size, entry_bits) = (header.cluster_size(), header.l2_entry_bits());
@@ -104,7 +126,7 @@ impl Qcow2 {
                     Ok(Some(bytes)) => bytes,
                     Ok(None) => break,
                     Err(error) => {
-                        visit(Err(Fault::refused(error, None)))?;
+                        visit(Err(Box::new(Fault::refused(error, None))))?;
                         break;
                     }
                 };

@@ -6,6 +6,7 @@
 mod chains;
 mod content;
 mod files;
+mod findings;
 mod header;
 mod mutation;
 mod ownership;

@@ -91,3 +91,19 @@ fn an_empty_image_of_8_tib_is_mapped_in_no_time() {
         assert_eq!(image.check_tables().unwrap().zero_bytes, 8 << 40);
     });
 }
+
+#[test]
+fn an_empty_image_of_2_eib_is_checked_at_once() {
+    let folder = Folder::new();
+    let path = folder.unpack("empty.qcow2", "empty.qcow2");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(64 << 20).unwrap();
+    patch(&path, 20, &21u32.to_be_bytes());
+    patch(&path, 24, &(2u64 << 60).to_be_bytes());
+    patch(&path, 36, &(4u32 << 20).to_be_bytes());
+    patch(&path, 40, &L1_AT.to_be_bytes());
+    patch(&path, 48, &(2u64 << 20).to_be_bytes());
+    check("open and check_tables of an empty 2 EiB", Duration::from_secs(2), || {
+        assert_eq!(open_alone(&path).unwrap().check_tables().unwrap().zero_bytes, 2 << 60);
+    });
+}

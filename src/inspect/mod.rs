@@ -1,7 +1,10 @@
 //! Looks at images and disks for a person or another program; writes nothing.
 
+mod check;
+
 use std::path::Path;
 
+pub use check::{CheckReport, Finding, check};
 use serde::Serialize;
 
 use crate::copy::{self, CopyError, Exceptions, Pool, Scope, Sink, Transfer, Watch};

@@ -1,0 +1,204 @@
+//! Everything that is wrong with an image, not only the first of it.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::{Inspection, inspect};
+use crate::copy::{self, BadCluster, CopyError, Pool, Watch};
+use crate::error::{Error, ErrorKind};
+use crate::image::{self, Examined, Fault, FaultyImage, Image, ImageError, Weight};
+use crate::observe::{CancelToken, Observer, Phase};
+use crate::plan::open_options;
+use crate::range::ByteRange;
+use crate::request::{ImageOptions, Preflight};
+
+/// How many faults are told; further ones are counted.
+const MOST_TOLD: usize = 1000;
+
+/// One thing that is wrong with an image.
+///
+/// ```
+/// let path = std::env::temp_dir().join("reimage-doc-finding.qcow2");
+/// std::fs::write(&path, b"QFI\xfb\0\0\0\x04")?;
+/// let report = reimage::check(&path, &reimage::ImageOptions::default(), &())?;
+/// assert_eq!(report.findings[0].path, path);
+/// assert!(report.findings[0].refused);
+/// # std::fs::remove_file(&path)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Finding {
+    /// What it is, as a word that programs know it by.
+    pub kind: &'static str,
+    /// The file of the chain that it is in.
+    #[serde(serialize_with = "crate::error::path_text")]
+    pub path: PathBuf,
+    /// Where in that file, where it is about bytes of it.
+    pub offset: Option<u64>,
+    /// How many bytes.
+    pub length: Option<u64>,
+    /// Which bytes of that file's disk are concerned, where some are.
+    pub guest_offset: Option<u64>,
+    /// How many bytes.
+    pub guest_length: Option<u64>,
+    /// What is wrong, and which rule it breaks.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// Whether a rebuild refuses the image for it; else reading does not need what is wrong.
+    pub refused: bool,
+}
+
+/// What a check of an image found.
+///
+/// ```
+/// let path = std::env::temp_dir().join("reimage-doc-check.raw");
+/// std::fs::write(&path, [0; 4096])?;
+/// let report = reimage::check(&path, &reimage::ImageOptions::default(), &())?;
+/// assert!(!report.is_refused());
+/// assert_eq!(report.inspection.unwrap().image.virtual_size, 4096);
+/// # std::fs::remove_file(&path)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct CheckReport {
+    /// What the image is and holds; nothing where it is refused.
+    #[serde(flatten)]
+    pub inspection: Option<Inspection>,
+    /// The first 1,000 faults.
+    pub findings: Vec<Finding>,
+    /// How many there are.
+    pub findings_total: u64,
+    /// For how many of them a rebuild refuses the image.
+    pub refused_total: u64,
+}
+
+impl CheckReport {
+    /// Whether a rebuild would refuse the image.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.refused_total > 0
+    }
+
+    fn add(&mut self, fault: &Fault) {
+        let Fault { error, guest, weight, further } = fault;
+        let refused = *weight == Weight::Refused;
+        self.findings_total += 1 + further;
+        if refused {
+            self.refused_total += 1 + further;
+        }
+        if self.findings.len() < MOST_TOLD {
+            self.findings.push(finding(error, *guest, refused));
+        }
+    }
+
+    /// Of what forbids the image by itself.
+    fn add_error(&mut self, error: ImageError, guest: Option<ByteRange>) {
+        self.add(&Fault { error, guest, weight: Weight::Refused, further: 0 });
+    }
+}
+
+fn finding(error: &ImageError, guest: Option<ByteRange>, refused: bool) -> Finding {
+    let cause = std::error::Error::source(error);
+    Finding {
+        kind: error.code(),
+        path: error.path().map(ToOwned::to_owned).unwrap_or_default(),
+        offset: error.range().map(ByteRange::start),
+        length: error.range().map(ByteRange::len),
+        guest_offset: guest.map(ByteRange::start),
+        guest_length: guest.map(ByteRange::len),
+        message: cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")),
+        hint: error.hint(),
+        refused,
+    }
+}
+
+/// Checks all metadata of an image and of the files below it, decodes every cluster, and tells all that is wrong.
+///
+/// Tables are walked and clusters decoded on threads that can open nothing. Where the tables are sound, this is also
+/// what `inspect` does with `Preflight::Deep`.
+///
+/// # Errors
+///
+/// As `inspect`, but for faults of the image, which are findings.
+pub fn check(path: &Path, options: &ImageOptions, observer: &dyn Observer) -> Result<CheckReport, Error> {
+    let mut report = CheckReport::default();
+    let examined = image::examine(path, &open_options(options), &mut |fault| {
+        report.add(&fault);
+        Ok(())
+    });
+    let disk = match examined {
+        Ok(Examined::Disk(disk)) => Some(disk),
+        Ok(Examined::Packed) => None,
+        Err(fault) => {
+            report.add_error(fault, None);
+            return Ok(report);
+        }
+    };
+    if let Some(disk) = &disk {
+        walk(disk, &mut report)?;
+    }
+    if report.is_refused() {
+        return Ok(report);
+    }
+    match inspect(path, options, Preflight::Deep, observer) {
+        Ok(inspection) => report.inspection = Some(inspection),
+        Err(refusal) if refusal.kind() == ErrorKind::Image => {
+            if let Some(disk) = &disk {
+                decode(disk.as_image(), &mut report, observer)?;
+            }
+            if !report.is_refused() {
+                let Some(fault) = image_fault(&refusal) else { return Err(refusal) };
+                report.findings_total += 1;
+                report.refused_total += 1;
+                report.findings.push(finding(fault, None, true));
+            }
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(report)
+}
+
+/// What an error says of the image.
+fn image_fault(error: &Error) -> Option<&ImageError> {
+    std::error::Error::source(error)?.downcast_ref()
+}
+
+fn walk(disk: &FaultyImage, report: &mut CheckReport) -> Result<(), Error> {
+    let walked = copy::apart(|| {
+        disk.walk(&mut |fault| {
+            report.add(&fault);
+            Ok(())
+        })
+    });
+    match walked {
+        Ok(()) => Ok(()),
+        Err(CopyError::Image(fault)) => {
+            report.add_error(fault, None);
+            Ok(())
+        }
+        Err(fault) => Err(Error::new(ErrorKind::Internal, fault)),
+    }
+}
+
+/// Decodes every cluster that shows in the image's disk, and tells of all that give no cluster.
+fn decode(image: &dyn Image, report: &mut CheckReport, observer: &dyn Observer) -> Result<(), Error> {
+    let failed = |fault| Error::new(ErrorKind::Internal, fault);
+    let pool = Pool::start(None).map_err(|error| failed(CopyError::Memory(error)))?;
+    let cancel = CancelToken::new();
+    let bytes_total = image.virtual_size();
+    let phase = Phase::Preflight;
+    let watch = Watch { observer, cancel: &cancel, phase, bytes_total, stall_timeout: None };
+    let first = report.findings.len();
+    let found = |BadCluster { guest, error }| report.add_error(error, Some(guest));
+    match copy::bad_clusters(&pool, image, found, &watch) {
+        Ok(()) => {}
+        Err(CopyError::Image(fault)) => report.add_error(fault, None),
+        Err(fault) => return Err(failed(fault)),
+    }
+    report.findings[first..].sort_by_key(|finding| finding.guest_offset);
+    Ok(())
+}

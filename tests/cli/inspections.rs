@@ -1,0 +1,164 @@
+//! `inspect --check`: everything that is wrong with an image, for a person and for a program.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::{Room, Seen, text};
+
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+fn field(path: &Path, offset: u64) -> u64 {
+    let mut bytes = [0; 8];
+    fs::File::open(path).unwrap().read_exact_at(&mut bytes, offset).unwrap();
+    u64::from_be_bytes(bytes)
+}
+
+fn patch(path: &Path, offset: u64, bytes: &[u8]) {
+    fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
+}
+
+/// Where the L2 table of an entry of the L1 table is.
+fn l2(path: &Path, index: u64) -> u64 {
+    field(path, field(path, 40) + 8 * index) & OFFSET
+}
+
+fn kinds(document: &Value) -> Vec<&str> {
+    document["findings"].as_array().unwrap().iter().map(|found| found["kind"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_sound_image_has_no_findings() {
+    let room = Room::new();
+    let image = room.image("zlib-64k");
+    let document = room.plain(&["inspect", "--check", "--json", text(&image)]).document();
+    assert_eq!(
+        (&document["findings"], &document["findings_total"]),
+        (&Value::Array(vec![]), &Value::from(0))
+    );
+    assert_eq!(document["image"]["virtual_size"], (1 << 20) + 1536);
+    let ran = room.plain(&["inspect", "--check", text(&image)]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains("no fault was found"), "{ran:?}");
+    let packed = room.stored("chain-base.raw");
+    let ran = room.plain(&["inspect", "--check", text(&packed)]);
+    assert!(ran.code == Some(0) && ran.stdout.contains("no fault was found"), "{ran:?}");
+}
+
+#[test]
+fn all_faults_of_an_image_are_told_with_their_places() {
+    let room = Room::new();
+    let image = room.image("v3-64k");
+    let table = l2(&image, 0);
+    let (first, second) = (field(&image, table), field(&image, table + 8));
+    patch(&image, table, &(first | 2).to_be_bytes());
+    patch(&image, table + 8 * 3, &second.to_be_bytes());
+    let ran = room.plain(&["inspect", "--check", "--json", text(&image)]);
+    let error = ran.error(20);
+    assert_eq!((error["offset"].as_u64(), error["length"].as_u64()), (Some(table), Some(8)), "{error}");
+    let document = ran.json();
+    assert_eq!(kinds(&document), ["reserved_bits", "shared_cluster"]);
+    assert_eq!((&document["findings_total"], &document["refused_total"]), (&Value::from(2), &Value::from(2)));
+    let shared = &document["findings"][1];
+    assert_eq!(shared["path"], text(&image));
+    assert_eq!((shared["offset"].as_u64(), shared["length"].as_u64()), (Some(second & OFFSET), Some(65536)));
+    assert_eq!(
+        (shared["guest_offset"].as_u64(), shared["guest_length"].as_u64()),
+        (Some(3 << 16), Some(65536))
+    );
+    assert_eq!(shared["refused"], true);
+    let message = shared["message"].as_str().unwrap();
+    for word in [table + 8, table + 24, 1 << 16, 3 << 16].map(|number| number.to_string()) {
+        assert!(message.contains(&word), "{word}: {message}");
+    }
+    let ran = room.plain(&["inspect", "--check", text(&image)]);
+    assert_eq!(ran.code, Some(20));
+    assert!(ran.stdout.contains("(reserved_bits)") && ran.stdout.contains("(shared_cluster)"), "{ran:?}");
+    assert!(ran.stderr.contains("2 faults"), "{ran:?}");
+    // A rebuild refuses it for the same, and changes nothing.
+    let disk = room.old_disk("disk.raw", 2 << 20);
+    let before = Seen::of(&disk);
+    room.rebuild(&[text(&image), text(&disk)]).error(20);
+    assert!(before == Seen::of(&disk));
+}
+
+#[test]
+fn every_cluster_that_cannot_be_decoded_is_told() {
+    let room = Room::new();
+    for name in ["zlib-64k", "zstd-64k", "zlib-2m"] {
+        let image = room.image(name);
+        let table = l2(&image, 0);
+        let cluster_bits = field(&image, 16) & 0xff;
+        let stream = |index: u64| field(&image, table + 8 * index) & ((1 << (70 - cluster_bits)) - 1);
+        let (first, last) = (stream(0), stream(1));
+        for place in [first, last] {
+            patch(&image, place, &[0xff; 16]);
+        }
+        let ran = room.plain(&["inspect", "--check", "--json", text(&image)]);
+        ran.error(20);
+        let document = ran.json();
+        assert_eq!(kinds(&document), ["bad_compression", "bad_compression"], "{name}: {document}");
+        let places = [0, 1].map(|index| document["findings"][index]["offset"].as_u64().unwrap());
+        assert_eq!(places, [first, last], "{name}");
+        let guests = [0, 1].map(|index| document["findings"][index]["guest_offset"].as_u64().unwrap());
+        assert_eq!(guests, [0, 1 << cluster_bits], "{name}");
+        assert_eq!(document["findings_total"], 2, "{name}");
+    }
+}
+
+#[test]
+fn faults_beyond_the_first_thousand_are_counted() {
+    let room = Room::new();
+    let image = room.image("v3-512");
+    // A table of 64 entries for each 32 KiB of the disk; those that are not there come behind all else.
+    let (tables, clusters, l1) = (33, 2051, field(&image, 40));
+    let mut total = 0;
+    for index in 0..tables {
+        let mut table = l2(&image, index);
+        if table == 0 {
+            table = fs::metadata(&image).unwrap().len().next_multiple_of(512);
+            patch(&image, table + 511, &[0]);
+            patch(&image, l1 + 8 * index, &(1 << 63 | table).to_be_bytes());
+        }
+        for entry in (0..64).filter(|entry| index * 64 + entry < clusters) {
+            patch(&image, table + 8 * entry, &2u64.to_be_bytes());
+            total += 1;
+        }
+    }
+    assert_eq!(total, clusters);
+    let ran = room.plain(&["inspect", "--check", "--json", text(&image)]);
+    ran.error(20);
+    let document = ran.json();
+    assert_eq!(document["findings"].as_array().unwrap().len(), 1000);
+    assert_eq!(document["findings_total"], total);
+    let ran = room.plain(&["inspect", "--check", text(&image)]);
+    assert!(ran.stdout.contains(&format!("and {} more", total - 1000)), "{ran:?}");
+}
+
+#[test]
+fn what_reading_does_not_need_is_told_and_forbids_nothing() {
+    let room = Room::new();
+    let image = room.image("v3-64k");
+    let counts = field(&image, 48);
+    patch(&image, counts, &(field(&image, counts) | 8).to_be_bytes());
+    let document = room.plain(&["inspect", "--check", "--json", text(&image)]).document();
+    assert_eq!(kinds(&document), ["reserved_bits"]);
+    assert_eq!((&document["findings"][0]["refused"], &document["refused_total"]), (&false.into(), &0.into()));
+    let disk = room.old_disk("disk.raw", 2 << 20);
+    assert_eq!(room.rebuild(&[text(&image), text(&disk)]).code, Some(0));
+}
+
+#[test]
+fn an_image_that_cannot_be_opened_has_a_finding() {
+    let room = Room::new();
+    let image = room.image("v3-64k");
+    patch(&image, 20, &40u32.to_be_bytes());
+    let ran = room.plain(&["inspect", "--check", "--json", text(&image)]);
+    assert_eq!(ran.error(20)["offset"], 20);
+    assert_eq!(kinds(&ran.json()), ["bad_header"]);
+    let ran = room.plain(&["inspect", "--check", "--json", "missing.qcow2"]);
+    ran.error(20);
+    assert_eq!(kinds(&ran.json()), ["missing"]);
+}
