@@ -105,11 +105,14 @@ fn open_backing(
     let refused = |why| ImageError::BackingRefused {
         path: from.into(),
         name: String::from_utf8_lossy(&backing.name).into_owned(),
+        range: backing.range,
         why,
     };
     let failed = |doing| {
-        move |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => refused(BackingFault::Missing),
+        move |source: io::Error| match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => refused(BackingFault::Missing),
+            Some(libc::ELOOP) => refused(BackingFault::LinksInCircle),
+            Some(libc::ENAMETOOLONG) => refused(BackingFault::TooLong),
             _ => ImageError::Io { doing, path: from.into(), range: None, source },
         }
     };
@@ -168,6 +171,7 @@ fn open_beneath(folder: &Path, inside: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::range::ByteRange;
 
     #[test]
     fn only_a_path_is_a_plain_name() {
@@ -192,7 +196,9 @@ mod tests {
         std::fs::create_dir(&allowed).unwrap();
         std::fs::create_dir(&alike).unwrap();
         std::fs::write(alike.join("base.raw"), b"secret").unwrap();
-        let backing = Backing { name: b"../images-private/base.raw".to_vec(), format: Some(b"raw".to_vec()) };
+        let name = b"../images-private/base.raw".to_vec();
+        let range = ByteRange::new(512, 26);
+        let backing = Backing { name, range, format: Some(b"raw".to_vec()) };
         let image = allowed.join("top.qcow2");
         std::fs::write(&image, b"").unwrap();
         let error = open_backing(&image, &backing, &[allowed.canonicalize().unwrap()]).err().unwrap();

@@ -23,6 +23,7 @@ const HEAD_MAGICS: &[(usize, &[u8], &str)] = &[
     (0, b"WithoutFreeSpace", "parallels"),
     (0, b"WithouFreSpacExt", "parallels"),
     (0, b"Bochs Virtual HD Image", "bochs"),
+    (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
 ];
 
 /// Ways to pack files that are not unpacked here.

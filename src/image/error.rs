@@ -80,12 +80,16 @@ pub enum ImageError {
         path: PathBuf,
         /// What it would need.
         feature: String,
+        /// Where the image says so.
+        range: ByteRange,
     },
     /// Its writer marked the image as damaged.
     #[error("the image is marked as corrupt")]
     MarkedCorrupt {
         /// The file.
         path: PathBuf,
+        /// Where the mark is.
+        range: ByteRange,
     },
     /// A header field is not as the format demands.
     #[error("header field {field} ({value:#x}) {why}")]
@@ -181,6 +185,8 @@ pub enum ImageError {
         path: PathBuf,
         /// The name as it stands in the image, bytes that are no UTF-8 replaced.
         name: String,
+        /// Where the name is.
+        range: ByteRange,
         /// Why not.
         why: BackingFault,
     },
@@ -320,6 +326,12 @@ pub enum BackingFault {
     /// It is no regular file.
     #[error("is no regular file")]
     WrongKind,
+    /// The links on the way to it lead in a circle, or one was put there while it was opened.
+    #[error("leads through links in a circle, or through one that has just been put there")]
+    LinksInCircle,
+    /// It is longer than names may be.
+    #[error("is longer than a file's name may be")]
+    TooLong,
 }
 
 /// How to come to what is packed.
@@ -359,7 +371,7 @@ impl ImageError {
         | Self::NestedFormat { path, .. }
         | Self::NotQcow2 { path, .. }
         | Self::Unsupported { path, .. }
-        | Self::MarkedCorrupt { path }
+        | Self::MarkedCorrupt { path, .. }
         | Self::BadHeader { path, .. }
         | Self::BeyondEnd { path, .. }
         | Self::BadEntry { path, .. }
@@ -396,7 +408,10 @@ impl ImageError {
     pub fn range(&self) -> Option<ByteRange> {
         match self {
             Self::Io { range, .. } => *range,
-            Self::BadHeader { range, .. }
+            Self::Unsupported { range, .. }
+            | Self::MarkedCorrupt { range, .. }
+            | Self::BackingRefused { range, .. }
+            | Self::BadHeader { range, .. }
             | Self::BeyondEnd { range, .. }
             | Self::BadEntry { range, .. }
             | Self::Overlap { range, .. }

@@ -70,8 +70,7 @@ pub fn inspect(
         plan::open_checked(path, options, check, observer)?;
     let refused = |fault| image_error(ErrorKind::Image, fault);
     let bytes = ImageBytes(image.as_ref());
-    let unreadable = |error| Error::new(ErrorKind::Image, error).at_path(path);
-    let layout = layout::describe(&bytes).map_err(unreadable)?;
+    let layout = layout::describe(&bytes).map_err(|error| plan::unreadable(error, path))?;
     let picture = picture(image.as_ref()).map_err(refused)?;
     let manifest = manifest.map(|manifest| manifest.used);
     Ok(Inspection { image: image.info(), content, manifest, layout, picture })

@@ -1,6 +1,6 @@
 //! Whether the image fits the disk: size, room, sector size, and where the backup GPT goes.
 
-use super::{Container, Glimpse};
+use super::{Container, Glimpse, unreadable};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Claim, Held};
 use crate::image::{Image, TableReport};
@@ -181,6 +181,11 @@ fn check_room(request: &Request, tables: TableReport, claim: &Claim) -> Result<(
 }
 
 fn layout_error(fault: LayoutError, image: &dyn Image, claim: &Claim) -> Error {
+    let top = || image.info().chain.first().map(|layer| layer.path.clone()).unwrap_or_default();
+    let fault = match fault {
+        LayoutError::Read(unread) => return unreadable(unread, &top()),
+        fault => fault,
+    };
     let hint = match &fault {
         LayoutError::SectorSize { .. } => "use an image that was made for this sector size",
         LayoutError::NotRelocatable(_) => "--gpt keep leaves the partition table as the image has it",
@@ -188,11 +193,7 @@ fn layout_error(fault: LayoutError, image: &dyn Image, claim: &Claim) -> Error {
         LayoutError::TooSmall { .. } => "grow the disk, or --gpt keep",
         LayoutError::Read(_) => "check the image",
     };
-    let path = match fault.kind() {
-        ErrorKind::Image => image.info().chain.first().map(|layer| layer.path.clone()),
-        _ => None,
-    };
-    let path = path.unwrap_or_else(|| claim.path().to_owned());
+    let path = if fault.kind() == ErrorKind::Image { top() } else { claim.path().to_owned() };
     Error::new(fault.kind(), fault).at_path(path).hint_that(hint)
 }
 

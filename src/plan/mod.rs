@@ -55,7 +55,7 @@ pub use summary::{GptPlan, PlanSummary, TargetKind};
 pub(crate) use survey::{Seen, storage_of, survey};
 pub(crate) use undo::{Onto, SeenDisk, another_disk, claim_for_undo, plan_back};
 use view::Glimpse;
-pub(crate) use view::{DiskBytes, DiskImage, ImageBytes, ImageDisk};
+pub(crate) use view::{DiskBytes, DiskImage, ImageBytes, ImageDisk, unreadable};
 
 /// A rebuild that may begin: everything was checked, and the disk is held.
 ///

@@ -4,6 +4,8 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use super::image_error;
+use crate::error::{Error, ErrorKind};
 use crate::image::{
     Decoder, DigestAlgorithm, Extent, ExtentKind, FileIdentity, Image, ImageError, ImageInfo, TableReport,
 };
@@ -33,6 +35,16 @@ impl ReadBytes for ImageBytes<'_> {
             at = end;
         }
         Ok(())
+    }
+}
+
+/// Why an image's disk could not be read: with the place in the file where a cluster is at fault.
+pub(crate) fn unreadable(error: io::Error, image: &Path) -> Error {
+    match error.downcast::<ImageError>() {
+        Ok(fault) => image_error(ErrorKind::Image, fault),
+        Err(error) => {
+            Error::new(ErrorKind::Image, error).at_path(image).hint_that("check the image's storage")
+        }
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) fn read(fields: &Fields<'_>, header_len: u64) -> Result<Extensions, I
     let Walked { format, bitmaps } = walk(fields, ByteRange::between(header_len, end))?;
     let Some(range) = name_range else { return Ok(Extensions { backing: None, bitmaps }) };
     let name = fields.bytes(range, "the backing file's name")?.to_vec();
-    Ok(Extensions { backing: Some(Backing { name, format }), bitmaps })
+    Ok(Extensions { backing: Some(Backing { name, range, format }), bitmaps })
 }
 
 #[derive(Default)]
@@ -91,7 +91,11 @@ fn walk(fields: &Fields<'_>, area: ByteRange) -> Result<Walked, ImageError> {
         match kind {
             BACKING_FORMAT => walked.format = Some(bytes.to_vec()),
             BITMAPS => walked.bitmaps = true,
-            EXTERNAL_DATA_FILE => return Err(fields.unsupported("an external data file")),
+            EXTERNAL_DATA_FILE => {
+                return Err(
+                    fields.unsupported(ByteRange::between(at, content.end()), "an external data file")
+                );
+            }
             // Everything else may be skipped: what must not be ignored has an incompatible feature bit.
             _ => {}
         }

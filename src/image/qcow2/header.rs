@@ -17,6 +17,12 @@ pub(super) struct Field {
     name: &'static str,
 }
 
+impl Field {
+    fn range(self) -> ByteRange {
+        ByteRange::new(self.at as u64, self.len as u64)
+    }
+}
+
 const fn field(at: usize, len: usize, name: &'static str) -> Field {
     Field { at, len, name }
 }
@@ -81,6 +87,8 @@ pub(super) enum L2Kind {
 #[derive(Clone, Debug)]
 pub(in crate::image) struct Backing {
     pub(in crate::image) name: Vec<u8>,
+    /// Where the name is.
+    pub(in crate::image) range: ByteRange,
     pub(in crate::image) format: Option<Vec<u8>>,
 }
 
@@ -203,7 +211,7 @@ fn header_len(fields: &Fields<'_>) -> Result<u64, ImageError> {
             }
             Ok(len)
         }
-        version => Err(fields.unsupported(&format!("qcow version {version}"))),
+        version => Err(fields.unsupported(VERSION.range(), &format!("qcow version {version}"))),
     }
 }
 
@@ -234,9 +242,7 @@ impl Fields<'_> {
     }
 
     pub(super) fn fault(&self, field: Field, why: &'static str) -> ImageError {
-        let offset = u64::try_from(field.at).unwrap_or(u64::MAX);
-        let len = u64::try_from(field.len).unwrap_or(8);
-        self.fault_at(ByteRange::new(offset, len), field.name, self.get(field), why)
+        self.fault_at(field.range(), field.name, self.get(field), why)
     }
 
     pub(super) fn fault_at(
@@ -249,8 +255,8 @@ impl Fields<'_> {
         ImageError::BadHeader { path: self.path.into(), field, range, value, why }
     }
 
-    pub(super) fn unsupported(&self, feature: &str) -> ImageError {
-        ImageError::Unsupported { path: self.path.into(), feature: feature.into() }
+    pub(super) fn unsupported(&self, range: ByteRange, feature: &str) -> ImageError {
+        ImageError::Unsupported { path: self.path.into(), feature: feature.into(), range }
     }
 
     fn beyond_end(&self, range: ByteRange, what: &'static str) -> ImageError {
@@ -313,16 +319,22 @@ impl Fields<'_> {
     fn check_features(&self, features: u64, corrupt: Corrupt) -> Result<(), ImageError> {
         let unknown = features & !KNOWN_FEATURES;
         if unknown != 0 {
-            return Err(self.unsupported(&format!("what incompatible feature bits {unknown:#x} stand for")));
+            return Err(self.unsupported(
+                INCOMPATIBLE_FEATURES.range(),
+                &format!("what incompatible feature bits {unknown:#x} stand for"),
+            ));
         }
         if features & CORRUPT != 0 && corrupt == Corrupt::Refuse {
-            return Err(ImageError::MarkedCorrupt { path: self.path.into() });
+            return Err(ImageError::MarkedCorrupt {
+                path: self.path.into(),
+                range: INCOMPATIBLE_FEATURES.range(),
+            });
         }
         if features & EXTERNAL_DATA_FILE != 0 {
-            return Err(self.unsupported("an external data file"));
+            return Err(self.unsupported(INCOMPATIBLE_FEATURES.range(), "an external data file"));
         }
         if self.get(CRYPT_METHOD) != 0 {
-            return Err(self.unsupported("encryption"));
+            return Err(self.unsupported(CRYPT_METHOD.range(), "encryption"));
         }
         if features & EXTENDED_L2 != 0 && self.cluster_bits < 14 {
             return Err(self.fault(CLUSTER_BITS, "is less than 14, which extended L2 entries need"));
