@@ -70,10 +70,11 @@ fn open_next(
         (other.device, other.inode) == (identity.device, identity.inode)
     };
     if layers.iter().any(same) {
-        return Err(ImageError::ChainLoops { path: file.path().into() });
+        let name = String::from_utf8_lossy(&backing.name).into_owned();
+        return Err(ImageError::ChainLoops { path: from, name, range: backing.range });
     }
     if layers.len() == LAYERS_MAX {
-        return Err(ImageError::ChainTooDeep { path: from, limit: LAYERS_MAX });
+        return Err(ImageError::ChainTooDeep { path: from, range: backing.range, limit: LAYERS_MAX });
     }
     Layer::open(file, format, options.nested, (budget, sink)).map(Some)
 }

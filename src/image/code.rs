@@ -14,6 +14,7 @@ impl ImageError {
             Self::Changed { .. } => "changed",
             Self::NameDisagrees { .. } => "name_disagrees",
             Self::NestedFormat { .. } => "nested_format",
+            Self::NestedDisk { .. } => "nested_disk",
             Self::NotQcow2 { .. } => "not_qcow2",
             Self::Unsupported { .. } => "unsupported",
             Self::MarkedCorrupt { .. } => "marked_corrupt",

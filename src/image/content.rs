@@ -2,7 +2,10 @@
 
 use super::error::ImageError;
 use super::file::SourceFile;
+use super::layered::take;
 use super::stream::Codec;
+use super::{Decoder, Image};
+use crate::range::ByteRange;
 
 /// How many bytes of a file's beginning tell its format.
 pub(super) const HEAD_LEN: usize = 4096;
@@ -80,6 +83,41 @@ pub(super) fn look(file: &SourceFile) -> Result<Content, ImageError> {
         return Ok(of_tail(tail).unwrap_or(Content::Plain));
     }
     Ok(Content::Plain)
+}
+
+/// Fails if the disk in a qcow2 image begins or ends like another disk image.
+///
+/// Written to a raw disk, it would be one to whoever guesses its format, with the files that it names.
+pub(super) fn check_disk(image: &dyn Image) -> Result<(), ImageError> {
+    let info = image.info();
+    let Some(layer) = info.chain.into_iter().next().filter(|layer| layer.format == "qcow2") else {
+        return Ok(());
+    };
+    let size = image.virtual_size();
+    let head = read_disk(image, ByteRange::new(0, size.min(HEAD_LEN as u64)))?;
+    let mut content = of_head(&head);
+    if let (None, Some(offset)) = (content, size.checked_sub(TAIL_LEN)) {
+        let tail = read_disk(image, ByteRange::new(offset, 8))?;
+        content = of_tail(tail.try_into().expect("8 bytes were read"));
+    }
+    match content {
+        Some(content) => Err(ImageError::NestedDisk { path: layer.path, content: content.name() }),
+        None => Ok(()),
+    }
+}
+
+/// Bytes of an image's disk, a few.
+fn read_disk(image: &dyn Image, range: ByteRange) -> Result<Vec<u8>, ImageError> {
+    let mut bytes = vec![0; usize::try_from(range.len()).expect("a few bytes")];
+    let (mut rest, mut at) = (&mut bytes[..], range.start());
+    let mut decoder = Decoder::default();
+    while at < range.end() {
+        let extents = image.map(ByteRange::between(at, range.end()))?;
+        let part = ByteRange::between(at, extents.last().map_or(range.end(), |extent| extent.range.end()));
+        image.read(&extents, take(&mut rest, part), &mut decoder)?;
+        at = part.end();
+    }
+    Ok(bytes)
 }
 
 /// What a disk's first bytes (`HEAD_LEN`, or all of it) are known for.

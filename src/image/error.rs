@@ -65,6 +65,14 @@ pub enum ImageError {
         /// The format that the content has.
         content: &'static str,
     },
+    /// The disk that a qcow2 image describes begins or ends like another disk-image format.
+    #[error("the disk in this image is itself a disk image ({content})")]
+    NestedDisk {
+        /// The file.
+        path: PathBuf,
+        /// The format that the disk's content has.
+        content: &'static str,
+    },
     /// Declared qcow2, but the content is something else.
     #[error("this is no qcow2 image but {content}")]
     NotQcow2 {
@@ -191,16 +199,22 @@ pub enum ImageError {
         why: BackingFault,
     },
     /// A chain of backing files comes back to itself.
-    #[error("the chain of backing files comes back to this image")]
+    #[error("the backing file {name:?} is an image of this chain, which so comes back to itself")]
     ChainLoops {
-        /// The file that is met again.
+        /// The image that names it.
         path: PathBuf,
+        /// The name as it stands in the image, bytes that are no UTF-8 replaced.
+        name: String,
+        /// Where the name is.
+        range: ByteRange,
     },
     /// A chain of backing files is too long.
     #[error("the chain of backing files is longer than {limit}")]
     ChainTooDeep {
         /// The last file that was reached.
         path: PathBuf,
+        /// Where it names the next one.
+        range: ByteRange,
         /// How many layers there may be.
         limit: usize,
     },
@@ -334,30 +348,6 @@ pub enum BackingFault {
     TooLong,
 }
 
-/// How to come to what is packed.
-fn unpacking(path: &Path, codec: &str, content: &str) -> String {
-    let then = if content == "qcow2" { "use" } else { "convert with `qemu-img convert -O qcow2`" };
-    unpack_and(path, codec, then)
-}
-
-/// The command that unpacks the file and leaves it, and what is to be done with what comes out.
-pub(crate) fn unpack_and(path: &Path, codec: &str, then: &str) -> String {
-    let command = match codec {
-        "gzip" => "gzip -d --keep",
-        "xz" => "xz -d --keep",
-        _ => "zstd -d",
-    };
-    let unpacked = path.with_extension("");
-    format!("unpack it with `{command} {}`, then {then} {:?}", in_shell(path), unpacked.display().to_string())
-}
-
-/// A path as a word for a shell.
-fn in_shell(path: &Path) -> String {
-    let text = path.display().to_string();
-    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+=:@%".contains(letter);
-    if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
-}
-
 impl ImageError {
     /// The file that it is about.
     #[must_use]
@@ -369,6 +359,7 @@ impl ImageError {
         | Self::Changed { path }
         | Self::NameDisagrees { path, .. }
         | Self::NestedFormat { path, .. }
+        | Self::NestedDisk { path, .. }
         | Self::NotQcow2 { path, .. }
         | Self::Unsupported { path, .. }
         | Self::MarkedCorrupt { path, .. }
@@ -380,7 +371,7 @@ impl ImageError {
         | Self::TooScattered { path }
         | Self::TooMuchMetadata { path, .. }
         | Self::BackingRefused { path, .. }
-        | Self::ChainLoops { path }
+        | Self::ChainLoops { path, .. }
         | Self::ChainTooDeep { path, .. }
         | Self::BadCompression { path, .. }
         | Self::PackedUnsaid { path, .. }
@@ -411,6 +402,8 @@ impl ImageError {
             Self::Unsupported { range, .. }
             | Self::MarkedCorrupt { range, .. }
             | Self::BackingRefused { range, .. }
+            | Self::ChainLoops { range, .. }
+            | Self::ChainTooDeep { range, .. }
             | Self::BadHeader { range, .. }
             | Self::BeyondEnd { range, .. }
             | Self::BadEntry { range, .. }
@@ -430,63 +423,5 @@ impl ImageError {
             [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EREMOTEIO, libc::EBADMSG];
         let Self::Io { range: Some(_), source, .. } = self else { return false };
         source.raw_os_error().is_some_and(|errno| OF_THE_MEDIUM.contains(&errno))
-    }
-
-    /// What an operator can do about it.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        Some(match self {
-            Self::Missing { .. } => "correct the image's path, or name another image".into(),
-            Self::BeingWritten { .. } => "stop what uses the image, or wait for it to end".into(),
-            Self::NameDisagrees { .. } => "say the format with --image-format, or rename the file".into(),
-            Self::NestedFormat { .. } => {
-                "if the disk is really meant to hold these bytes as they are, say --allow-nested-format"
-                    .into()
-            }
-            Self::BackingRefused { why: BackingFault::NotAllowed, .. } => {
-                "if the image is trusted, allow the folder with --allow-backing DIR, \
-                 or make it one file with `qemu-img convert`"
-                    .into()
-            }
-            Self::BackingRefused { why: BackingFault::NoFormat, .. } => {
-                "write the format into the image with `qemu-img rebase -u -F FORMAT -b FILE IMAGE`".into()
-            }
-            Self::BeyondEnd { .. } => "fetch the image again and compare its digest".into(),
-            Self::MarkedCorrupt { .. } => "repair a copy of it with `qemu-img check -r all`".into(),
-            Self::Changed { .. } => "start again when nobody changes the image".into(),
-            Self::WrongKind { .. } => "name the image's file, or a block device".into(),
-            Self::NotQcow2 { .. } => "leave --image-format out, or say --image-format raw".into(),
-            Self::Unsupported { .. } => {
-                "if the image is trusted, convert it where it was made: `qemu-img convert -O qcow2`".into()
-            }
-            Self::BadHeader { .. }
-            | Self::BadEntry { .. }
-            | Self::Overlap { .. }
-            | Self::SharedCluster { .. } => {
-                "the image is damaged, or made to do harm: fetch it again and compare its digest".into()
-            }
-            Self::PackedUnsaid { ending, .. } => format!(
-                "let the file's name end in .{ending} and leave --image-format out; if the disk is really meant to \
-                 hold these bytes as they are, say --image-format raw --allow-nested-format"
-            ),
-            Self::PackedFormat { path, codec, content } => unpacking(path, codec, content),
-            Self::StreamOnDevice { .. } => "copy the stream into a file, and name that".into(),
-            Self::StreamNeeds { .. } => {
-                "unpack the image, or pack it again: xz -9 and zstd --ultra -22 --long=26 ask for 64 MiB, and no more \
-                 is given"
-                    .into()
-            }
-            Self::StreamTooLong { .. } => "choose a smaller image, or grow the disk (--size for a file)".into(),
-            Self::BadCompression { .. } | Self::BadStream { .. } => {
-                "the image is damaged: fetch it again and compare its digest".into()
-            }
-            Self::TooMuchMetadata { .. } | Self::TooScattered { .. } => {
-                "convert the image to larger clusters: `qemu-img convert -O qcow2 -o cluster_size=64k`".into()
-            }
-            Self::BackingRefused { .. } | Self::ChainLoops { .. } | Self::ChainTooDeep { .. } => {
-                "correct the chain with `qemu-img rebase`, or make it one file with `qemu-img convert`".into()
-            }
-            Self::Io { .. } => "check the file's rights and its storage".into(),
-        })
     }
 }

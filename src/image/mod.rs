@@ -4,6 +4,7 @@
 //! Both take slices, so that memory does not grow with the image. `open` reads the headers and L1 tables of all
 //! layers and refuses what is unsafe; `check_tables` does the same for the rest of the metadata.
 
+mod advice;
 mod chain;
 mod code;
 mod content;
@@ -26,10 +27,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub(crate) use advice::unpack_and;
 pub use decoder::Decoder;
 pub(crate) use decoder::Pulse;
 pub(crate) use disk_file::{DiskFile, backing_of};
-pub(crate) use error::unpack_and;
 pub use error::{BackingFault, EntryFault, ImageError};
 pub(crate) use examine::{Examined, FaultyImage, examine};
 pub(crate) use fault::{Fault, Weight};
@@ -104,6 +105,18 @@ pub(crate) fn open_held(
     let top = file::SourceFile::held_already(file, path)?;
     let options = OpenOptions { format: Format::Qcow2, ..*options };
     Ok(Box::new(layered::LayeredImage::new(chain::open(top, &options, &mut fault::refuse)?)))
+}
+
+/// Fails if the disk that a qcow2 image holds is itself like a disk image, and nobody allows that.
+///
+/// # Errors
+///
+/// When it is, or cannot be read.
+pub(crate) fn check_disk(image: &dyn Image, nested: Nested) -> Result<(), ImageError> {
+    match nested {
+        Nested::Refuse => content::check_disk(image),
+        Nested::Allow => Ok(()),
+    }
 }
 
 /// How an image is to be opened.

@@ -158,6 +158,8 @@ pub(crate) fn open_checked(
         image = packed::unpack(packed, (manifest.as_ref(), path), vouched_for, (check, observer))?;
         tables = check_tables(image.as_ref()).map_err(|fault| image_error(ErrorKind::Image, fault))?;
     }
+    let nested = open_options(options).nested;
+    image::check_disk(image.as_ref(), nested).map_err(|fault| image_error(ErrorKind::Image, fault))?;
     let pass = Pass { image: image.as_ref(), path, threads: check.threads, observer };
     let decoded = match check.preflight {
         Preflight::Tables => None,

@@ -16,7 +16,7 @@ use crate::journal::kept::{self, Form, Kept, Place};
 use crate::layout::{self, DiskLayout};
 use crate::observe::Observer;
 use crate::request::{
-    EarlierRun, GptPolicy, ImageFormat, ImageOptions, Linking, ManifestSource, OldDisk, Options,
+    EarlierRun, GptPolicy, ImageFormat, ImageOptions, Linking, ManifestSource, NestedFormat, OldDisk, Options,
 };
 use crate::request::{Placement, Preflight, Request, TargetFormat, VerifyPolicy};
 use crate::seed::Credential;
@@ -168,6 +168,8 @@ pub(crate) fn plan_back(
         image: ImageOptions {
             format: ImageFormat::Qcow2,
             manifest: ManifestSource::None,
+            // The disk held what it held.
+            nested: NestedFormat::Allow,
             ..ImageOptions::default()
         },
         // It was made here, and is known by the root of its digests.

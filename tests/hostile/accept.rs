@@ -413,6 +413,9 @@ fn contents() -> Vec<Row> {
         .into();
     let vmdk = [&b"KDMV\x01\0\0\0"[..], &pattern(6, 9000)].concat();
     let vhd = [&pattern(6, 9216)[..], b"conectix", &[0; 504]].concat();
+    let begin = qcow2()[..4096].to_vec();
+    let begin = Cluster::Stream { stream: deflate(&begin), sectors: None, content: begin };
+    let nested = Spec { clusters: vec![begin, Cluster::Data(1)], ..Spec::default() }.sized().lay();
     let mut iso = vec![0; 64 << 10];
     iso[0x8000..0x8006].copy_from_slice(b"\x01CD001");
     rows.extend([
@@ -424,6 +427,13 @@ fn contents() -> Vec<Row> {
         Row::named("a raw disk that holds qcow2, by its name", "disk.raw", qcow2(), qcow2()).flags(NESTED),
         Row::named("a raw disk that holds vmdk", "disk.raw", vmdk.clone(), vmdk).flags(NESTED),
         Row::named("a raw disk that holds vhd", "disk.raw", vhd.clone(), vhd).flags(NESTED),
+        Row::named(
+            "a qcow2 image of a disk that holds qcow2",
+            "image.qcow2",
+            nested.bytes,
+            nested.spec.disk(&[]),
+        )
+        .flags(NESTED),
         Row::named("an ISO 9660 as disk.raw", "disk.raw", iso.clone(), iso),
         Row::named("text as disk.raw", "disk.raw", text(3, 5000), text(3, 5000)),
     ]);

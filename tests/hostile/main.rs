@@ -5,6 +5,7 @@
 //! is run on it: `rebuild` onto a file that is replaced whole and onto one that is written in place, and `inspect`.
 
 mod accept;
+mod bounds;
 mod build;
 mod refuse;
 mod run;

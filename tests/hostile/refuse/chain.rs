@@ -182,13 +182,14 @@ fn deep(count: usize, last: &'static [u8], words: &'static str) -> Row {
         folder.join(format!("{}.qcow2", count - 1))
     };
     let name = format!("{count} images over {}", last.escape_ascii());
-    Row::made(name, Box::new(make), words).flags(ALLOWED)
+    Row::made(name, Box::new(make), words).flags(ALLOWED).at(NAME_AT)
 }
 
 fn chains() -> Vec<Row> {
-    const WORDS: &str = "comes back to this image";
-    let own =
-        |name: &str, file: &'static [u8], prepare: fn(&Path)| over(name, (file, "qcow2"), prepare, WORDS);
+    const WORDS: &str = "comes back to itself";
+    let own = |name: &str, file: &'static [u8], prepare: fn(&Path)| {
+        over(name, (file, "qcow2"), prepare, WORDS).at(NAME_AT)
+    };
     let link = |folder: &Path| symlink("top.qcow2", folder.join("link.qcow2")).unwrap();
     let hard = |folder: &Path| {
         fs::write(folder.join("top.qcow2"), b"").unwrap();
@@ -199,7 +200,7 @@ fn chains() -> Vec<Row> {
         own("over ./ itself", b"./top.qcow2", nothing),
         own("over itself by its folder", b"../images/top.qcow2", nothing),
         own("over a link to itself", b"link.qcow2", link),
-        own("over itself by a hard link", b"hard.qcow2", hard).in_file("hard.qcow2"),
+        own("over itself by a hard link", b"hard.qcow2", hard),
         deep(1, b"0.qcow2", WORDS),
         deep(2, b"1.qcow2", WORDS),
         deep(3, b"2.qcow2", WORDS),

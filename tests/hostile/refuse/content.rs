@@ -1,9 +1,10 @@
 //! Content that is another disk-image format than its name or the caller says.
 
 use std::io::Write;
+use std::path::Path;
 
 use super::{Row, check};
-use crate::build::{Spec, pattern, repeated, text, zstd};
+use crate::build::{Cluster, Spec, deflate, pattern, repeated, text, zstd};
 
 /// Formats that others would read something into: the name that the message has for each, and a file's bytes.
 fn foreign() -> Vec<(&'static str, &'static str, Vec<u8>)> {
@@ -133,8 +134,44 @@ fn packed() -> Vec<Row> {
     ]
 }
 
+/// The disk of a qcow2 image that begins or ends like another format, stored and compressed.
+fn nested() -> Vec<Row> {
+    const WORDS: &str = "the disk in this image is itself a disk image";
+    let mut rows = Vec::new();
+    for (name, format, bytes) in foreign() {
+        let disk =
+            |cluster: Vec<u8>| Cluster::Stream { stream: deflate(&cluster), sectors: None, content: cluster };
+        let clusters = bytes.chunks(4096).map(|cluster| {
+            let mut cluster = cluster.to_vec();
+            cluster.resize(4096, 0);
+            disk(cluster)
+        });
+        let mut spec = Spec { clusters: clusters.collect(), ..Spec::packed(false) };
+        spec.size = bytes.len() as u64;
+        rows.push(Row::new(format!("{name} in a qcow2 image"), spec.lay().bytes, WORDS));
+        assert!(!format.is_empty());
+    }
+    let inner = Spec::default().lay().bytes;
+    let cluster = |at: usize| inner[at..at + 4096].to_vec();
+    let stream = |content: Vec<u8>| Cluster::Stream { stream: deflate(&content), sectors: None, content };
+    let spec =
+        Spec { clusters: vec![stream(cluster(0)), stream(cluster(4096))], ..Spec::packed(false) }.sized();
+    rows.push(Row::new("qcow2 in a qcow2 image", spec.clone().lay().bytes, WORDS));
+    let over = move |folder: &Path| {
+        std::fs::write(folder.join("base.qcow2"), spec.clone().lay().bytes).unwrap();
+        let path = folder.join("top.qcow2");
+        std::fs::write(&path, Spec::over(b"base.qcow2", "qcow2").lay().bytes).unwrap();
+        path
+    };
+    rows.push(
+        Row::made("qcow2 in the base of a qcow2 image", Box::new(over), WORDS)
+            .flags(&["--allow-backing", "images"]),
+    );
+    rows
+}
+
 pub(super) fn rows() -> Vec<Row> {
-    [foreign_rows(), qcow2_and_raw(), packed()].into_iter().flatten().collect()
+    [foreign_rows(), qcow2_and_raw(), packed(), nested()].into_iter().flatten().collect()
 }
 
 #[test]

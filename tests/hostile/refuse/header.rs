@@ -112,7 +112,7 @@ fn tables() -> Vec<Row> {
     snapshot(
         "snapshots that wrap",
         &|laid| laid.put64(64, u64::MAX - 4095),
-        "beyond the file's end",
+        "the snapshot table reaches beyond",
         u64::MAX - 4095,
     );
     rows
@@ -208,7 +208,17 @@ fn backing_names() -> Vec<Row> {
 }
 
 pub(super) fn rows() -> Vec<Row> {
-    [fields(), tables(), cut_off(), features(), extensions(), backing_names()].into_iter().flatten().collect()
+    let fields = [fields(), features(), backing_names(), cut_off()].into_iter().flatten();
+    let fields = fields.map(|row| match row.words {
+        "extension length" => row.section("Header extensions"),
+        _ => row.section("Header"),
+    });
+    let tables = tables().into_iter().map(|row| match row.words {
+        words if words.contains("the refcount table reaches") => row.section("Host cluster management"),
+        words if words.contains("the snapshot table reaches") => row.section("Snapshots"),
+        _ => row.section("Header"),
+    });
+    fields.chain(tables).chain(extensions()).collect()
 }
 
 #[test]

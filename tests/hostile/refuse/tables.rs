@@ -1,7 +1,7 @@
 //! The L1 table, the L2 tables and where clusters lie. Section "Cluster mapping".
 
 use super::{Row, check};
-use crate::build::{COMPRESSED, COPIED, Cluster, EXTENDED_L2, Laid, Spec};
+use crate::build::{COMPRESSED, COPIED, Cluster, Laid, Spec};
 
 /// The highest offset that an entry can say, for clusters of 4 KiB.
 const WILD: u64 = 0x00ff_ffff_ffff_f000;
@@ -173,15 +173,25 @@ fn compressed() -> Vec<Row> {
     // No compression is known that such a bit could mean: what it says is an offset.
     let wrong = (laid.l2[0], COMPRESSED | ((1 << 58) - 1));
     rows.push(
-        entry("all bits of a compressed entry", &laid, wrong, "a compressed cluster reaches")
+        entry("all bits of a compressed entry", &laid, wrong, "a compressed cluster reaches beyond")
             .at((1 << 58) - 1),
     );
     rows
 }
 
 pub(super) fn rows() -> Vec<Row> {
-    assert_eq!(EXTENDED_L2, 16);
-    [l1(), l2(), cut_off_in_tables(), extended(), compressed()].into_iter().flatten().collect()
+    let of = |rows: Vec<Row>, entry: &'static str, cluster: &'static str| {
+        rows.into_iter().map(move |row| match row.words {
+            words if words.contains("reaches beyond") || words.contains("lies on") => row.section(cluster),
+            "data and zero" | "gives no cluster" => row.section("Extended L2 Entries"),
+            _ => row.section(entry),
+        })
+    };
+    let rows = of(l1(), "L1 table entry", "L1 table entry");
+    let rows = rows.chain(of(l2(), "L2 table entry", "Standard Cluster Descriptor"));
+    let rows = rows.chain(of(extended(), "L2 table entry", "Standard Cluster Descriptor"));
+    let rows = rows.chain(of(compressed(), "L2 table entry", "Compressed Clusters Descriptor"));
+    rows.chain(cut_off_in_tables()).collect()
 }
 
 #[test]
