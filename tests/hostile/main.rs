@@ -7,5 +7,6 @@
 mod accept;
 mod bounds;
 mod build;
+mod kept;
 mod refuse;
 mod run;
