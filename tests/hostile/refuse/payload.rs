@@ -42,7 +42,7 @@ fn zlib() -> Vec<Row> {
         row("longer than it says", false, (stored(&noise(1, 4096)), Some(2)), "a compressed cluster"),
     ];
     // What the last sector holds behind the stream belongs to others, so that the stream is the file's last.
-    let laid = Spec { clusters: last(false), ..Spec::packed(false) }.sized().lay();
+    let laid = Spec { clusters: last(false, text(9, 4096)), ..Spec::packed(false) }.sized().lay();
     let cut = laid.bytes[..laid.bytes.len() - 5].to_vec();
     rows.push(
         Row::new("a zlib stream cut off by the end", cut, "compressed cluster")
@@ -52,14 +52,12 @@ fn zlib() -> Vec<Row> {
     rows
 }
 
-fn last(zstd: bool) -> Vec<Cluster> {
+/// Clusters of which one ends the file, with a stream of that content.
+fn last(is_zstd: bool, content: Vec<u8>) -> Vec<Cluster> {
     let mut clusters = vec![Cluster::Hole; CLUSTERS];
     clusters[0] = Cluster::Packed(1);
-    clusters[BAD] = Cluster::Stream {
-        stream: if zstd { crate::build::zstd(&text(9, 4096)) } else { deflate(&text(9, 4096)) },
-        sectors: None,
-        content: text(9, 4096),
-    };
+    let stream = if is_zstd { zstd(&content) } else { deflate(&content) };
+    clusters[BAD] = Cluster::Stream { stream, sectors: None, content };
     clusters
 }
 
@@ -92,7 +90,7 @@ fn zstandard() -> Vec<Row> {
         frame("of skippable frames", [skippable, vec![0; 512]].concat(), "zstd frame"),
         row("longer than it says", true, (zstd(&noise(1, 4096)), Some(1)), "zstd frame"),
     ];
-    let laid = Spec { clusters: last(true), ..Spec::packed(true) }.sized().lay();
+    let laid = Spec { clusters: last(true, text(9, 4096)), ..Spec::packed(true) }.sized().lay();
     let cut = laid.bytes[..laid.bytes.len() - 5].to_vec();
     rows.push(
         Row::new("a zstd stream cut off by the end", cut, "zstd frame").at(laid.places[BAD]).when_decoded(),
@@ -108,6 +106,8 @@ fn claims(len: u64) -> Vec<u8> {
 }
 
 fn elsewhere() -> Vec<Row> {
+    let short = Spec { clusters: last(true, vec![7; 17]), ..Spec::packed(true) }.sized().lay();
+    let short_at = short.places[BAD];
     let mut extended = Spec::extended(vec![Cluster::Hole; 100]);
     extended.clusters[50] = Cluster::Stream { stream: deflate(&[1; 99]), sectors: None, content: Vec::new() };
     extended.clusters[99] = Cluster::Packed(1);
@@ -124,6 +124,9 @@ fn elsewhere() -> Vec<Row> {
         top
     };
     vec![
+        Row::new("a zstd stream of 17 bytes that ends the file", short.bytes, "gives less than a cluster")
+            .at(short_at)
+            .when_decoded(),
         Row::new(name, extended.bytes, "gives less than a cluster").at(at).when_decoded(),
         Row::made("a zlib stream of garbage in the base", Box::new(make), "is no deflate stream")
             .flags(&["--allow-backing", "images"])
