@@ -7,5 +7,14 @@
 #[path = "../slow_reader/mod.rs"]
 mod slow_reader;
 
+mod campaign;
+mod draft;
+mod engine;
+mod memory;
+mod mutate;
 mod oracle;
+mod random;
 mod stored;
+
+#[global_allocator]
+static ALLOCATOR: memory::Counting = memory::Counting;

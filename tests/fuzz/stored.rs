@@ -59,9 +59,16 @@ pub(crate) fn write_sparse(path: &Path, content: &[u8]) {
     file.set_len(content.len() as u64).unwrap();
 }
 
+/// A new folder, in memory where the system has one for that: thousands of images need not come to a disk.
+pub(crate) fn scratch() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let home = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    tempfile::tempdir_in(home).unwrap()
+}
+
 /// A folder with a stored image and all that lies below it.
 pub(crate) fn with_chain(name: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let own = format!("{name}.qcow2");
     for file in std::iter::once(own.as_str()).chain(below(name).iter().copied()) {
         write_sparse(&folder.path().join(file), &unpacked(file));

@@ -1,5 +1,5 @@
 //! A plain, slow reader of qcow2, written from the specification (qemu's `docs/interop/qcow2`) and from nothing else:
-//! it judges what the engine does with an image, so it shares no code with it, and no decompressor either.
+//! it judges what the engine does with an image, so it shares no code with it, and decodes with other decoders.
 //!
 //! It knows three answers. An image that breaks the specification where that can hurt is `Refused`. Any other is a
 //! `Disk`: what it holds, and its `oddities`, which are what a careful reader may refuse and a lenient one may read.

@@ -1,4 +1,6 @@
 //! Compressed clusters, by other decoders than the engine's: flate2 in place of libdeflate, ruzstd in place of zstd.
+//!
+//! Whether a damaged zstd frame can be read at all is for zstd itself to say, as it is in qemu.
 
 use std::io::Read;
 
@@ -52,36 +54,53 @@ fn frames(packed: &[u8], len: usize, oddities: &mut Oddities) -> Result<Vec<u8>,
         if rest.is_empty() {
             return Err(format!("frames of {} bytes", cluster.len()));
         }
-        let mut decoder = match StreamingDecoder::new(&mut rest) {
-            Ok(decoder) => decoder,
-            Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
-                length, ..
-            })) => {
-                oddities.insert("a zstd frame to skip");
-                let Some((_, behind)) =
-                    usize::try_from(length).ok().and_then(|len| rest.split_at_checked(len))
-                else {
-                    return Err("a frame to skip that is cut off".to_owned());
-                };
-                rest = behind;
-                continue;
-            }
-            Err(error) => return Err(format!("no zstd frame: {error}")),
-        };
-        let room = (len - cluster.len()) as u64;
-        let read = decoder.by_ref().take(room + 1).read_to_end(&mut cluster);
-        read.map_err(|error| format!("no zstd frame: {error}"))?;
-        if cluster.len() > len {
-            return Err("frames of more than a cluster".to_owned());
-        }
-        let decoder = decoder.into_frame_decoder();
-        if decoder.get_checksum_from_data().is_some()
-            && decoder.get_checksum_from_data() != decoder.get_calculated_checksum()
-        {
-            return Err("a frame whose checksum is wrong".to_owned());
-        }
+        let room = len - cluster.len();
+        // Of damaged frames each decoder takes some that the other refuses: whether a frame is one is for zstd's own
+        // to say, and what it holds for the other.
+        let by_zstd = reference(rest, room).map_err(|code| format!("no zstd frame: {code}"))?;
+        let (bytes, behind) = frame(rest, room).unwrap_or_else(|_| {
+            oddities.insert("a zstd frame that not every decoder reads");
+            by_zstd
+        });
+        cluster.extend(bytes);
+        rest = behind;
     }
     Ok(cluster)
+}
+
+/// What one frame holds, which is at most `room` bytes, and what lies behind it.
+fn frame(packed: &[u8], room: usize) -> Result<(Vec<u8>, &[u8]), String> {
+    let (mut rest, mut bytes) = (packed, Vec::new());
+    let mut decoder = match StreamingDecoder::new(&mut rest) {
+        Ok(decoder) => decoder,
+        Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
+            let behind = usize::try_from(length).ok().and_then(|len| rest.get(len..));
+            return behind
+                .map(|behind| (bytes, behind))
+                .ok_or_else(|| "a frame to skip that is cut off".to_owned());
+        }
+        Err(error) => return Err(format!("no zstd frame: {error}")),
+    };
+    let read = decoder.by_ref().take(room as u64 + 1).read_to_end(&mut bytes);
+    read.map_err(|error| format!("no zstd frame: {error}"))?;
+    if bytes.len() > room {
+        return Err("frames of more than a cluster".to_owned());
+    }
+    let decoder = decoder.into_frame_decoder();
+    let written = decoder.get_checksum_from_data();
+    if written.is_some() && written != decoder.get_calculated_checksum() {
+        return Err("a frame whose checksum is wrong".to_owned());
+    }
+    Ok((bytes, rest))
+}
+
+/// The same by zstd itself.
+fn reference(packed: &[u8], room: usize) -> Result<(Vec<u8>, &[u8]), &'static str> {
+    let len = zstd_safe::find_frame_compressed_size(packed).map_err(zstd_safe::get_error_name)?;
+    let mut bytes = vec![0; room];
+    let written = zstd_safe::decompress(&mut bytes[..], &packed[..len]).map_err(zstd_safe::get_error_name)?;
+    bytes.truncate(written);
+    Ok((bytes, &packed[len..]))
 }
 
 fn place(len: u64) -> usize {

@@ -1,0 +1,203 @@
+//! What the library makes of an image: three questions to it, each with an answer that can be judged.
+
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use reimage::{
+    ByteRange, CancelToken, Credential, Disk, Error, ErrorKind, ImageOptions, Preflight, Promise, Request,
+    Target, TargetError, TargetState, VerifiedChunk,
+};
+
+use crate::memory;
+
+/// An answer that takes longer is none.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What was on the disk before.
+pub(crate) const OLD: u8 = 0xaa;
+
+/// A disk in memory.
+#[derive(Clone)]
+struct Memory(Arc<Mutex<Vec<u8>>>);
+
+impl Memory {
+    fn of_size(size: usize) -> Self {
+        Self(Arc::new(Mutex::new(vec![OLD; size])))
+    }
+}
+
+fn place(range: ByteRange) -> std::ops::Range<usize> {
+    usize::try_from(range.start()).unwrap()..usize::try_from(range.end()).unwrap()
+}
+
+impl Disk for Memory {
+    fn size(&self) -> u64 {
+        self.0.lock().unwrap().len() as u64
+    }
+
+    fn sector_size(&self) -> u32 {
+        512
+    }
+
+    fn read(&self, range: ByteRange, buffer: &mut [u8]) -> Result<(), TargetError> {
+        let disk = self.0.lock().unwrap();
+        buffer[..disk[place(range)].len()].copy_from_slice(&disk[place(range)]);
+        Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> Result<Option<ByteRange>, TargetError> {
+        Ok(Some(ByteRange::between(offset, self.size())).filter(|rest| !rest.is_empty()))
+    }
+}
+
+impl Target for Memory {
+    fn identity(&self) -> Option<String> {
+        Some("the disk of this test".to_owned())
+    }
+
+    fn is_new(&self) -> bool {
+        false
+    }
+
+    fn write(&self, chunk: &VerifiedChunk) -> Result<(), TargetError> {
+        let mut disk = self.0.lock().unwrap();
+        disk[place(chunk.range())].copy_from_slice(chunk.bytes());
+        // The last sector is written whole.
+        let end = place(chunk.range()).end;
+        let padded = end.next_multiple_of(512).min(disk.len());
+        disk[end..padded].fill(0);
+        Ok(())
+    }
+
+    fn write_zeroes(&self, range: ByteRange) -> Result<(), TargetError> {
+        self.0.lock().unwrap()[place(range)].fill(0);
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), TargetError> {
+        Ok(())
+    }
+}
+
+/// What went wrong, as a caller sees it.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) kind: ErrorKind,
+    pub(crate) state: TargetState,
+    pub(crate) text: String,
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        Self { kind: error.kind(), state: error.target_state(), text }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, {}: {}", self.kind, self.state, self.text)
+    }
+}
+
+/// All that the library says of an image.
+pub(crate) struct Answers {
+    /// From headers and tables.
+    pub(crate) tables: Result<(), Fault>,
+    /// With every cluster decoded; not asked of a disk that is too large to be copied here.
+    pub(crate) deep: Option<Result<(), Fault>>,
+    /// Whether the rebuild is done.
+    pub(crate) rebuild: Result<(), Fault>,
+    /// What the disk holds then.
+    pub(crate) disk: Vec<u8>,
+    /// Bytes of memory at most.
+    pub(crate) memory: usize,
+}
+
+impl fmt::Display for Answers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let said = |answer: &Result<(), Fault>| {
+            answer.as_ref().map_or_else(Fault::to_string, |()| "good".to_owned())
+        };
+        let deep = self.deep.as_ref().map_or("not asked".to_owned(), said);
+        write!(
+            f,
+            "its tables: {}; its clusters: {deep}; the rebuild: {}",
+            said(&self.tables),
+            said(&self.rebuild)
+        )
+    }
+}
+
+/// An image, and a folder in which it may name others.
+#[derive(Clone)]
+pub(crate) struct Asked {
+    pub(crate) image: PathBuf,
+    pub(crate) folder: PathBuf,
+    /// The size of the disk that it is to be written to.
+    pub(crate) disk_size: usize,
+    /// Whether every cluster is to be decoded first.
+    pub(crate) deep: bool,
+}
+
+impl Asked {
+    fn options(&self) -> ImageOptions {
+        let mut options = ImageOptions::default();
+        options.allow_backing = vec![self.folder.clone()];
+        options
+    }
+
+    fn inspect(&self, preflight: Preflight) -> Result<(), Fault> {
+        reimage::inspect(&self.image, &self.options(), preflight, &()).map(drop).map_err(Fault::from)
+    }
+
+    fn rebuild(&self, disk: &Memory) -> Result<(), Fault> {
+        let mut request = Request::new(&self.image, "");
+        request.options.state_dir = self.folder.join("state");
+        request.options.image = self.options();
+        let own: (Box<dyn Target>, _) = (Box::new(disk.clone()), Promise::NobodyElseUsesIt);
+        let plan = reimage::plan_onto(&request, &Credential::keep_image(), own, &())?;
+        reimage::rebuild(plan, &(), &CancelToken::new())?;
+        Ok(())
+    }
+
+    fn answers(&self) -> Answers {
+        let disk = Memory::of_size(self.disk_size);
+        let ((tables, deep, rebuild), memory) = memory::most_during(|| {
+            let tables = self.inspect(Preflight::Tables);
+            let deep = self.deep.then(|| self.inspect(Preflight::Deep));
+            (tables, deep, self.rebuild(&disk))
+        });
+        let disk = std::mem::take(&mut *disk.0.lock().unwrap());
+        Answers { tables, deep, rebuild, disk, memory }
+    }
+}
+
+/// Asks the library, which neither panics nor takes long.
+pub(crate) fn ask(asked: &Asked) -> Result<Answers, String> {
+    let (sender, receiver) = mpsc::channel();
+    let asked = asked.clone();
+    std::thread::spawn(move || {
+        let result = std::panic::catch_unwind(AssertUnwindSafe(|| asked.answers()));
+        sender.send(result.map_err(|_| "it panics".to_owned())).ok();
+    });
+    receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
+}
+
+/// The same through the guard, onto a file that is replaced whole: what the file holds, and what else is there.
+pub(crate) fn replace(asked: &Asked, file: &Path) -> Result<(), Fault> {
+    let mut request = Request::new(&asked.image, file);
+    request.options.state_dir = asked.folder.join("state");
+    request.options.image = asked.options();
+    let plan = reimage::plan(&request, &Credential::keep_image(), &())?;
+    reimage::rebuild(plan, &(), &CancelToken::new())?;
+    Ok(())
+}
