@@ -18,6 +18,7 @@ import check_data_disks
 import check_faults
 import check_files
 import check_guard
+import check_hostile
 import check_kills
 import check_layout
 import check_limits
@@ -74,6 +75,7 @@ SECTIONS = {
     "signals": check_faults.signals,
     "real faults": check_real_faults.real_faults,
     "cut off": check_cut_off.cut_off,
+    "hostile": check_hostile.hostile,
     "kills": check_kills.kills,
     "capture": check_capture.captures_section,
     "qcow2 targets": check_qcow2_targets.qcow2_targets,

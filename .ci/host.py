@@ -218,12 +218,12 @@ class Program:
             err += f"\nno end after {timeout} s".encode()
         return Outcome(words, started.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
 
-    def measured(self, command, *words, timeout=300):
+    def measured(self, command, *words, before=(), timeout=300):
         """Like `run`, with the resources that the program itself used: memory in bytes, seconds of CPU.
 
         The kernel counts as a program's memory what the process had that started it, so a small one does.
         """
-        words = self.words(command, *words)
+        words = [*map(str, before), *self.words(command, *words)]
         with tempfile.NamedTemporaryFile("r") as figures:
             starter = [sys.executable, "-S", "-c", STARTER, figures.name, *words]
             ended = subprocess.run(starter, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
