@@ -1,20 +1,15 @@
 //! What the library makes of an image: three questions to it, each with an answer that can be judged.
 
 use std::fmt;
-use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use reimage::{
     ByteRange, CancelToken, Credential, Disk, Error, ErrorKind, ImageOptions, Preflight, Promise, Request,
     Target, TargetError, TargetState, VerifiedChunk,
 };
 
-use crate::memory;
-
-/// An answer that takes longer is none.
-const PATIENCE: Duration = Duration::from_secs(10);
+use crate::watched::watched;
 
 /// What was on the disk before.
 pub(crate) const OLD: u8 = 0xaa;
@@ -118,7 +113,7 @@ pub(crate) struct Answers {
     pub(crate) rebuild: Result<(), Fault>,
     /// What the disk holds then.
     pub(crate) disk: Vec<u8>,
-    /// Bytes of memory at most.
+    /// Bytes of memory at most, those of the disk included.
     pub(crate) memory: usize,
 }
 
@@ -169,27 +164,21 @@ impl Asked {
         Ok(())
     }
 
-    fn answers(&self) -> Answers {
+    /// All three answers, in this thread.
+    pub(crate) fn answers(&self) -> Answers {
         let disk = Memory::of_size(self.disk_size);
-        let ((tables, deep, rebuild), memory) = memory::most_during(|| {
-            let tables = self.inspect(Preflight::Tables);
-            let deep = self.deep.then(|| self.inspect(Preflight::Deep));
-            (tables, deep, self.rebuild(&disk))
-        });
+        let tables = self.inspect(Preflight::Tables);
+        let deep = self.deep.then(|| self.inspect(Preflight::Deep));
+        let rebuild = self.rebuild(&disk);
         let disk = std::mem::take(&mut *disk.0.lock().unwrap());
-        Answers { tables, deep, rebuild, disk, memory }
+        Answers { tables, deep, rebuild, disk, memory: 0 }
     }
 }
 
 /// Asks the library, which neither panics nor takes long.
 pub(crate) fn ask(asked: &Asked) -> Result<Answers, String> {
-    let (sender, receiver) = mpsc::channel();
     let asked = asked.clone();
-    std::thread::spawn(move || {
-        let result = std::panic::catch_unwind(AssertUnwindSafe(|| asked.answers()));
-        sender.send(result.map_err(|_| "it panics".to_owned())).ok();
-    });
-    receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
+    watched(move || asked.answers()).map(|(answers, memory)| Answers { memory, ..answers })
 }
 
 /// The same through the guard, onto a file that is replaced whole: what the file holds, and what else is there.

@@ -13,8 +13,10 @@ mod engine;
 mod memory;
 mod mutate;
 mod oracle;
+mod parsers;
 mod random;
 mod stored;
+mod watched;
 
 #[global_allocator]
 static ALLOCATOR: memory::Counting = memory::Counting;

@@ -42,7 +42,7 @@ pub(crate) enum Kind {
     Behind,
 }
 
-pub(crate) const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 17] = [
     Kind::Header,
     Kind::Features,
     Kind::Extension,
@@ -62,7 +62,15 @@ pub(crate) const KINDS: [Kind; 17] = [
     Kind::Behind,
 ];
 
+/// Those with the most ways to go wrong, which are tried twice as often.
+const RICH: [Kind; 4] = [Kind::Header, Kind::L2, Kind::Descriptor, Kind::Payload];
+
 impl Kind {
+    pub(crate) fn any(random: &mut Random) -> Self {
+        let number = random.place(KINDS.len() + RICH.len());
+        KINDS.get(number).copied().unwrap_or_else(|| RICH[number - KINDS.len()])
+    }
+
     /// Whether the image must still be read, and hold the same disk.
     pub(crate) fn is_benign(self) -> bool {
         matches!(self, Self::Refcounts | Self::Flags | Self::Snapshots | Self::Behind)
