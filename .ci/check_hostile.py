@@ -16,7 +16,9 @@ MOST_SECONDS = 1.0
 MOST_MEMORY = 128 * MIB
 ADDRESS_SPACE = 1 << 30
 STORED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "testdata", "images")
-LIMITED = ("prlimit", f"--as={ADDRESS_SPACE}")
+# What hangs is a failure like any other, and is not left behind.
+BOUNDED = ("timeout", "--signal=KILL", "20")
+LIMITED = (*BOUNDED, "prlimit", f"--as={ADDRESS_SPACE}")
 
 
 def hostile(program, scratch, tally):
@@ -199,7 +201,7 @@ class Lab:
         """An answer within a second and the bound on memory; the same within 1 GiB of address space."""
         for attempt in (1, 2, 3):
             started = time.monotonic()
-            outcome = self.program.measured(command, *words, timeout=60)
+            outcome = self.program.measured(command, *words, before=BOUNDED)
             seconds = time.monotonic() - started
             if seconds < MOST_SECONDS:
                 break
@@ -207,7 +209,7 @@ class Lab:
         self.tally.expect(outcome.code in codes, f"{name}: exit {codes}", outcome)
         self.tally.expect(seconds < MOST_SECONDS, f"{name}: an answer in a second", f"{seconds:.2f} s")
         self.tally.expect(memory < MOST_MEMORY, f"{name}: memory", f"{memory} bytes")
-        limited = self.program.run(command, *words, before=LIMITED, timeout=60)
+        limited = self.program.run(command, *words, before=LIMITED)
         same = limited.code == outcome.code
         self.tally.expect(same, f"{name}: the same in 1 GiB of address space", limited)
         self.tally.expect(host.checksum(self.target) == self.old, f"{name}: untouched")
@@ -326,7 +328,7 @@ class Lab:
                 host.write(host.make(target, 0), b"\xaa" * (6 * MIB))
             label = f"{os.path.basename(stored)} with rng_seed {number}"
             words = (path, target, "--keep-image-credentials", "--yes")
-            outcome = self.program.measured("rebuild", *words, before=LIMITED, timeout=20)
+            outcome = self.program.measured("rebuild", *words, before=LIMITED)
             memory, seconds = outcome.usage
             good = outcome.code in (0, 12, 20, 32) and memory < MOST_MEMORY and seconds < MOST_SECONDS
             self.tally.expect(good, f"{label}: an answer", f"{memory} bytes, {seconds} s, {outcome}")

@@ -83,7 +83,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 }
 
 #[test]
-fn partition_tables() {
+fn damaged_partition_tables_are_read_or_left_alone() {
     let part = |name: &str| std::fs::read(testdata("layout").join(name)).unwrap();
     // MBR with an extended partition that leads to itself.
     let mut mbr = vec![0; 8192];
@@ -134,7 +134,7 @@ const LABELS: [(usize, &[u8]); 24] = [
 ];
 
 #[test]
-fn labels_of_file_systems() {
+fn labels_with_wild_numbers_are_read_or_left_alone() {
     let corpus: Vec<_> = LABELS
         .iter()
         .zip(1..)
@@ -164,7 +164,7 @@ fn check_streams(ending: &str, parse: fn(&[u8]) -> bool) {
 }
 
 #[test]
-fn gzip_streams() {
+fn a_damaged_gzip_stream_is_taken_only_if_another_decoder_takes_it() {
     check_streams("gz", |input| {
         let taken = inspect("disk.raw.gz", input);
         // What is taken is a stream to others as well.
@@ -176,17 +176,17 @@ fn gzip_streams() {
 }
 
 #[test]
-fn xz_streams() {
+fn damaged_xz_streams_are_taken_or_refused() {
     check_streams("xz", |input| inspect("disk.raw.xz", input));
 }
 
 #[test]
-fn zstd_streams() {
+fn damaged_zstd_streams_are_taken_or_refused() {
     check_streams("zst", |input| inspect("disk.raw.zst", input));
 }
 
 #[test]
-fn packed_images_of_other_kinds() {
+fn streams_under_wrong_names_are_taken_or_refused() {
     let corpus =
         [contents(&["fuzz/stream"]), vec![b"\x1f\x8b".to_vec(), b"BZh91AY&SY".to_vec(), vec![0; 512]]]
             .concat();

@@ -47,11 +47,11 @@ fn check_program(corpus: &str, flag: &str, words: &[&str]) {
 }
 
 #[test]
-fn instance_files() {
+fn damaged_instance_files_are_taken_or_refused() {
     check_program("fuzz/instance", "--instance", &[]);
 }
 
 #[test]
-fn policies() {
+fn damaged_policies_are_taken_or_refused() {
     check_program("fuzz/policy", "--policy", &["image.raw", "system.raw"]);
 }

@@ -153,7 +153,7 @@ fn everything(folder: &Path, disk: &Failing) -> Result<(), (ErrorKind, TargetSta
 }
 
 #[test]
-fn journals_receipts_and_markers() {
+fn no_damage_to_what_a_run_left_makes_a_wrong_disk_done() {
     let lab = Lab::new();
     // One run that breaks off in the middle, and one that ends well: each leaves other files.
     let broken = Failing::of(vec![0xaa; 7 * MIB], 7);

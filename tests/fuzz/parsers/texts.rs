@@ -13,31 +13,31 @@ use crate::stored;
 use crate::watched::watched;
 
 #[test]
-fn manifests() {
+fn damaged_manifests_are_taken_or_refused() {
     check("manifest", &contents(&["fuzz/manifest"]), |input| Manifest::from_json(input).is_ok());
 }
 
 #[test]
-fn plans() {
+fn damaged_plans_are_taken_or_refused() {
     let parse = |input: &[u8]| BoundPlan::from_json(&String::from_utf8_lossy(input)).is_ok();
     check("plan", &contents(&["fuzz/plan"]), parse);
 }
 
 #[test]
-fn ssh_keys() {
+fn damaged_ssh_keys_are_taken_or_refused() {
     let lines = contents(&["seed/ssh-keys-accepted.pub", "seed/ssh-key-rsa-1024.pub"]).concat();
     let lines: Vec<_> = lines.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
     check("ssh-key", &lines, |input| SshKey::parse(&String::from_utf8_lossy(input)).is_ok());
 }
 
 #[test]
-fn keys_that_sign() {
+fn damaged_public_keys_are_taken_or_refused() {
     let corpus = contents(&["trust/minisign.pub", "trust/other.pub"]);
     check("trust-key", &corpus, |input| TrustKey::parse(&String::from_utf8_lossy(input)).is_ok());
 }
 
 #[test]
-fn password_hashes_and_passwords() {
+fn damaged_passwords_and_their_hashes_are_taken_or_refused() {
     let corpus = contents(&["seed/sha512-crypt-ascii.txt", "seed/sha512-crypt-unicode.txt"]);
     check("password-hash", &corpus, |input| PasswordHash::from_file_bytes(input.to_vec()).is_ok());
     check("password", &corpus, |input| Password::from_file_bytes(input.to_vec()).is_ok());
@@ -69,14 +69,14 @@ fn seed(input: &[u8], set: fn(&mut SeedSpec, PathBuf)) -> bool {
 }
 
 #[test]
-fn user_data() {
+fn damaged_user_data_is_taken_or_refused() {
     check("user-data", &contents(&["fuzz/user-data"]), |input| {
         seed(input, |spec, file| spec.user_data = Some(file))
     });
 }
 
 #[test]
-fn network_configurations() {
+fn damaged_network_configurations_are_taken_or_refused() {
     check("network-config", &contents(&["fuzz/network-config"]), |input| {
         seed(input, |spec, file| spec.network_config = Some(file))
     });
@@ -93,7 +93,7 @@ fn inspect_signed(folder: &Path) -> Result<(), reimage::Error> {
 }
 
 #[test]
-fn a_signed_manifest_and_its_signature() {
+fn a_changed_manifest_is_never_taken_as_signed() {
     let names = ["zlib-64k.qcow2.manifest.json", "zlib-64k.qcow2.manifest.json.minisig"];
     let whole = names.map(|name| std::fs::read(testdata("trust").join(name)).unwrap());
     let image = stored::unpacked("zlib-64k.qcow2");
