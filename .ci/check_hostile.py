@@ -111,6 +111,9 @@ class Lab:
         if path.startswith(("/proc/", "/sys/")):
             # Where it looks for who uses a disk; what an image names there is of no process.
             return "self/environ" not in path and "self/fd/0" not in path
+        if re.fullmatch(r"/dev/loop\d+", path):
+            # Which file is below it is asked of every loop device that there is.
+            return True
         libraries = ("/lib/", "/usr/lib/", "/etc/ld.so.", "/lib64/")
         named = [image, self.base, "/proc", "/sys", "/dev/null", "/etc/reimage", "/etc/reimage/policy.toml"]
         # The folders on the way to the state are synced, and what lies beside the disk may be an overlay on it.
@@ -136,7 +139,8 @@ class Lab:
             "a linked folder": b"linked/secret.raw", "absolute": self.secret.encode(),
             "environment": b"/proc/self/environ", "stdin": b"/proc/self/fd/0",
             "json": b'json:{"driver":"file","filename":"/etc/passwd"}', "file:": b"file:/etc/passwd",
-            "nbd": b"nbd:127.0.0.1:%d" % port, "host_device": b"host_device:/dev/vda", "NUL": b"base.raw\0/etc/passwd",
+            "nbd": b"nbd:127.0.0.1:%d" % port, "host_device": b"host_device:/dev/reimage-hostile",
+            "NUL": b"base.raw\0/etc/passwd",
             "missing": b"missing.raw", "a folder": b".", "the shadow of a name": b"../allowed-not/base.raw",
         }
         for name, backing in harmful.items():
@@ -165,8 +169,8 @@ class Lab:
 
     def foreign(self, allow):
         """Other formats that name files, under names that say otherwise."""
-        descriptor = (b"# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n"
-                      b"RW 2048 FLAT \"/etc/passwd\" 0\n")
+        descriptor = (b"# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n"
+                      b"createType=\"monolithicFlat\"\nRW 2048 FLAT \"/etc/passwd\" 0\n")
         for ending in ("raw", "qcow2", "vmdk"):
             path = self.inside(f"descriptor.{ending}")
             host.write(host.make(path, 0), descriptor + bytes(-len(descriptor) % 512))
@@ -229,7 +233,8 @@ class Lab:
         path = self.inside("size.qcow2")
         huge = {"size": 1 << 61, "cluster_bits": 21, "l1_size": 1 << 22}
         for name, fields in {
-            "2^32-1 L1 entries": {"l1_size": (1 << 32) - 1}, "8 EiB": {"size": 1 << 63}, "16 EiB": {"size": (1 << 64) - 512},
+            "2^32-1 L1 entries": {"l1_size": (1 << 32) - 1},
+            "8 EiB": {"size": 1 << 63}, "16 EiB": {"size": (1 << 64) - 512},
             "8 EiB less a sector": {**huge, "size": (1 << 63) - 512}, "no L1 entries": {"l1_size": 0},
             "65537 snapshots": {"snapshots": 65537, "snapshot_offset": 65536},
             "2^32-1 clusters of refcounts": {"refcount_clusters": (1 << 32) - 1},
@@ -297,10 +302,12 @@ class Lab:
         os.mkfifo(fifo)
         listener.bind(self.inside("socket"))
         os.symlink("nowhere", self.inside("dangling"))
-        for path in (fifo, "/dev/zero", "/dev/random", "/dev/null", self.inside("socket"), self.inside("dangling"), "/"):
+        others = (self.inside("socket"), self.inside("dangling"), "/")
+        for path in (fifo, "/dev/zero", "/dev/random", "/dev/null", *others):
             for kind in ("auto", "raw", "qcow2"):
                 self.rebuild_answer((20,), f"{os.path.basename(path) or path} as {kind}", path, "--image-format", kind)
-        for name, folder in ((b"fifo", self.allowed), (b"/dev/zero", "/dev"), (b"/dev/random", "/dev"), (b"socket", self.allowed)):
+        devices = ((b"/dev/zero", "/dev"), (b"/dev/random", "/dev"))
+        for name, folder in ((b"fifo", self.allowed), (b"socket", self.allowed), *devices):
             for kind in (b"raw", b"qcow2"):
                 path = naming(self.inside("top.qcow2"), name, kind)
                 self.rebuild_answer((20,), f"{name.decode()} below as {kind.decode()}", path, "--allow-backing", folder)
