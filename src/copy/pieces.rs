@@ -97,11 +97,16 @@ impl Shared<'_> {
     pub(super) fn work(&self, worker: &mut Worker, job: Job) -> Result<Outcome, CopyError> {
         match (job, self.sink) {
             (Job::Copy(chunks), _) => {
-                let copied = chunks.into_iter().map(|chunk| self.copy(worker, chunk));
-                copied.collect::<Result<_, _>>().map(Outcome::Several)
+                let mut outcomes = Vec::with_capacity(chunks.len());
+                for chunk in chunks {
+                    let asked = chunk.0;
+                    outcomes.push(self.copy(worker, chunk)?);
+                    outcomes.extend(self.behind_the_end(worker, asked)?);
+                }
+                Ok(Outcome::Several(outcomes))
             }
             (Job::HashZeroes(range), _) => {
-                let value = hash_zeroes(worker, self.image.virtual_size(), range)?;
+                let value = hash_zeroes(worker, self.image.most_bytes(), range)?;
                 Ok(Outcome::Hashed(range, value))
             }
             (Job::Zero(range), Sink::Target(onto)) => match onto.compare {
@@ -118,18 +123,23 @@ impl Shared<'_> {
     fn copy(
         &self,
         worker: &mut Worker,
-        (range, extents): (ByteRange, Vec<Extent>),
+        (asked, extents): (ByteRange, Vec<Extent>),
     ) -> Result<Outcome, CopyError> {
-        if let Some(kept) = self.noted(worker, range)? {
+        if let Some(kept) = self.noted(worker, asked)? {
             return Ok(kept);
         }
-        let known = match self.by_manifest(worker, range)? {
+        let known = match self.by_manifest(worker, asked)? {
             Known::Right(kept) => return Ok(kept),
             Known::Other(old) => Some(InPlace::Other(old)),
             Known::Nothing => None,
         };
         let mut buffer = worker.take_buffer()?;
-        self.image.read(&extents, &mut buffer[..to_index(range.len())], &mut worker.decoder)?;
+        self.image.read(&extents, &mut buffer[..to_index(asked.len())], &mut worker.decoder)?;
+        // Where the disk ends may be known only now.
+        let Some(range) = asked.intersection(ByteRange::new(0, self.image.most_bytes())) else {
+            worker.give_back(buffer);
+            return Ok(Outcome::Several(Vec::new()));
+        };
         let chunk = VerifiedChunk::digest(range, buffer);
         let (digest, whole) = (chunk.chunk_digest(), self.whole(range, chunk.bytes()));
         self.manifest.map_or(Ok(()), |manifest| manifest.check(range, digest))?;
@@ -152,7 +162,7 @@ impl Shared<'_> {
                 };
                 if !self.may_write.load(Ordering::SeqCst) {
                     worker.give_back(chunk.into_buffer());
-                    return Ok(Outcome::Differs(Job::Copy(vec![(range, extents)])));
+                    return Ok(Outcome::Differs(Job::Copy(vec![(asked, extents)])));
                 }
                 onto.target.write(&chunk)?;
                 Fate::Written { old }
@@ -160,6 +170,17 @@ impl Shared<'_> {
         };
         worker.give_back(chunk.into_buffer());
         Ok(Outcome::Chunk { range, digest, whole, fate })
+    }
+
+    /// Zeroes what a chunk has behind the end of a disk whose length was not known when it was asked for.
+    fn behind_the_end(&self, worker: &Worker, asked: ByteRange) -> Result<Option<Outcome>, CopyError> {
+        let Sink::Target(onto) = self.sink else { return Ok(None) };
+        let end = self.image.most_bytes().next_multiple_of(u64::from(onto.target.sector_size()));
+        if onto.target.is_new() || end >= asked.end() {
+            return Ok(None);
+        }
+        let behind = ByteRange::between(end.max(asked.start()), asked.end()).intersection(onto.middle);
+        behind.map(|behind| self.zero_what_is_stored(worker, onto, behind)).transpose()
     }
 
     /// A chunk that an earlier run noted, if the disk still holds it.
@@ -175,7 +196,14 @@ impl Shared<'_> {
         let Some(digest) = noted else { return Ok(None) };
         let mut buffer = worker.take_buffer()?;
         let padded = padded(*target, range);
-        target.read(padded, &mut buffer)?;
+        match target.read(padded, &mut buffer) {
+            // A file whose size is not decided yet may end within the chunk.
+            Err(fault) if fault.is_behind_the_end() => {
+                worker.give_back(buffer);
+                return Ok(None);
+            }
+            read => read?,
+        }
         let (bytes, padding) = buffer[..to_index(padded.len())].split_at(to_index(range.len()));
         let right = Digest::of(bytes) == digest && is_zero(padding);
         let whole = self.whole(range, bytes);
@@ -241,7 +269,7 @@ impl Shared<'_> {
     }
 
     fn whole(&self, range: ByteRange, bytes: &[u8]) -> Option<[u8; 32]> {
-        self.hashes_all.then(|| WholeDigester::chaining_value(self.image.virtual_size(), range, bytes))
+        self.hashes_all.then(|| WholeDigester::chaining_value(self.image.most_bytes(), range, bytes))
     }
 
     /// Zeroes, in requests that a cancel can wait for.

@@ -167,7 +167,7 @@ pub(crate) fn transfer(
             None => {}
         }
     }
-    let result = pass.into_inner().finish();
+    let result = pass.into_inner().finish()?;
     watch.progress(watch.bytes_total);
     Ok(result)
 }
@@ -195,7 +195,7 @@ struct Pass<'a> {
 
 impl<'a> Pass<'a> {
     fn new(pieces: &'a Shared<'a>, whole: Option<WholeDigester>, ledger: &'a mut dyn Ledger) -> Self {
-        let result = Transferred::nothing(DigestTable::new(pieces.image.virtual_size()), Vec::new());
+        let result = Transferred::nothing(DigestTable::new(pieces.image.most_bytes()), Vec::new());
         Self {
             pieces,
             ledger,
@@ -256,7 +256,7 @@ impl<'a> Pass<'a> {
     fn behind(&self) -> Vec<Job> {
         let Sink::Target(onto) = self.pieces.sink else { return Vec::new() };
         // A chunk is written in whole sectors, so the zeroes begin at the next one.
-        let size = self.pieces.image.virtual_size().next_multiple_of(u64::from(onto.target.sector_size()));
+        let size = self.pieces.image.most_bytes().next_multiple_of(u64::from(onto.target.sector_size()));
         let end = onto.middle.end();
         if size >= end { Vec::new() } else { self.zero_jobs(ByteRange::between(size, end)).collect() }
     }
@@ -309,13 +309,18 @@ impl<'a> Pass<'a> {
         self.result.doubtful.extend(doubtful);
     }
 
-    fn finish(self) -> Transferred {
-        let mut result = self.result;
+    fn finish(self) -> Result<Transferred, CopyError> {
+        let (mut result, size) = (self.result, self.pieces.image.most_bytes());
+        // What an earlier run noted behind the end was of another image.
+        result.digests.end_at(size).map_err(|range| CopyError::ImageChanged { range })?;
         result.digests.sort();
         result.old.sort_unstable_by_key(|(index, _)| *index);
         result.kept.merge();
-        result.whole = self.whole.map(WholeDigester::finish);
-        result
+        result.whole = self.whole.map(|mut whole| {
+            whole.end_at(size);
+            whole.finish()
+        });
+        Ok(result)
     }
 
     /// Notes an outcome.

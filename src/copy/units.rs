@@ -36,12 +36,13 @@ impl<'a> Units<'a> {
 
     /// The next unit; `None` behind the last.
     pub(crate) fn next(&mut self) -> Result<Option<Unit>, ImageError> {
-        let size = self.image.virtual_size();
+        // It may become less at any time, while the units are worked on.
+        let size = self.image.most_bytes();
         if self.at >= size {
             return Ok(None);
         }
         let chunk_end = (self.at / CHUNK + 1).saturating_mul(CHUNK).min(size);
-        let first = self.front()?;
+        let first = self.front(size)?;
         if first.kind == ExtentKind::Zero && first.range.end() >= chunk_end {
             let longest = (self.at - self.at % CHUNK).saturating_add(LONGEST_ZEROES);
             let end = match first.range.end().min(longest) {
@@ -52,21 +53,21 @@ impl<'a> Units<'a> {
             self.take(end);
             return Ok(Some(Unit::Zeroes(zeroes)));
         }
-        let mut chunks = vec![self.chunk(chunk_end)?];
-        if self.at < size && chunk_goes_on(&chunks[0].1, &self.front()?) {
-            chunks.push(self.chunk(chunk_end.saturating_add(CHUNK).min(size))?);
+        let mut chunks = vec![self.chunk(chunk_end, size)?];
+        if self.at < size && chunk_goes_on(&chunks[0].1, &self.front(size)?) {
+            chunks.push(self.chunk(chunk_end.saturating_add(CHUNK).min(size), size)?);
         }
         let mut extents = chunks.iter().flat_map(|(_, extents)| extents);
         let all_zero = extents.all(|extent| extent.kind == ExtentKind::Zero);
         Ok(Some(if all_zero { Unit::Zeroes(chunks[0].0) } else { Unit::Chunks(chunks) }))
     }
 
-    /// The chunk from `at` to `end`.
-    fn chunk(&mut self, end: u64) -> Result<(ByteRange, Vec<Extent>), ImageError> {
+    /// The chunk from `at` to `end`, of a disk of `size` bytes.
+    fn chunk(&mut self, end: u64, size: u64) -> Result<(ByteRange, Vec<Extent>), ImageError> {
         let range = ByteRange::between(self.at, end);
         let mut extents = Vec::new();
         while self.at < end {
-            let part = self.front()?.part(ByteRange::between(self.at, end));
+            let part = self.front(size)?.part(ByteRange::between(self.at, end));
             extents.push(part);
             self.take(part.range.end());
         }
@@ -74,9 +75,9 @@ impl<'a> Units<'a> {
     }
 
     /// The extent that holds `at`.
-    fn front(&mut self) -> Result<Extent, ImageError> {
+    fn front(&mut self, size: u64) -> Result<Extent, ImageError> {
         if self.mapped.is_empty() {
-            let rest = ByteRange::between(self.at, self.image.virtual_size());
+            let rest = ByteRange::between(self.at, size);
             self.mapped = self.image.map(rest)?.into();
         }
         let extent = *self.mapped.front().expect("a map of bytes holds an extent");

@@ -42,7 +42,7 @@ pub(crate) use qcow2::{
 };
 pub(crate) use qcow2::{Compressor, FilePart, Finished, ImageWriter, NewImage, NewImageError, Stored};
 
-pub(crate) use stream::{Packed, PartlyKnown, Step};
+pub(crate) use stream::{Glance, Packed, PartlyKnown, Step, Told};
 
 use crate::range::ByteRange;
 
@@ -213,8 +213,22 @@ pub enum ExtentKind {
 ///
 /// Implementations are immutable once open: every method may be called from several threads.
 pub trait Image: Send + Sync {
-    /// The virtual disk's size in bytes; any number, not rounded.
+    /// The virtual disk's size in bytes; any number, not rounded. It is supposed as long as it is not measured.
     fn virtual_size(&self) -> u64;
+
+    /// Whether the size is known for certain: of some packed images only reading them to their end tells it.
+    fn is_measured(&self) -> bool {
+        true
+    }
+
+    /// The most bytes that the disk can have; its size, once that is measured. What was asked before is mapped and read
+    /// even if it has become less meanwhile, and is zero behind the end.
+    fn most_bytes(&self) -> u64 {
+        self.virtual_size()
+    }
+
+    /// Lets it be a fault of the image if its disk, which is not measured yet, turns out to be longer.
+    fn limit(&mut self, _most: u64) {}
 
     /// The extents from `range.start()` on: in order, gapless, each within `range`.
     ///
@@ -227,7 +241,7 @@ pub trait Image: Send + Sync {
     ///
     /// # Panics
     ///
-    /// If the range is not within the virtual disk.
+    /// If the range is not within what `most_bytes` has ever been.
     fn map(&self, range: ByteRange) -> Result<Vec<Extent>, ImageError>;
 
     /// Fills `buffer` with the bytes of `extents`, which are neighbours and come from `map`.

@@ -234,6 +234,21 @@ pub(crate) fn table_places(disk: &dyn ReadBytes) -> io::Result<Vec<ByteRange>> {
 }
 
 /// The number of the last whole sector; 0 on a disk without one.
+/// How long a disk is by the first GPT that it has: its last sector holds the backup.
+pub(crate) fn told_size(disk: &dyn ReadBytes) -> io::Result<Option<u64>> {
+    for sector in SectorSize::ALL {
+        match read_header(disk, sector, 1) {
+            Ok(header) => {
+                let sectors = header.other_lba.checked_add(1);
+                return Ok(sectors.and_then(|sectors| sectors.checked_mul(sector.bytes())));
+            }
+            Err(GptFault::Read(error)) => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(None)
+}
+
 pub(super) fn last_lba(disk: &dyn ReadBytes, sector: SectorSize) -> u64 {
     (disk.size() / sector.bytes()).saturating_sub(1)
 }

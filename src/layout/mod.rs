@@ -32,7 +32,7 @@ use std::io;
 pub(crate) use bytes::{ReadBytes, Window};
 pub(crate) use describe::describe;
 pub use describe::{DiskLayout, Partition, TableKind};
-pub(crate) use gpt::{GptFault, table_places};
+pub(crate) use gpt::{GptFault, table_places, told_size};
 pub use probe::{Signature, Usage};
 pub(crate) use probe::{probe, ptuuid};
 pub(crate) use relocate::{ImageBackup, Outcome, Patch, Relocation, apply, overlay, relocate};

@@ -145,6 +145,11 @@ impl Container {
         Ok(size)
     }
 
+    /// The most that its disk can be, of an image that may be so long.
+    pub(super) fn most_bytes(&self, image: u64) -> u64 {
+        image.checked_next_multiple_of(SECTOR).unwrap_or(image).min(self.shape.most_bytes())
+    }
+
     pub(super) fn summary(&self) -> Qcow2Plan {
         let old = self.old.as_ref();
         Qcow2Plan {

@@ -110,7 +110,7 @@ impl Known {
                 Some(UnfinishedRun { journal, goes_on: false, bytes_noted: 0, reason })
             }
             Earlier::GoesOn { journal, chunks, .. } => {
-                let bytes_noted = (chunks.len() as u64).saturating_mul(CHUNK).min(fit.size);
+                let bytes_noted = (chunks.len() as u64).saturating_mul(CHUNK).min(fit.most_bytes());
                 Some(UnfinishedRun { journal, goes_on: true, bytes_noted, reason: None })
             }
             Earlier::StartsOver { journal, reason, .. } => {
@@ -257,7 +257,7 @@ fn bound(options: &Options, (image, tables): (&dyn Image, TableReport), key: &Va
         "chunk_bytes": CHUNK,
         "gpt": gpt,
     });
-    Bound::of(&to, fit.size.div_ceil(CHUNK))
+    Bound::of(&to, fit.most_bytes().div_ceil(CHUNK))
 }
 
 /// A file of the image as it is known again under whatever name.

@@ -1,10 +1,13 @@
 //! Whether the image fits the disk: size, room, sector size, and where the backup GPT goes.
 
+use std::path::Path;
+
+use super::packed::is_all_at_hand;
 use super::{Container, Glimpse, unreadable};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Claim, Held};
 use crate::image::{Image, TableReport};
-use crate::layout::{self, LayoutError, Patch, Relocation};
+use crate::layout::{self, LayoutError, Patch, ReadBytes, Relocation};
 use crate::range::ByteRange;
 use crate::request::{GptPolicy, Linking, Placement, Request};
 use crate::target::Target;
@@ -15,8 +18,10 @@ const LEAST_TAIL: u64 = 1 << 20;
 
 /// How the image will lie on the disk.
 pub(crate) struct Fit {
-    /// The disk's size in bytes when the run has ended.
+    /// The disk's size in bytes when the run has ended; supposed as long as `at_most` has another.
     pub(crate) size: u64,
+    /// The most that it can become, of a new file for an image whose length nothing tells.
+    pub(crate) at_most: Option<u64>,
     pub(crate) relocation: Option<Relocation>,
     /// The qcow2 file that the disk will be; `None` of a raw one.
     pub(crate) container: Option<Container>,
@@ -50,25 +55,32 @@ impl Fit {
         brought: Option<&dyn Target>,
     ) -> Result<Self, Error> {
         let container = Container::find(request, image, claim)?;
-        let size = size_of(request, image.virtual_size(), claim)?;
-        let size = container.as_ref().map_or(Ok(size), |container| container.size_of(size, claim.path()))?;
+        let follows_image = matches!(claim.held(), Held::NewFile { .. }) && request.options.size.is_none();
+        let at_most = (follows_image && !image.is_measured()).then(|| {
+            container
+                .as_ref()
+                .map_or(image.most_bytes(), |container| container.most_bytes(image.most_bytes()))
+        });
+        let size = size_of(request, image, claim)?.min(at_most.unwrap_or(u64::MAX));
+        let size = size_in(container.as_ref(), size, claim.path())?;
         let sector = match (claim.held(), brought) {
             (Held::Device { sector_size, .. }, _) => *sector_size,
             (_, Some(target)) => target.sector_size(),
             _ => 1,
         };
-        let about = |fault| layout_error(fault, image, claim);
+        let about = |fault| layout_error(fault, image, claim.path());
         layout::fits_sector(&Glimpse(image), sector).map_err(about)?;
         // What an image holds that is not decoded yet is not known.
-        let is_known = image.is_at_hand(ByteRange::new(0, image.virtual_size()));
-        if is_known && request.options.linking == Linking::Copy {
+        if is_all_at_hand(image) && request.options.linking == Linking::Copy {
             check_room(request, tables, claim)?;
         }
         let relocation = match request.options.gpt {
             GptPolicy::Keep => None,
+            // What is wrong with it is told when the length is known that it depends on.
+            GptPolicy::Relocate if !image.is_measured() => relocation(image, size, sector).ok().flatten(),
             GptPolicy::Relocate => relocation(image, size, sector).map_err(about)?,
         };
-        Ok(Self { size, relocation, container })
+        Ok(Self { size, at_most, relocation, container })
     }
 
     /// A disk that gets the content back that it had: a device must have the size that it had.
@@ -80,7 +92,20 @@ impl Fit {
                 .at_path(claim.path())
                 .hint_that("give the volume the size back that it had"));
         }
-        Ok(Self { size: kept, relocation: None, container: None })
+        Ok(Self { size: kept, at_most: None, relocation: None, container: None })
+    }
+
+    /// Decides what was supposed of the disk's size: the image's disk has that many bytes.
+    pub(crate) fn settle(&mut self, virtual_size: u64, target: &Path) -> Result<(), Error> {
+        if self.at_most.take().is_some() {
+            self.size = size_in(self.container.as_ref(), virtual_size, target)?;
+        }
+        Ok(())
+    }
+
+    /// The most bytes that the disk can have when the run has ended.
+    pub(crate) fn most_bytes(&self) -> u64 {
+        self.at_most.unwrap_or(self.size)
     }
 
     /// What differs from the image because the backup GPT moves.
@@ -90,7 +115,11 @@ impl Fit {
 
     /// Both ends of the disk, which are written last.
     pub(crate) fn ends(&self) -> Ends {
-        Ends::of(self.size)
+        match self.at_most {
+            // Where its tail lies is not known yet.
+            Some(most) => Ends::open(most),
+            None => Ends::of(self.size),
+        }
     }
 }
 
@@ -109,6 +138,11 @@ impl Ends {
         Self { head, tail: ByteRange::between(tail_start.max(head.end()), size) }
     }
 
+    /// Those of a disk whose end is not known: all behind the head is the middle.
+    fn open(most: u64) -> Self {
+        Self { head: ByteRange::between(0, most.min(CHUNK)), tail: ByteRange::between(most, most) }
+    }
+
     /// What lies between them.
     pub(crate) fn middle(self) -> ByteRange {
         ByteRange::between(self.head.end(), self.tail.start())
@@ -122,13 +156,28 @@ pub(crate) fn relocation(
     size: u64,
     disk_sector: u32,
 ) -> Result<Option<Relocation>, LayoutError> {
-    let bytes = Glimpse(image);
-    let Some(sector) = layout::fits_sector(&bytes, disk_sector)? else { return Ok(None) };
-    layout::relocate(&bytes, size, sector).map(Some)
+    relocation_of(&Glimpse(image), (GptPolicy::Relocate, size), disk_sector)
 }
 
-fn size_of(request: &Request, virtual_size: u64, claim: &Claim) -> Result<u64, Error> {
-    let path = claim.path().to_owned();
+/// The same of the image's disk as bytes, if it is to be moved; an image for other sectors is refused in any case.
+pub(super) fn relocation_of(
+    disk: &dyn ReadBytes,
+    (policy, size): (GptPolicy, u64),
+    disk_sector: u32,
+) -> Result<Option<Relocation>, LayoutError> {
+    match (layout::fits_sector(disk, disk_sector)?, policy) {
+        (Some(sector), GptPolicy::Relocate) => layout::relocate(disk, size, sector).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// The size that a disk of `size` bytes gets in its file.
+fn size_in(container: Option<&Container>, size: u64, path: &Path) -> Result<u64, Error> {
+    container.map_or(Ok(size), |container| container.size_of(size, path))
+}
+
+fn size_of(request: &Request, image: &dyn Image, claim: &Claim) -> Result<u64, Error> {
+    let (path, virtual_size) = (claim.path().to_owned(), image.virtual_size());
     let refuse =
         |kind, fault: Misfit, hint: &str| Err(Error::new(kind, fault).at_path(&path).hint_that(hint));
     let asked = request.options.size;
@@ -151,7 +200,8 @@ fn size_of(request: &Request, virtual_size: u64, claim: &Claim) -> Result<u64, E
         (Held::NewFile { .. }, None) => virtual_size,
         (_, None) => claim.size(),
     };
-    if size < virtual_size {
+    // One whose length is supposed may be shorter, and is refused while it is copied if it is longer than the disk.
+    if size < virtual_size && image.is_measured() {
         let fault = Misfit::TooSmall { virtual_size, size };
         return refuse(
             ErrorKind::DoesNotFit,
@@ -180,7 +230,7 @@ fn check_room(request: &Request, tables: TableReport, claim: &Claim) -> Result<(
     Err(about(Misfit::NoRoom { free, needed }).hint_that(hint))
 }
 
-fn layout_error(fault: LayoutError, image: &dyn Image, claim: &Claim) -> Error {
+pub(super) fn layout_error(fault: LayoutError, image: &dyn Image, target: &Path) -> Error {
     let top = || image.info().chain.first().map(|layer| layer.path.clone()).unwrap_or_default();
     let fault = match fault {
         LayoutError::Read(unread) => return unreadable(unread, &top()),
@@ -193,7 +243,7 @@ fn layout_error(fault: LayoutError, image: &dyn Image, claim: &Claim) -> Error {
         LayoutError::TooSmall { .. } => "grow the disk, or --gpt keep",
         LayoutError::Read(_) => "check the image",
     };
-    let path = if fault.kind() == ErrorKind::Image { top() } else { claim.path().to_owned() };
+    let path = if fault.kind() == ErrorKind::Image { top() } else { target.to_owned() };
     Error::new(fault.kind(), fault).at_path(path).hint_that(hint)
 }
 

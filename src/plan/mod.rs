@@ -15,6 +15,7 @@ mod manifest;
 mod open;
 mod overlays;
 mod packed;
+mod settle;
 mod summary;
 mod survey;
 mod undo;
@@ -50,7 +51,8 @@ pub(crate) use open::{
     other_than_manifest,
 };
 pub(crate) use overlays::built_on_kept;
-pub(crate) use packed::ANY_SIZE;
+pub(crate) use packed::{ANY_SIZE, is_all_at_hand};
+pub(crate) use settle::settle;
 pub use summary::{GptPlan, PlanSummary, TargetKind};
 pub(crate) use survey::{Seen, storage_of, survey};
 pub(crate) use undo::{Onto, SeenDisk, another_disk, claim_for_undo, plan_back};
@@ -150,7 +152,7 @@ impl Storage {
         };
         match is_replaced {
             true if request.options.duplicates == DuplicatePolicy::Deny => Later::LooksAround,
-            true => Later::LosesNothing,
+            true => Later::ReplacesWhole,
             false => Later::Overwrites,
         }
     }
@@ -231,7 +233,7 @@ fn decide(
     observer: &dyn Observer,
 ) -> Result<Plan, Error> {
     let Looked { opened, seed, mut seen, claim, brought, mut refusals } = looked;
-    let CheckedImage { image, tables, signatures, manifest, decoded } = opened;
+    let CheckedImage { mut image, tables, signatures, manifest, decoded } = opened;
     let root = decoded.as_ref().map(DigestTable::root);
     let fit = match task {
         Task::Rebuild => Fit::find(request, (image.as_ref(), tables), &claim, brought.as_deref()),
@@ -241,6 +243,7 @@ fn decide(
     let overlays = overlays::look(request, &claim);
     refusals.extend(overlays.refusal.map(|refusal| refusal.about(claim.path())));
     let Some(fit) = fit.filter(|_| refusals.is_empty()) else { return Err(Error::first_of(refusals)) };
+    image.limit(fit.most_bytes());
     let known = Known::find(&request.options, (image.as_ref(), tables), (&claim, brought.as_deref()), &fit)?;
     let (old_disks, keep, warnings) = match task {
         Task::Rebuild => keep::find(&request.options, (&claim, brought.as_deref()), &known)?,

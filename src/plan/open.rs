@@ -53,6 +53,8 @@ pub(crate) enum Later {
     Overwrites,
     /// Nothing is lost where a chunk turns out to be another than it should be.
     LosesNothing,
+    /// The same, for a file is replaced whole: what was supposed of the image may be settled when it has been copied.
+    ReplacesWhole,
     /// The same, and all that lies on the image's disk is looked at.
     LooksAround,
 }

@@ -14,7 +14,7 @@ use super::{Container, Fit, Glimpse, Qcow2Plan, Task, guest, packed};
 use crate::error::{Error, ErrorKind};
 use crate::guard::{Claim, DataDiskEvidence, DiskFacts, Held, Sight};
 use crate::image::{FileIdentity, Image, ImageInfo, TableReport};
-use crate::layout::{self, DiskLayout, Outcome, ReadBytes, Relocation};
+use crate::layout::{self, DiskLayout, ImageBackup, Outcome, ReadBytes, Relocation};
 use crate::range::ByteRange;
 use crate::request::{ExpectedDigest, GptPolicy, Placement, Preflight, Request};
 use crate::seed::{ComposedSeed, SeedReport};
@@ -144,7 +144,7 @@ pub(super) struct Found<'a> {
 
 pub(super) fn summarise(request: &Request, found: Found<'_>) -> Result<PlanSummary, Error> {
     let Found { image, claim, fit, seen, known, seed, .. } = found;
-    let future = Future { image: Glimpse(image), fit };
+    let future = Future { image: &Glimpse(image), fit };
     let unreadable = |error| Error::new(ErrorKind::Image, error);
     let after = layout::describe(&future).map_err(unreadable)?;
     // What a guest left on the disk may be anything, and stops nothing.
@@ -189,15 +189,22 @@ pub(super) fn summarise(request: &Request, found: Found<'_>) -> Result<PlanSumma
         warnings,
         digest: String::new(),
     };
-    let document = serde_json::to_value(&summary).expect("a plan is plain data");
-    summary.digest = super::bound::digest_of(&document);
+    summary.seal();
     Ok(summary)
 }
 
+impl PlanSummary {
+    /// Gives it the digest of all the rest.
+    pub(super) fn seal(&mut self) {
+        let document = serde_json::to_value(&*self).expect("a plan is plain data");
+        self.digest = super::bound::digest_of(&document);
+    }
+}
+
 /// The system disk as it will be.
-struct Future<'a> {
-    image: Glimpse<'a>,
-    fit: &'a Fit,
+pub(super) struct Future<'a> {
+    pub(super) image: &'a dyn ReadBytes,
+    pub(super) fit: &'a Fit,
 }
 
 impl ReadBytes for Future<'_> {
@@ -243,6 +250,20 @@ pub(super) fn kind_of(request: &Request, claim: &Claim) -> TargetKind {
     }
 }
 
+/// What a person should know of the image's backup GPT, which was looked at.
+pub(super) fn about_backup(relocation: &Relocation) -> Option<String> {
+    let Outcome::Moved { image_backup, .. } = &relocation.outcome else { return None };
+    match image_backup {
+        ImageBackup::Same => None,
+        ImageBackup::Differs => {
+            Some("the image's backup GPT is another table than its first GPT; the first one counts".into())
+        }
+        ImageBackup::Unusable(fault) => Some(format!(
+            "the image's own backup GPT is unusable ({fault}); a new one is written from its first GPT"
+        )),
+    }
+}
+
 fn warnings_of(
     request: &Request,
     (image, fit): (&dyn Image, &Fit),
@@ -257,20 +278,8 @@ fn warnings_of(
         ));
     }
     let end = ByteRange::between(image.virtual_size().saturating_sub(64 << 10), image.virtual_size());
-    let has_end = image.is_at_hand(end);
-    if let Some(Outcome::Moved { image_backup, .. }) =
-        fit.relocation.as_ref().map(|moved| &moved.outcome).filter(|_| has_end)
-    {
-        match image_backup {
-            crate::layout::ImageBackup::Same => {}
-            crate::layout::ImageBackup::Differs => warnings.push(
-                "the image's backup GPT is another table than its first GPT; the first one counts".into(),
-            ),
-            crate::layout::ImageBackup::Unusable(fault) => warnings.push(format!(
-                "the image's own backup GPT is unusable ({fault}); a new one is written from its first GPT"
-            )),
-        }
-    }
+    let has_end = image.is_measured() && image.is_at_hand(end);
+    warnings.extend(fit.relocation.as_ref().filter(|_| has_end).and_then(about_backup));
     warnings.extend(fit.container.iter().flat_map(Container::warnings));
     if request.options.gpt == GptPolicy::Keep {
         warnings.push("the backup GPT stays where the image has it, even on a larger disk".into());

@@ -1,4 +1,4 @@
-//! The order of a rebuild: prepare, keep, invalidate, copy, read back, seal, seed, finish, report.
+//! The order of a rebuild: prepare, keep, invalidate, copy, settle, read back, seal, seed, finish, report.
 //!
 //! Each step is one function of `Run`, in this order, and keeps the state that an error will tell.
 
@@ -14,6 +14,7 @@ mod prepare;
 mod receipt;
 mod report;
 mod run;
+mod settle;
 mod steps;
 
 pub(crate) use keep::stage_seed;
@@ -66,6 +67,7 @@ fn carry_out(run: &mut Run<'_>) -> Result<(), Error> {
     run.keep()?;
     run.invalidate()?;
     run.copy()?;
+    run.settle()?;
     run.read_back()?;
     run.seal()?;
     run.seed()?;

@@ -10,7 +10,7 @@ use crate::journal::{Earlier, Journal, Staged};
 use crate::plan::{self, Fit, Known, PlanSummary};
 use crate::request::Options;
 use crate::sys::beside;
-use crate::target::{self, Beside, Exchange, Opened, Target, TargetError, Wanted};
+use crate::target::{self, Beside, Exchange, Opened, Target, TargetError, Wanted, WantedSize};
 use crate::verify::DigestTable;
 
 /// What a run writes to, and where it takes note of it.
@@ -30,7 +30,7 @@ pub(super) struct Prepared {
 pub(super) fn prepare(
     options: &Options,
     (summary, known, undoes): (&PlanSummary, &Known, Option<&Kept>),
-    virtual_size: u64,
+    most_bytes: u64,
     (claim, brought, fit): (Claim, Option<Box<dyn Target>>, &Fit),
 ) -> Result<Prepared, Error> {
     let path = claim.path().to_owned();
@@ -63,7 +63,7 @@ pub(super) fn prepare(
                 // What stays is found by `prune`.
                 let _ = beside::remove_leftover(&left.temporary, numbers_of(&left));
             }
-            let noted = chunks.map(|chunks| DigestTable::of_notes(virtual_size, chunks));
+            let noted = chunks.map(|chunks| DigestTable::of_notes(most_bytes, chunks));
             let path = beside.as_ref().map(|beside| beside.path.clone());
             let sealable = qcow2.zip(path).map(|(qcow2, path)| Sealable { qcow2, path });
             Ok(Prepared { journal, target, exchange, beside, sealable, noted })
@@ -77,7 +77,8 @@ pub(super) fn prepare(
 
 fn wanted(options: &Options, fit: &Fit) -> Wanted {
     let qcow2 = fit.container.as_ref().map(|container| container.shape.clone());
-    Wanted { placement: options.placement, size: fit.size, qcow2 }
+    let size = fit.at_most.map_or(WantedSize::Known(fit.size), WantedSize::AtMost);
+    Wanted { placement: options.placement, size, qcow2 }
 }
 
 fn numbers_of(staged: &Staged) -> (u64, u64) {

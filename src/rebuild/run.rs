@@ -17,8 +17,8 @@ use crate::journal::kept::Kept;
 use crate::journal::{Journal, JournalError, Record};
 use crate::observe::{CancelToken, Event, Observer, Phase};
 use crate::plan::{
-    FETCH_BOTH, Fit, Known, KnownManifest, LinkedImage, OldDisks, Plan, PlanSummary, RunMode, SeenImage,
-    image_error,
+    self, FETCH_BOTH, Fit, Known, KnownManifest, LinkedImage, OldDisks, Plan, PlanSummary, RunMode,
+    SeenImage, image_error,
 };
 use crate::range::ByteRange;
 use crate::request::{OnError, Options};
@@ -63,6 +63,8 @@ pub(super) struct Run<'a> {
     pub(super) noted: DigestTable,
     /// Whether the disk says before the copy that it is unfinished; else it is told by the first byte that differs.
     pub(super) may_write: bool,
+    /// Whether the plan has not seen all of the image's disk, so that some of it is decided behind the copy.
+    pub(super) settles: bool,
     /// The locks on the disk; none on a new file or a caller's own target.
     pub(super) hold: Option<Hold>,
     pub(super) data_disks: Vec<DataDisk>,
@@ -108,9 +110,10 @@ impl<'a> Run<'a> {
         let to_open = (claim, brought, &fit);
         let about = (&summary, &known, undoes.as_ref());
         let Prepared { journal, target, exchange, beside, sealable, noted } =
-            prepare::prepare(&options, about, image.virtual_size(), to_open)?;
+            prepare::prepare(&options, about, image.most_bytes(), to_open)?;
         let mode = mode_of(&summary, noted.as_ref().filter(|_| !target.is_new()));
         let may_write = may_write(&summary, mode);
+        let settles = exchange.is_some() && undoes.is_none() && !plan::is_all_at_hand(image.as_ref());
         let durations = Durations { prepare_ms: report::ms(started), ..Durations::default() };
         Ok(Self {
             observer,
@@ -137,6 +140,7 @@ impl<'a> Run<'a> {
             mode,
             noted: noted.unwrap_or_else(|| DigestTable::new(0)),
             may_write,
+            settles,
             hold,
             data_disks,
             state: TargetState::Untouched,

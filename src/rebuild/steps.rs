@@ -11,6 +11,7 @@ use super::run::{Run, end_error, journal_error, mismatch};
 use crate::copy::{self, Compare, CopyError, MayOpen, Onto, Sink, Transfer, Transferred};
 use crate::error::{Error, ErrorKind, TargetState};
 use crate::guard::Hold;
+use crate::image::ImageError;
 use crate::journal::{self, Record};
 use crate::observe::{Event, Phase};
 use crate::plan::{self, Ends, KnownManifest, RunMode, TargetKind};
@@ -90,10 +91,21 @@ impl Run<'_> {
             CopyError::OtherThanManifest { .. } => self.other_than_manifest(fault, books.state),
             // As long as the disk is the old one, a stream that turns out to be damaged is a refused image.
             CopyError::Image(fault) if fault.is_of_stream() && self.is_untouched(books.state) => {
-                plan::image_error(ErrorKind::Image, fault)
+                plan::image_error(self.kind_of(&fault), fault)
             }
             fault => self.error(fault),
         })
+    }
+
+    /// A stream may be right and longer than a disk whose size the plan found out only behind the image's outline.
+    fn kind_of(&self, fault: &ImageError) -> ErrorKind {
+        let summary = &self.summary;
+        let is_told_late = summary.target_kind == TargetKind::CallersOwn
+            || summary.qcow2.is_some() && self.options.size.is_none();
+        match fault {
+            ImageError::StreamTooLong { .. } if is_told_late => ErrorKind::DoesNotFit,
+            _ => ErrorKind::Image,
+        }
     }
 
     /// Whether the system disk is the old one, before the exchange.

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -19,7 +20,7 @@ const DIRECT_ALIGNMENT: u64 = 4096;
 pub(crate) struct HostDisk {
     pub(crate) file: File,
     direct: Option<File>,
-    size: u64,
+    size: AtomicU64,
     sector_size: u32,
     medium: Medium,
 }
@@ -34,7 +35,12 @@ impl HostDisk {
     /// A regular file that is open already.
     pub(crate) fn of_file(file: File, size: u64) -> Self {
         let direct = reopen_direct(&file).ok();
-        Self { file, direct, size, sector_size: 1, medium: Medium::File }
+        Self { file, direct, size: size.into(), sector_size: 1, medium: Medium::File }
+    }
+
+    /// Says how long a file is whose length was not decided when it was opened.
+    pub(super) fn end_at(&self, size: u64) {
+        self.size.store(size, Ordering::Relaxed);
     }
 
     /// A block device that is open already.
@@ -44,7 +50,7 @@ impl HostDisk {
             true => Some(file.try_clone()?),
             false => None,
         };
-        Ok(Self { file, direct, size, sector_size, medium: Medium::Device })
+        Ok(Self { file, direct, size: size.into(), sector_size, medium: Medium::Device })
     }
 
     /// Opens `path` to be read, whatever uses it.
@@ -83,7 +89,7 @@ impl HostDisk {
     /// Drops what the page cache holds of the disk, so that the next read is one of the store.
     pub(crate) fn drop_cache(&self) -> io::Result<()> {
         match self.medium {
-            Medium::File => store::drop_pages(&self.file, ByteRange::new(0, self.size)),
+            Medium::File => store::drop_pages(&self.file, ByteRange::new(0, self.size())),
             Medium::Device if self.direct.is_some() => Ok(()),
             Medium::Device => block::flush_cache(&self.file),
         }
@@ -92,7 +98,7 @@ impl HostDisk {
 
 impl Disk for HostDisk {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Relaxed)
     }
 
     fn sector_size(&self) -> u32 {
@@ -128,16 +134,17 @@ impl Disk for HostDisk {
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<ByteRange>, TargetError> {
-        let rest = || ByteRange::between(offset.min(self.size), self.size);
-        if self.medium == Medium::Device || offset >= self.size {
+        let size = self.size();
+        let rest = || ByteRange::between(offset.min(size), size);
+        if self.medium == Medium::Device || offset >= size {
             return Ok(Some(rest()).filter(|rest| !rest.is_empty()));
         }
         let failed = || TargetError::during("looking for holes");
         let Some(start) = sparse::next_data(self.file.as_fd(), offset).map_err(failed())? else {
             return Ok(None);
         };
-        let end = sparse::next_hole(self.file.as_fd(), start).map_err(failed())?.unwrap_or(self.size);
-        Ok(Some(ByteRange::between(start.min(self.size), end.min(self.size))).filter(|run| !run.is_empty()))
+        let end = sparse::next_hole(self.file.as_fd(), start).map_err(failed())?.unwrap_or(size);
+        Ok(Some(ByteRange::between(start.min(size), end.min(size))).filter(|run| !run.is_empty()))
     }
 }
 

@@ -41,6 +41,11 @@ impl FileTarget {
         Self { disk: HostDisk::of_file(file, 0), age: Age::New, writes: UncachedWrites::default() }
     }
 
+    /// The same of a file that an earlier run has begun to write.
+    pub(super) fn growing_on(file: File) -> Self {
+        Self { age: Age::Resumed, ..Self::growing(file) }
+    }
+
     /// The file itself.
     pub(super) fn file(&self) -> &File {
         &self.disk.file
@@ -126,6 +131,11 @@ impl Target for FileTarget {
         } else {
             Ok(())
         }
+    }
+
+    fn end_at(&self, size: u64) -> Result<(), TargetError> {
+        self.disk.end_at(size);
+        self.take_size()
     }
 
     fn sync(&self) -> Result<(), TargetError> {

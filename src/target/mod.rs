@@ -112,6 +112,17 @@ pub trait Target: Disk {
         Ok(())
     }
 
+    /// Gives a new file its size, which was not known when it was opened: then `size` told none, and it took all that
+    /// was written.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot have that size.
+    fn end_at(&self, size: u64) -> Result<(), TargetError> {
+        let _ = size;
+        Err(TargetError::during("deciding the disk's size")(std::io::ErrorKind::Unsupported.into()))
+    }
+
     /// Makes the host forget partitions that it knows of the old content.
     ///
     /// # Errors
@@ -187,10 +198,25 @@ pub(crate) struct Opened {
 /// What a host's disk is to become.
 pub(crate) struct Wanted {
     pub(crate) placement: Placement,
-    /// The disk's size in bytes.
-    pub(crate) size: u64,
+    pub(crate) size: WantedSize,
     /// The shape of a new qcow2 file; without one the file is the disk.
     pub(crate) qcow2: Option<Qcow2Shape>,
+}
+
+/// The size in bytes of what a disk is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WantedSize {
+    Known(u64),
+    /// It is decided when the new file has been written, by `Target::end_at`.
+    AtMost(u64),
+}
+
+impl WantedSize {
+    fn most(self) -> u64 {
+        match self {
+            Self::Known(size) | Self::AtMost(size) => size,
+        }
+    }
 }
 
 /// A new file on this host that waits to take a disk's place.
@@ -214,7 +240,7 @@ pub(crate) fn open(claim: Claim, wanted: Wanted, earlier: Option<(u64, u64)>) ->
     match held {
         Held::Device { file, sector_size } => Ok(whole(Box::new(device::Device::new(file, sector_size)?))),
         Held::File { file, .. } if wanted.placement == Placement::InPlace => {
-            Ok(whole(Box::new(file::FileTarget::in_place(file, wanted.size))))
+            Ok(whole(Box::new(file::FileTarget::in_place(file, wanted.size.most()))))
         }
         Held::File { file, folder, name, .. } => staged::stage((folder, name), Some(file), wanted, earlier),
         Held::NewFile { folder, name } => staged::stage((folder, name), None, wanted, earlier),

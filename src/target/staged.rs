@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Mode, RenameFlags};
 
 use super::file::FileTarget;
-use super::{Beside, Exchange, NewQcow2, Opened, Target, TargetError, Wanted};
+use super::{Beside, Exchange, NewQcow2, Opened, Target, TargetError, Wanted, WantedSize};
 use crate::sys::{beside, locks};
 
 /// A new file that waits to take its place; dropped before, it is removed.
@@ -77,11 +77,18 @@ pub(super) fn stage(
     let size = wanted.size;
     let (target, qcow2): (Box<dyn Target>, _) = match wanted.qcow2 {
         Some(shape) => {
-            let qcow2 = Arc::new(NewQcow2::new(file, shape, size));
+            let qcow2 = Arc::new(NewQcow2::new(file, shape, size.most()));
             (Box::new(Arc::clone(&qcow2)), Some(qcow2))
         }
-        None if is_new => (Box::new(FileTarget::new(file, size)?), None),
-        None => (Box::new(FileTarget::resumed(file, size)?), None),
+        None => {
+            let target = match (size, is_new) {
+                (WantedSize::Known(size), true) => FileTarget::new(file, size)?,
+                (WantedSize::Known(size), false) => FileTarget::resumed(file, size)?,
+                (WantedSize::AtMost(_), true) => FileTarget::growing(file),
+                (WantedSize::AtMost(_), false) => FileTarget::growing_on(file),
+            };
+            (Box::new(target), None)
+        }
     };
     let beside = Some(Beside { path, device, inode, place, old: replaced, file: told });
     Ok(Opened { target, exchange: Some(Box::new(staged)), beside, qcow2 })

@@ -52,6 +52,19 @@ impl DigestTable {
         self.virtual_size
     }
 
+    /// Says how long the disk is, where that was not known before its chunks came.
+    ///
+    /// # Errors
+    ///
+    /// With a chunk that is not on that disk.
+    pub(crate) fn end_at(&mut self, virtual_size: u64) -> Result<(), ByteRange> {
+        if let Some((index, _)) = self.digests.iter().find(|(index, _)| index * CHUNK >= virtual_size) {
+            return Err(self.range(*index));
+        }
+        self.virtual_size = virtual_size;
+        Ok(())
+    }
+
     /// How many chunks hold data.
     pub(crate) fn len(&self) -> usize {
         self.digests.len()
@@ -155,6 +168,11 @@ impl WholeDigester {
         self.stack.push(blake3::hazmat::merge_subtrees_non_root(&left, &right, blake3::hazmat::Mode::Hash));
     }
 
+    /// Says how long the disk is, where that was not known before its chunks came.
+    pub(crate) fn end_at(&mut self, disk_size: u64) {
+        self.disk_size = disk_size;
+    }
+
     /// The digest, when every chunk is there.
     pub(crate) fn finish(mut self) -> Digest {
         assert_eq!(self.next, self.disk_size.div_ceil(CHUNK), "every chunk was hashed");
@@ -211,11 +229,29 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_ends_where_its_chunks_do_has_the_same_root_and_one_that_ends_before_is_told() {
+        let digest = |index: u64| Digest::of(&index.to_le_bytes());
+        let (mut early, mut late) = (DigestTable::new(2 * CHUNK + 5), DigestTable::new(u64::MAX >> 1));
+        for index in [2, 0] {
+            let start = index * CHUNK;
+            early.insert(ByteRange::between(start, (start + CHUNK).min(2 * CHUNK + 5)), digest(index));
+            late.insert(ByteRange::new(start, 1), digest(index));
+        }
+        assert_eq!(late.end_at(2 * CHUNK), Err(ByteRange::new(2 * CHUNK, CHUNK)));
+        assert_eq!(late.end_at(2 * CHUNK + 5), Ok(()));
+        early.sort();
+        late.sort();
+        assert_eq!(late.root(), early.root());
+    }
+
+    #[test]
     fn the_whole_digest_is_that_of_b3sum_in_whatever_order_the_chunks_come() {
         let chunk = CHUNK_LEN;
         for len in [0, 1, chunk - 1, chunk, chunk + 1, 2 * chunk, 3 * chunk, 5 * chunk + 77, 8 * chunk] {
             let disk = disk_of(len);
-            let mut whole = WholeDigester::new(len as u64);
+            // Where a chunk is not all of the disk, its value does not depend on how long that is.
+            let mut whole = WholeDigester::new(u64::MAX);
+            whole.end_at(len as u64);
             let mut order: Vec<_> = disk.chunks(chunk).enumerate().collect();
             order.rotate_left(usize::from(len > 3 * chunk) * 2);
             order.reverse();

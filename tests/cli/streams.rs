@@ -1,6 +1,7 @@
 //! Goal: a packed image is decoded before a disk is overwritten, and only once where a file is replaced whole.
 
 use std::fs;
+use std::io::Write as _;
 
 use crate::support::{Room, Seen};
 
@@ -24,6 +25,110 @@ fn zstd(disk: &[u8]) -> Vec<u8> {
     let len = encoder.compress2(&mut packed[..], disk).unwrap();
     packed.truncate(len);
     packed
+}
+
+/// One frame that says no length.
+fn zstd_from_a_pipe(disk: &[u8]) -> Vec<u8> {
+    let mut encoder = zstd_safe::CCtx::create();
+    let mut packed = vec![0; zstd_safe::compress_bound(disk.len())];
+    let mut to = zstd_safe::OutBuffer::around(&mut packed[..]);
+    let mut from = zstd_safe::InBuffer::around(disk);
+    while from.pos() < disk.len() {
+        encoder.compress_stream(&mut to, &mut from).unwrap();
+    }
+    while encoder.end_stream(&mut to).unwrap() > 0 {}
+    let len = to.pos();
+    packed.truncate(len);
+    packed
+}
+
+fn gzip(disk: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(disk).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Two members, so that no last word tells the length.
+fn members(disk: &[u8]) -> Vec<u8> {
+    let (first, second) = disk.split_at(70_000_000);
+    [gzip(first), gzip(second)].concat()
+}
+
+fn xz(disk: &[u8]) -> Vec<u8> {
+    liblzma::encode_all(disk, 0).unwrap()
+}
+
+/// A disk, its file, and how many bytes a pass before the copy was to decode; 0 where there was none.
+fn rebuilt(room: &Room, words: &[&str]) -> (serde_json::Value, u64) {
+    let ran = room.rebuild(&[words, &["--progress", "json"]].concat());
+    let report = ran.document();
+    let lines = ran.stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let before = lines.filter(|line| line["type"] == "progress" && line["phase"] == "preflight");
+    let decoded = before.map(|line| line["bytes_total"].as_u64().unwrap()).max().unwrap_or_default();
+    (report, decoded)
+}
+
+#[test]
+fn each_codec_is_decoded_once_onto_a_file_that_is_replaced_and_twice_into_one_that_is_not() {
+    let room = Room::new();
+    let bare = |mut disk: Vec<u8>| {
+        disk[510] = 0;
+        disk
+    };
+    for (table, disk) in [("mbr", disk()), ("no table", bare(disk()))] {
+        for (name, packed) in [
+            ("disk.raw.zst", zstd_from_a_pipe(&disk)),
+            ("disk.raw.gz", gzip(&disk)),
+            ("more.raw.gz", members(&disk)),
+            ("disk.raw.xz", xz(&disk)),
+        ] {
+            let len = packed.len() as u64;
+            room.file(name, packed);
+            for (words, is_decoded_before) in [
+                (&[name, "new.raw"][..], false),
+                (&[name, "new.raw"], false),
+                (&[name, "new.qcow2", "--target-format", "qcow2"], false),
+                (&[name, "new.raw", "--in-place"], true),
+            ] {
+                let (report, decoded) = rebuilt(&room, words);
+                assert_eq!(decoded, if is_decoded_before { len } else { 0 }, "{table}, {words:?}");
+                assert_eq!(report["plan"]["image"]["virtual_size"], disk.len() as u64, "{table}, {words:?}");
+                if words[1] == "new.raw" {
+                    assert!(fs::read(room.path("new.raw")).unwrap() == disk, "{table}, {words:?}");
+                }
+                let verified = room.plain(&["verify", name, words[1], "--json"]);
+                assert_eq!(verified.code, Some(0), "{table}, {words:?}: {verified:?}");
+            }
+            fs::remove_file(room.path("new.raw")).unwrap();
+            fs::remove_file(room.path("new.qcow2")).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_turns_out_to_be_longer_than_the_disk_is_refused_and_nothing_is_left() {
+    let (room, disk) = (Room::new(), disk());
+    let old = room.file("old.raw", b"the old disk");
+    fs::File::options().write(true).open(&old).unwrap().set_len(79_000_000).unwrap();
+    let seen = Seen::of(&old);
+    for (name, packed) in [("disk.raw.zst", zstd_from_a_pipe(&disk)), ("more.raw.gz", members(&disk))] {
+        room.file(name, packed);
+        let error = room.rebuild(&[name, "old.raw"]).error(20);
+        assert_eq!(error["target_state"], "untouched", "{error}");
+        seen.check(&old);
+    }
+    assert_eq!(room.names(), ["disk.raw.zst", "more.raw.gz", "old.raw"]);
+}
+
+#[test]
+fn a_plan_says_that_the_length_is_supposed() {
+    let (room, disk) = (Room::new(), disk());
+    room.file("disk.raw.zst", zstd_from_a_pipe(&disk));
+    fs::File::create(room.path("old.raw")).unwrap().set_len(81_000_000).unwrap();
+    let plan = room.run("plan", &["disk.raw.zst", "old.raw"]).document();
+    assert!(plan.to_string().contains("81000000 bytes are supposed"), "{plan}");
+    let (report, _) = rebuilt(&room, &["disk.raw.zst", "old.raw"]);
+    assert_eq!(report["plan"]["image"]["virtual_size"], disk.len() as u64);
 }
 
 #[test]

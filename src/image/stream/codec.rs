@@ -70,6 +70,17 @@ impl Codec {
         }
     }
 
+    /// How many bytes come out of one at most; without a bound for xz, which tells how many do.
+    pub(super) fn most_for_one(self) -> u64 {
+        match self {
+            // 258 bytes for two bits (RFC 1951, 3.2.5).
+            Self::Gzip => 1032,
+            Self::Xz => u64::MAX,
+            // A block of one repeated byte: 128 KiB for four (RFC 8878, 3.1.1.2).
+            Self::Zstd => 32 << 10,
+        }
+    }
+
     /// The packed bytes at `at` are not as the format demands.
     pub(super) fn bad(self, file: &SourceFile, at: u64, why: &str) -> ImageError {
         let (path, codec) = (file.path().into(), self.name());

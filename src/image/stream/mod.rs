@@ -2,7 +2,7 @@
 //!
 //! From the top: `Packed` is a file whose outline has been read (the index of xz, the frame headers of zstd); `Pass`
 //! decodes all of it once, so that everything is checked, its length is known, and what a plan looks at is kept;
-//! `StreamImage` is the disk. One decoder goes forward through the stream, whichever thread asks, and begins again at
+//! `Glance` looks at a few places; `StreamImage` is the disk, whose `Length` may be known only when it is read. One decoder goes forward through the stream, whichever thread asks, and begins again at
 //! the nearest place before what is asked for when that lies behind it. What an image may ask for is bounded: a
 //! window of 64 MiB, 12 pieces of 1 MiB that were decoded last, 8 MiB that are kept, and the disk's end.
 
@@ -11,6 +11,7 @@ mod glance;
 mod gzip;
 mod input;
 mod kept;
+mod length;
 mod line;
 mod pass;
 mod reader;
@@ -29,7 +30,9 @@ use crate::range::ByteRange;
 pub(super) use codec::Codec;
 use codec::{MOST_BYTES, MOST_PADDING, MOST_POINTS, MOST_WINDOW, POINTS_APART, Point, only_zeroes_follow};
 
+pub(crate) use glance::{Glance, Told};
 use kept::{Blocks, PIECE};
+use length::Length;
 use line::Line;
 pub(crate) use pass::Step;
 use reader::{Reader, Source};
@@ -93,12 +96,17 @@ impl Packed {
     pub(crate) fn told_size(&self) -> Option<u64> {
         self.size
     }
+
+    /// The most bytes that can come out of so many.
+    fn most_bytes(&self) -> u64 {
+        self.packed_bytes().saturating_mul(self.source.codec.most_for_one())
+    }
 }
 
 /// The disk that comes out of a packed file.
 struct StreamImage {
     source: Source,
-    size: u64,
+    length: Length,
     nested: Nested,
     kept: Blocks,
     /// Whole pieces that are known to be zero: in order, and no two of them touch.
@@ -119,28 +127,55 @@ impl StreamImage {
         for part in range.cut(PIECE) {
             let place = |offset: u64| usize::try_from(offset - range.start()).expect("it is in memory");
             let buffer = &mut buffer[place(part.start())..place(part.end())];
-            if !reader.recent.copy(part, buffer) {
-                self.decode(&mut reader, part.start() / PIECE * PIECE, decoder)?;
-                let is_there = reader.recent.copy(part, buffer);
-                assert!(is_there, "the piece that was decoded last is there");
+            if self.copy_recent(&reader, part, buffer) {
+                continue;
             }
+            self.decode(&mut reader, part.start() / PIECE * PIECE, decoder)?;
+            let is_there = self.copy_recent(&reader, part, buffer);
+            assert!(is_there, "the piece that was decoded last is there");
         }
         Ok(())
     }
 
+    /// Copies a part of a piece if that was decoded lately; what lies behind the disk's end is there, and zero.
+    fn copy_recent(&self, reader: &Reader, part: ByteRange, buffer: &mut [u8]) -> bool {
+        let within = part.intersection(ByteRange::new(0, self.length.most()));
+        let len = usize::try_from(within.map_or(0, ByteRange::len)).expect("it is in memory");
+        let (of_disk, behind) = buffer.split_at_mut(len);
+        behind.fill(0);
+        within.is_none_or(|within| reader.recent.copy(within, of_disk))
+    }
+
     /// Decodes up to the end of a piece, and looks at the stream's end where that is the disk's.
     fn decode(&self, reader: &mut Reader, start: u64, decoder: &Decoder) -> Result<(), ImageError> {
-        reader.reach(&self.source, start, decoder.pulse())?;
+        let goes_so_far = reader.reach(&self.source, start, decoder.pulse())?;
         let bad = |why| Err(self.source.codec.bad(&self.source.file, self.source.file.len(), why));
-        let end = self.size.min(start + PIECE);
-        if reader.at() != end {
-            return bad("is not as long as it was found to be");
+        match self.length.if_known() {
+            Some(_) if !goes_so_far => return bad("ends before the length that it was found to have"),
+            Some(size) if reader.at() != size.min(start + PIECE) => {
+                return bad("is not as long as it was found to be");
+            }
+            Some(_) => {}
+            None => self.measure(reader, start + PIECE)?,
         }
-        if start == 0 || end == self.size {
-            inner_content(reader, Some(self.size), &self.source, self.nested)?;
+        let ends_here = self.length.if_known() == Some(reader.at());
+        if start == 0 || ends_here {
+            inner_content(reader, self.length.if_known(), &self.source, self.nested)?;
         }
-        if end == self.size && !reader.is_at_end(&self.source)? {
+        if ends_here && !reader.is_at_end(&self.source)? {
             return bad("is longer than it was found to be");
+        }
+        Ok(())
+    }
+
+    /// Finds out whether the disk ends where the decoding has come to, which is `piece_end` or the stream's end.
+    fn measure(&self, reader: &mut Reader, piece_end: u64) -> Result<(), ImageError> {
+        let (at, most) = (reader.at(), self.length.most());
+        if at > most || at == most && !reader.is_at_end(&self.source)? {
+            return Err(self.source.too_long(most));
+        }
+        if at < piece_end || at == most {
+            self.length.found(at);
         }
         Ok(())
     }
@@ -188,13 +223,25 @@ fn inner_content(
 
 impl Image for StreamImage {
     fn virtual_size(&self) -> u64 {
-        self.size
+        self.length.size()
+    }
+
+    fn is_measured(&self) -> bool {
+        self.length.if_known().is_some()
+    }
+
+    fn most_bytes(&self) -> u64 {
+        self.length.most()
+    }
+
+    fn limit(&mut self, most: u64) {
+        self.length.limit(most);
     }
 
     fn map(&self, range: ByteRange) -> Result<Vec<Extent>, ImageError> {
         /// How many extents one call returns at most.
         const EXTENTS_MAX: usize = 4096;
-        assert!(range.end() <= self.size, "a range to map is within the virtual disk");
+        assert!(range.end() <= self.length.bound(), "a range to map is within the virtual disk");
         let (mut extents, mut rest) = (Vec::new(), range);
         while !rest.is_empty() && extents.len() < EXTENTS_MAX {
             let extent = self.extent_at(rest);
@@ -218,14 +265,17 @@ impl Image for StreamImage {
     }
 
     fn check_tables(&self) -> Result<TableReport, ImageError> {
-        Ok(self.report)
+        Ok(match self.is_decoded {
+            true => self.report,
+            false => TableReport { compressed_bytes: self.length.size(), ..TableReport::default() },
+        })
     }
 
     fn info(&self) -> ImageInfo {
         let layer = LayerInfo {
             path: self.source.file.path().into(),
             format: "raw",
-            virtual_size: self.size,
+            virtual_size: self.length.size(),
             file_size: self.source.file.len(),
             version: None,
             cluster_size: None,

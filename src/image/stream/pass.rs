@@ -4,8 +4,8 @@ use super::super::decoder::Decoder;
 use super::super::error::ImageError;
 use super::super::{Image, TableReport};
 use super::{
-    Blocks, Line, MOST_BYTES, MOST_POINTS, PIECE, POINTS_APART, Packed, PartlyKnown, Reader, StreamImage,
-    inner_content,
+    Blocks, Length, Line, MOST_BYTES, MOST_POINTS, PIECE, POINTS_APART, Packed, PartlyKnown, Reader,
+    StreamImage, inner_content,
 };
 use crate::range::ByteRange;
 
@@ -56,8 +56,7 @@ impl Pass {
         decoder.pulse().check(&source.file)?;
         let range = self.reader.next(source)?;
         if range.end() > self.most {
-            let (path, codec) = (source.file.path().into(), source.codec.name());
-            return Err(ImageError::StreamTooLong { path, codec, most: self.most });
+            return Err(source.too_long(self.most));
         }
         if let Some(point) = self.reader.point()
             && source.points.last().is_none_or(|last| point.disk >= last.disk.saturating_add(POINTS_APART))
@@ -122,7 +121,7 @@ impl Pass {
         let reader = Line::new(Reader::default());
         Ok(Box::new(StreamImage {
             source,
-            size,
+            length: Length::known(size),
             nested,
             kept,
             zeroes,

@@ -30,6 +30,12 @@ impl Source {
         behind.checked_sub(1).map_or(Point::default(), |number| self.points[number])
     }
 
+    /// What comes out is longer than the disk may be.
+    pub(super) fn too_long(&self, most: u64) -> ImageError {
+        let (path, codec) = (self.file.path().into(), self.codec.name());
+        ImageError::StreamTooLong { path, codec, most }
+    }
+
     /// From which byte of the disk on it has to be decoded to come to `start`.
     pub(super) fn begins_at(&self, reader: &Reader, start: u64) -> u64 {
         let point = self.point_before(start).disk;
@@ -118,8 +124,8 @@ impl Reader {
         self.unpacker.is_some() && (point..=start).contains(&self.at)
     }
 
-    /// Makes the piece that begins at `start` one of the recent ones.
-    pub(super) fn reach(&mut self, source: &Source, start: u64, pulse: &Pulse) -> Result<(), ImageError> {
+    /// Makes the piece that begins at `start` one of the recent ones; `false` where the stream ends before it.
+    pub(super) fn reach(&mut self, source: &Source, start: u64, pulse: &Pulse) -> Result<bool, ImageError> {
         let point = source.point_before(start);
         if !self.goes_on(point.disk, start) {
             // The old decoder's memory is given back before a new one gets any.
@@ -130,11 +136,10 @@ impl Reader {
         while self.at <= start {
             pulse.check(&source.file)?;
             if self.next(source)?.is_empty() {
-                let why = "ends before the length that it was found to have";
-                return Err(source.codec.bad(&source.file, source.file.len(), why));
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Whether nothing comes behind what has come out; checks what follows the last byte.

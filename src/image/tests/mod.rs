@@ -8,6 +8,7 @@ mod content;
 mod files;
 mod findings;
 mod header;
+mod measured;
 mod mutation;
 mod ownership;
 mod qcow2_rs;

@@ -11,10 +11,10 @@ use zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer};
 
 use super::*;
 
-const MIB: usize = 1 << 20;
+pub(super) const MIB: usize = 1 << 20;
 
 /// A disk with text, noise, zeroes and an end that is no multiple of anything.
-fn disk(len: usize) -> Vec<u8> {
+pub(super) fn disk(len: usize) -> Vec<u8> {
     let mut state = 7_u64;
     let mut noise = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -102,7 +102,7 @@ fn seekable(disk: &[u8], frame: usize) -> Vec<u8> {
 }
 
 /// Every shape of every format, with the ending of its name.
-fn shapes(disk: &[u8]) -> Vec<(&'static str, &'static str, Vec<u8>)> {
+pub(super) fn shapes(disk: &[u8]) -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let parts = |step: usize, pack: &dyn Fn(&[u8]) -> Vec<u8>| {
         let parts = disk.chunks(step.max(1)).flat_map(pack).collect::<Vec<_>>();
         if disk.is_empty() { pack(disk) } else { parts }
@@ -131,7 +131,7 @@ fn shapes(disk: &[u8]) -> Vec<(&'static str, &'static str, Vec<u8>)> {
     ]
 }
 
-fn put(folder: &Folder, ending: &str, packed: &[u8]) -> PathBuf {
+pub(super) fn put(folder: &Folder, ending: &str, packed: &[u8]) -> PathBuf {
     let path = folder.path(&format!("disk.{ending}"));
     std::fs::write(&path, packed).unwrap();
     path

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::disk::to_index;
@@ -33,7 +34,7 @@ const PORTION: usize = 1 << 20;
 pub(crate) struct NewQcow2 {
     store: FileTarget,
     shape: Qcow2Shape,
-    virtual_size: u64,
+    virtual_size: AtomicU64,
     tables: Mutex<Tables>,
 }
 
@@ -49,7 +50,7 @@ impl NewQcow2 {
         assert!((9..=21).contains(&shape.cluster_bits), "a cluster has 512 bytes to 2 MiB");
         assert!(virtual_size <= shape.most_bytes(), "whoever plans bounds the tables");
         let tables = Mutex::new(Tables::new(&shape, virtual_size));
-        Self { store: FileTarget::growing(file), shape, virtual_size, tables }
+        Self { store: FileTarget::growing(file), shape, virtual_size: virtual_size.into(), tables }
     }
 
     /// Makes the file a qcow2 file: L1 and reference counts first, and when they are durable the header.
@@ -82,6 +83,10 @@ impl NewQcow2 {
         File::open(path).map_err(TargetError::during("opening the new file again"))
     }
 
+    fn size(&self) -> u64 {
+        self.virtual_size.load(Ordering::Relaxed)
+    }
+
     fn tables(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -91,7 +96,7 @@ impl NewQcow2 {
         encode_header(&NewHeader {
             version: self.shape.version,
             cluster_bits: self.shape.cluster_bits,
-            virtual_size: self.virtual_size,
+            virtual_size: self.size(),
             // Nothing in it is compressed; this is what says nothing.
             compression: Compression::Zlib,
             l1_entries: u32::try_from(tables.l1.len()).expect("a shape bounds its L1 table"),
@@ -209,7 +214,7 @@ impl NewQcow2 {
 
 impl Disk for Arc<NewQcow2> {
     fn size(&self) -> u64 {
-        self.virtual_size
+        NewQcow2::size(self)
     }
 
     fn sector_size(&self) -> u32 {
@@ -232,14 +237,15 @@ impl Disk for Arc<NewQcow2> {
 
     fn next_data(&self, offset: u64) -> Result<Option<ByteRange>, TargetError> {
         let cluster = self.shape.cluster();
-        if offset >= self.virtual_size {
+        let size = self.size();
+        if offset >= size {
             return Ok(None);
         }
         let stored = self.tables().next_stored(self.store.file(), offset / cluster);
         let stored = stored.map_err(TargetError::during("looking for what is stored"))?;
         Ok(stored.and_then(|(first, end)| {
             let run = ByteRange::between(first * cluster, end * cluster);
-            run.intersection(ByteRange::between(offset, self.virtual_size))
+            run.intersection(ByteRange::between(offset, size))
         }))
     }
 }
@@ -267,6 +273,13 @@ impl Target for Arc<NewQcow2> {
                 }
             }
         }
+        Ok(())
+    }
+
+    fn end_at(&self, size: u64) -> Result<(), TargetError> {
+        assert!(size <= NewQcow2::size(self), "the tables were made for the largest size that it may get");
+        self.tables().shorten(self.shape.l1_entries(size));
+        self.virtual_size.store(size, Ordering::Relaxed);
         Ok(())
     }
 

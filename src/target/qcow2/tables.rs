@@ -108,6 +108,14 @@ impl Tables {
         Ok(None)
     }
 
+    /// Leaves the L1 table as long as a smaller disk needs it; a cluster in which it lies it keeps, so that each is in use.
+    pub(super) fn shorten(&mut self, entries: u64) {
+        let per_cluster = self.cluster / ENTRY;
+        let in_last = (self.l1.len() as u64 - 1) / per_cluster * per_cluster + 1;
+        let entries = usize::try_from(entries.max(in_last)).expect("a shape bounds its L1 table");
+        self.l1.truncate(entries);
+    }
+
     /// Lets what is taken from now on lie behind `end`, where the file ends.
     pub(super) fn end_at(&mut self, end: u64) {
         (self.next, self.len) = (end, end);

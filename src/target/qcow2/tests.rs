@@ -137,3 +137,50 @@ fn two_threads_that_write_one_cluster_get_one() {
     );
     assert_eq!(disk.tables().next, (2 + 1 + 32) << 21, "header, L1, one L2 table, the clusters");
 }
+
+/// A file whose tables were made for 64 MiB, and of which the disk takes as much as `size`.
+fn ended_late(cluster_bits: u32, size: u64) -> (Arc<NewQcow2>, Vec<u8>) {
+    let mut bench = Bench::new(cluster_bits, 64 << 20, 11);
+    bench.model.truncate(to_index(size));
+    for _ in 0..20 {
+        let range = bench.range(100_000);
+        bench.write(range);
+    }
+    bench.disk.end_at(size).unwrap();
+    bench.disk.seal().unwrap();
+    (bench.disk, bench.model)
+}
+
+#[test]
+fn a_disk_whose_end_is_decided_when_it_has_been_written_ends_there() {
+    // L1 tables of 32 clusters and of one.
+    for (cluster_bits, size) in [(9, 512), (9, 300_032), (9, 64 << 20), (16, 300_032), (16, 64 << 20)] {
+        let (disk, model) = ended_late(cluster_bits, size);
+        let what = format!("{cluster_bits} bits, {size} bytes");
+        let options = crate::image::OpenOptions::default();
+        let path = std::path::Path::new("new.qcow2");
+        let image = crate::image::open_held(disk.reopen().unwrap(), path, &options).unwrap();
+        image.check_tables().unwrap();
+        assert_eq!((image.virtual_size(), Disk::size(&disk)), (size, size), "{what}");
+        assert!(crate::image::tests::content(image.as_ref(), 1 << 20).unwrap() == model, "{what}");
+        let needed = disk.shape.l1_entries(size);
+        let entries = disk.tables().l1.len() as u64;
+        assert!(cluster_bits == 9 || entries == needed, "{what}: {entries} entries");
+    }
+}
+
+#[test]
+#[ignore = "needs qemu-img"]
+fn qemu_finds_no_cluster_of_such_a_disk_that_nothing_uses() {
+    for (cluster_bits, size) in [(9, 512), (9, 300_032), (16, 300_032)] {
+        let (disk, _) = ended_late(cluster_bits, size);
+        let path = format!("/proc/{}/fd/{}", std::process::id(), disk.store.file().as_raw_fd());
+        let checked = std::process::Command::new("qemu-img").args(["check", "-f", "qcow2", &path]).output();
+        let checked = checked.unwrap();
+        let text = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(
+            checked.status.success() && text.contains("No errors were found"),
+            "{cluster_bits}: {checked:?}"
+        );
+    }
+}
