@@ -23,6 +23,7 @@ import check_kills
 import check_layout
 import check_limits
 import check_manifest
+import check_once
 import check_qcow2_targets
 import check_real_faults
 import check_refusals
@@ -69,6 +70,7 @@ SECTIONS = {
     "data disks": check_data_disks.data_disks,
     "tricks": check_tricks.tricks,
     "streams": check_streams.streams,
+    "decoded once": check_once.decoded_once,
     "trust": check_trust.trust,
     "race": check_claim.race,
     "faults": check_faults.io_errors,
