@@ -11,6 +11,7 @@ use super::layered::take;
 use super::qcow2::Compression;
 use super::{Extent, ExtentKind};
 use crate::range::ByteRange;
+use crate::sys::aligned::PageBuffer;
 
 /// How many compressed bytes are read at once, unless one cluster alone has more.
 const GROUP_LEN_MAX: u64 = 1 << 20;
@@ -42,7 +43,7 @@ pub struct Decoder {
     pulse: Pulse,
     deflate: Option<libdeflater::Decompressor>,
     zstd: Option<zstd_safe::DCtx<'static>>,
-    input: Vec<u8>,
+    input: PageBuffer,
     /// The cluster that was decompressed last when only a part of it was wanted, and which one it is.
     cluster: Vec<u8>,
     cluster_is: Option<(Stamp, u64)>,
@@ -96,8 +97,8 @@ impl Decoder {
             return Ok(1);
         }
         let (group, count) = group(&extents[1..], first, source.file);
-        self.input.resize(index(group.len()), 0);
-        source.file.read_exact_at(&mut self.input, group.start())?;
+        let group = whole_pages(group).intersection(ByteRange::new(0, source.file.len())).unwrap_or(group);
+        source.file.read_exact_at(self.input.resized(index(group.len())), group.start())?;
         for extent in &extents[..count] {
             let packed = packed(extent, source.file).expect("a group has only compressed extents");
             let start = index(packed.host.start() - group.start());
@@ -124,8 +125,7 @@ impl Decoder {
     /// Whether these bytes of the file begin with a stream that gives a whole cluster.
     pub(super) fn is_cluster(&mut self, source: &Source<'_>, bytes: ByteRange) -> Result<bool, ImageError> {
         let (compression, cluster_size) = source.codec.expect("only layers that compress have streams");
-        self.input.resize(index(bytes.len()), 0);
-        source.file.read_exact_at(&mut self.input, bytes.start())?;
+        source.file.read_exact_at(self.input.resized(index(bytes.len())), bytes.start())?;
         self.cluster_is = None;
         let mut cluster = std::mem::take(&mut self.cluster);
         cluster.resize(index(cluster_size), 0);
@@ -210,6 +210,12 @@ fn group(others: &[Extent], first: Packed, file: &SourceFile) -> (ByteRange, usi
         count += 1;
     }
     (range, count)
+}
+
+/// The pages that hold those bytes: such reads can go past the page cache.
+fn whole_pages(range: ByteRange) -> ByteRange {
+    const PAGE: u64 = 4096;
+    ByteRange::between(range.start() - range.start() % PAGE, range.end().next_multiple_of(PAGE))
 }
 
 fn index(len: u64) -> usize {

@@ -97,24 +97,24 @@ impl SourceFile {
         Self::held_already(file, path)
     }
 
-    /// The same of a disk, of which nothing need be readable.
+    /// The same of a disk, of which nothing need be readable, and which is read once, past the page cache.
     pub(super) fn hold_disk(file: File, path: &Path) -> Result<Self, ImageError> {
         hold_against_writers(&file, path)?;
-        Self::take(file, path, Head::MayBeUnreadable)
+        let reads = UncachedReads::past_the_cache(&file);
+        Self::take((file, path), reads, Head::MayBeUnreadable)
     }
 
     /// Takes over an open file that this process holds by other means.
     pub(super) fn held_already(file: File, path: &Path) -> Result<Self, ImageError> {
-        Self::take(file, path, Head::IsNeeded)
+        Self::take((file, path), UncachedReads::default(), Head::IsNeeded)
     }
 
-    fn take(file: File, path: &Path, wanted: Head) -> Result<Self, ImageError> {
+    fn take((file, path): (File, &Path), reads: UncachedReads, wanted: Head) -> Result<Self, ImageError> {
         let failed = |doing| move |source| ImageError::Io { doing, path: path.into(), range: None, source };
         let metadata = file.metadata().map_err(failed("looking at the image"))?;
         let is_device = metadata.file_type().is_block_device();
         let len = sparse::end(file.as_fd()).map_err(failed("finding the image's size"))?;
         let stamp = stamp(&metadata, len);
-        let reads = UncachedReads::default();
         let head = match (read_head(&reads, &file, len), wanted) {
             (Err(_), Head::MayBeUnreadable) => unread_head(),
             (head, _) => head.map_err(failed("reading the head of the image"))?,

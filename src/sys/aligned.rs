@@ -28,3 +28,40 @@ impl DerefMut for AlignedBuffer {
         &mut self.0
     }
 }
+
+/// Page-aligned memory of the heap that grows with what is asked of it.
+#[derive(Default)]
+pub(crate) struct PageBuffer {
+    /// A page longer than the longest that was asked for.
+    memory: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl PageBuffer {
+    const PAGE: usize = 4096;
+
+    /// The buffer with `len` bytes; content is whatever the last use left.
+    pub(crate) fn resized(&mut self, len: usize) -> &mut [u8] {
+        if self.memory.len() < len + Self::PAGE {
+            self.memory = vec![0; len + Self::PAGE];
+            self.start = self.memory.as_ptr().align_offset(Self::PAGE);
+        }
+        self.len = len;
+        self
+    }
+}
+
+impl Deref for PageBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory[self.start..self.start + self.len]
+    }
+}
+
+impl DerefMut for PageBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+}

@@ -1,10 +1,15 @@
 //! Positioned reads that leave no page-cache pages behind.
 
+use std::fs::File;
 use std::io::{self, IoSliceMut};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
+
+/// O_DIRECT wants offsets, lengths and memory at multiples of this, on every store that we know.
+pub(crate) const DIRECT_ALIGNMENT: usize = 4096;
 
 /// `RWF_DONTCACHE` of `<linux/fs.h>` (Linux 6.14): pages that this read brings in are dropped again, pages
 /// that were there before stay.
@@ -14,9 +19,17 @@ const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 #[derive(Debug, Default)]
 pub(crate) struct UncachedReads {
     refused: AtomicBool,
+    /// The same file past the page cache, if its store knows such reads.
+    direct: Option<File>,
+    direct_refused: AtomicBool,
 }
 
 impl UncachedReads {
+    /// Reads of that file which go past the page cache wherever they are aligned: its bytes are copied once less.
+    pub(crate) fn past_the_cache(file: &File) -> Self {
+        Self { direct: reopen_direct(file).ok(), ..Self::default() }
+    }
+
     /// Fills the whole buffer from `offset` on; the file's end is an error.
     pub(crate) fn read_exact_at(
         &self,
@@ -25,16 +38,35 @@ impl UncachedReads {
         mut offset: u64,
     ) -> io::Result<()> {
         while !buffer.is_empty() {
-            let count = match self.read_at(file, buffer, offset) {
+            let direct = self.direct_part(buffer, offset);
+            let read = match direct {
+                Some((direct, len)) => rustix::io::pread(direct, &mut buffer[..len], offset),
+                None => self.read_at(file, buffer, offset),
+            };
+            let count = match read {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => count,
                 Err(Errno::INTR) => continue,
+                // The store wants another alignment, or opens such files and does not read them.
+                Err(Errno::INVAL | Errno::OPNOTSUPP) if direct.is_some() => {
+                    self.direct_refused.store(true, Ordering::Relaxed);
+                    continue;
+                }
                 Err(errno) => return Err(errno.into()),
             };
             buffer = &mut buffer[count..];
             offset += u64::try_from(count).expect("a buffer's length fits in 64 bits");
         }
         Ok(())
+    }
+
+    /// How many of the buffer's first bytes can be read past the cache, and from what.
+    fn direct_part(&self, buffer: &[u8], offset: u64) -> Option<(&File, usize)> {
+        let direct = self.direct.as_ref().filter(|_| !self.direct_refused.load(Ordering::Relaxed))?;
+        let len = buffer.len() - buffer.len() % DIRECT_ALIGNMENT;
+        let is_aligned = offset.is_multiple_of(DIRECT_ALIGNMENT as u64)
+            && buffer.as_ptr().addr().is_multiple_of(DIRECT_ALIGNMENT);
+        (is_aligned && len > 0).then_some((direct, len))
     }
 
     fn read_at(&self, file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
@@ -50,11 +82,20 @@ impl UncachedReads {
     }
 }
 
+/// Opens an open file once more, to be read past the page cache.
+pub(crate) fn reopen_direct(file: &File) -> rustix::io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    rustix::fs::open(path, flags, Mode::empty()).map(File::from)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
     use std::os::fd::AsFd;
+
+    use crate::sys::aligned::PageBuffer;
 
     #[test]
     fn a_read_across_the_end_is_an_error() {
@@ -66,5 +107,29 @@ mod tests {
         assert_eq!(&buffer, b"6789");
         let error = reads.read_exact_at(file.as_fd(), &mut buffer, 7).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_read_past_the_cache_gives_the_files_bytes_wherever_it_begins_and_in_whatever_memory() {
+        let bytes: Vec<u8> = (0..50_000_u32).map(|at| (at % 251).to_le_bytes()[0]).collect();
+        // Of what a store refuses, nothing is lost either: some in memory do.
+        for folder in ["/dev/shm", "/var/tmp"] {
+            let mut file = tempfile::tempfile_in(folder).unwrap();
+            file.write_all(&bytes).unwrap();
+            let reads = UncachedReads::past_the_cache(&file);
+            let mut memory = PageBuffer::default();
+            for (offset, len) in [(0, 8192), (4096, 45_904), (0, 50_000), (512, 8192), (49_152, 848), (9, 1)]
+            {
+                for shifted in [0, 8] {
+                    let buffer = &mut memory.resized(len + shifted)[shifted..];
+                    buffer.fill(0);
+                    reads.read_exact_at(file.as_fd(), buffer, offset).unwrap();
+                    let start = usize::try_from(offset).unwrap();
+                    assert_eq!(buffer, &bytes[start..start + len], "{len} bytes at {offset} in {folder}");
+                }
+            }
+            let across = reads.read_exact_at(file.as_fd(), memory.resized(4096), 49_152);
+            assert_eq!(across.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,8 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{Disk, TargetError};
 use crate::range::ByteRange;
+use crate::sys::read::{DIRECT_ALIGNMENT, reopen_direct};
 use crate::sys::{block, locks, sparse, store};
-
-/// O_DIRECT wants offsets and lengths in multiples of this, on every store that we know.
-const DIRECT_ALIGNMENT: u64 = 4096;
 
 /// An open file or block device, and a second descriptor of it that reads past the page cache.
 pub(crate) struct HostDisk {
@@ -108,10 +106,10 @@ impl Disk for HostDisk {
     fn read(&self, range: ByteRange, buffer: &mut [u8]) -> Result<(), TargetError> {
         let failed = TargetError::when("reading", range);
         // O_DIRECT reads whole blocks: from the one that holds the first byte to the one of the last.
-        let before = to_index(range.start() % DIRECT_ALIGNMENT);
+        let start = range.start() - range.start() % DIRECT_ALIGNMENT as u64;
+        let before = to_index(range.start() - start);
         let wanted = before + to_index(range.len());
-        let aligned = wanted.next_multiple_of(to_index(DIRECT_ALIGNMENT));
-        let start = range.start() - range.start() % DIRECT_ALIGNMENT;
+        let aligned = wanted.next_multiple_of(DIRECT_ALIGNMENT);
         let direct = self.direct.as_ref().filter(|_| aligned <= buffer.len());
         let count = match direct.map(|direct| store::read_up_to(direct, &mut buffer[..aligned], start)) {
             Some(Ok(count)) => {
@@ -155,12 +153,6 @@ impl HostDisk {
             Medium::Device => block::flush_cache(&self.file),
         }
     }
-}
-
-fn reopen_direct(file: &File) -> rustix::io::Result<File> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    rustix::fs::open(path, flags, Mode::empty()).map(File::from)
 }
 
 pub(super) fn to_index(bytes: u64) -> usize {

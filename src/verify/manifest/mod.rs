@@ -17,8 +17,9 @@ pub(crate) use file::{OldManifest, StagedManifest, beside, check_place, read, wr
 pub(crate) use json::MOST_BYTES;
 
 use super::runs::TableFault;
-use super::{CHUNK, CHUNK_LEN, Digest, DigestTable};
+use super::{CHUNK, Digest, DigestTable};
 use crate::range::ByteRange;
+use crate::sys::aligned::PageBuffer;
 
 /// What the disk of an image holds, chunk by chunk, and what the image's file is: `IMAGE.manifest.json`.
 ///
@@ -75,9 +76,9 @@ impl ImageFileDigests {
     ) -> Result<Self, E> {
         use sha2::Digest as _;
         let (mut sha256, mut blake3) = (sha2::Sha256::new(), blake3::Hasher::new());
-        let mut buffer = vec![0; CHUNK_LEN];
+        let mut buffer = PageBuffer::default();
         for piece in ByteRange::new(0, bytes).cut(CHUNK) {
-            let buffer = &mut buffer[..usize::try_from(piece.len()).expect("a chunk fits in memory")];
+            let buffer = buffer.resized(usize::try_from(piece.len()).expect("a chunk fits in memory"));
             read(piece, buffer)?;
             sha256.update(&*buffer);
             blake3.update(buffer);
