@@ -140,7 +140,7 @@ impl Press {
     fn new(format: &NewImage) -> Self {
         Self {
             cluster_size: u64::from(format.cluster_size),
-            compressor: Compressor::new(format.packing),
+            compressor: Compressor::new(format),
             assembled: Vec::new(),
             number: None,
         }

@@ -10,7 +10,7 @@ use super::*;
 /// Packs a disk with one thread, and writes the file in the order in which it is laid out.
 pub(crate) fn write(path: &Path, disk: &[u8], (cluster_size, packing): (u32, Packing)) {
     let format = NewImage { virtual_size: u64::try_from(disk.len()).unwrap(), cluster_size, packing };
-    let mut compressor = Compressor::new(packing);
+    let mut compressor = Compressor::new(&format);
     let size = usize::try_from(cluster_size).unwrap();
     let mut clusters = Vec::new();
     for (number, bytes) in (0..).zip(disk.chunks(size)) {
@@ -162,7 +162,7 @@ fn compressed_clusters_fill_what_plain_ones_leave_between_them() {
     let path = folder.path("mixed.qcow2");
     let format = NewImage { virtual_size: 64 << 16, cluster_size: 1 << 16, packing: Packing::Zlib };
     let cluster = vec![7; 1 << 16];
-    let mut compressor = Compressor::new(Packing::Zlib);
+    let mut compressor = Compressor::new(&format);
     let packed = compressor.pack(&cluster).unwrap().to_vec();
     assert!(packed.len() < 1024);
     let mixed = (0..64).map(|number| match number % 2 {
@@ -186,9 +186,10 @@ fn what_does_not_shrink_stays_as_it_is_and_spoils_nothing_for_the_next() {
     .take(65536)
     .collect();
     let text: Vec<u8> = b"the same again ".iter().copied().cycle().take(65536).collect();
+    let format = |packing| NewImage { virtual_size: 1 << 20, cluster_size: 1 << 16, packing };
     for packing in [Packing::Zlib, Packing::Zstd] {
-        let alone = Compressor::new(packing).pack(&text).unwrap().to_vec();
-        let mut compressor = Compressor::new(packing);
+        let alone = Compressor::new(&format(packing)).pack(&text).unwrap().to_vec();
+        let mut compressor = Compressor::new(&format(packing));
         for _ in 0..3 {
             for size in [512, 4096, 65536] {
                 assert_eq!(compressor.pack(&noise[..size]), None, "{packing:?}");
@@ -200,5 +201,5 @@ fn what_does_not_shrink_stays_as_it_is_and_spoils_nothing_for_the_next() {
             );
         }
     }
-    assert_eq!(Compressor::new(Packing::None).pack(&text), None);
+    assert_eq!(Compressor::new(&format(Packing::None)).pack(&text), None);
 }

@@ -3,7 +3,7 @@
 use zlib_rs::{Deflate, DeflateConfig, DeflateFlush, Status};
 use zstd_safe::{CCtx, CParameter};
 
-use super::Packing;
+use super::{NewImage, Packing};
 
 /// Deflate's level: the best that takes less than half of the time of qemu's (ARCHITECTURE.md, "Measured").
 const ZLIB_LEVEL: i32 = 6;
@@ -11,6 +11,10 @@ const ZLIB_LEVEL: i32 = 6;
 const ZLIB_WINDOW_BITS: i32 = -12;
 /// Zstandard's level; qemu takes the same.
 const ZSTD_LEVEL: i32 = 3;
+/// In clusters of at least so many bits its two tables have an entry for each 8 bytes, and at most 2^16: smaller than
+/// the level's own, so that they stay in a core's nearest cache (ARCHITECTURE.md, "Measured").
+const ZSTD_TABLES_FROM_BITS: u32 = 16;
+const ZSTD_TABLE_LOG_MAX: u32 = 16;
 
 /// Compresses clusters, each for itself.
 pub(crate) struct Compressor {
@@ -25,16 +29,12 @@ enum Codec {
 }
 
 impl Compressor {
-    pub(crate) fn new(packing: Packing) -> Self {
-        let codec = match packing {
+    /// For the clusters of that image.
+    pub(crate) fn new(format: &NewImage) -> Self {
+        let codec = match format.packing {
             Packing::None => Codec::None,
             Packing::Zlib => Codec::Zlib(new_deflate()),
-            Packing::Zstd => {
-                let mut context = CCtx::create();
-                let set = context.set_parameter(CParameter::CompressionLevel(ZSTD_LEVEL));
-                set.expect("every version of Zstandard has that level");
-                Codec::Zstd(context)
-            }
+            Packing::Zstd => Codec::Zstd(new_zstd(format.cluster_bits())),
         };
         Self { codec, output: Vec::new() }
     }
@@ -63,6 +63,20 @@ impl Compressor {
         };
         self.output.get(..len).filter(|packed| packed.len() < cluster.len())
     }
+}
+
+fn new_zstd(cluster_bits: u32) -> CCtx<'static> {
+    let mut context = CCtx::create();
+    let mut set = |parameter| {
+        context.set_parameter(parameter).expect("every version of Zstandard has that level and such tables");
+    };
+    set(CParameter::CompressionLevel(ZSTD_LEVEL));
+    if cluster_bits >= ZSTD_TABLES_FROM_BITS {
+        let log = (cluster_bits - 3).min(ZSTD_TABLE_LOG_MAX);
+        set(CParameter::HashLog(log));
+        set(CParameter::ChainLog(log));
+    }
+    context
 }
 
 fn new_deflate() -> Deflate {
