@@ -22,6 +22,7 @@ import check_hostile
 import check_kills
 import check_layout
 import check_limits
+import check_lying_disk
 import check_manifest
 import check_once
 import check_qcow2_targets
@@ -80,6 +81,7 @@ SECTIONS = {
     "hostile": check_hostile.hostile,
     "kills": check_kills.kills,
     "capture": check_capture.captures_section,
+    "lying disk": check_lying_disk.lying_disk,
     "qcow2 targets": check_qcow2_targets.qcow2_targets,
     "replaced": check_files.replaced,
     "unfinished": check_layout.unfinished,
