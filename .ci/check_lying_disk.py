@@ -9,7 +9,7 @@ from host import MIB, tool
 
 TEMPORARY = ".image.qcow2.reimage-unfinished"
 DISK = 24 * MIB
-# The disk below changes a byte of the last chunk, which is read last; all reads of the image take a while.
+# The disk below changes a byte of the last chunk, which is read last; every read takes a while.
 PLACE = DISK - MIB // 2
 EACH_READ = "delay_enter=50000"
 
@@ -17,7 +17,7 @@ EACH_READ = "delay_enter=50000"
 def capture_onto(program, image, disk, at_read_back):
     """A capture in which something happens when the new file is complete: its exit code, and the page cache's file."""
     temporary = os.path.join(os.path.dirname(image), TEMPORARY)
-    words = [*inject("pread64,preadv2", EACH_READ, temporary),
+    words = [*inject("pread64,preadv2", EACH_READ),
              *program.words("capture", disk, image, "--compress", "none", "--threads", "1", "--manifest", "none")]
     words[-1] = "json"
     cached = None
