@@ -91,6 +91,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_done_apart_can_open_nothing() {
+        let opened = apart(|| Ok(std::fs::File::open("/dev/null").is_ok())).unwrap();
+        let sandbox = Pool::start(NonZeroUsize::new(1)).unwrap().sandbox();
+        assert_eq!(opened, sandbox == crate::sys::landlock::Sandbox::None, "{sandbox:?}");
+        assert!(std::fs::File::open("/dev/null").is_ok(), "this thread is free");
+    }
+
+    #[test]
     fn no_step_is_taken_behind_the_last() {
         for last in [1, 2, 100] {
             assert!(matches!(count(last, false), (taken, Ok(())) if taken == last));

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use super::image_error;
+use crate::copy::{self, CopyError};
 use crate::error::{Error, ErrorKind};
 use crate::image::{
     Decoder, DigestAlgorithm, Extent, ExtentKind, FileIdentity, Image, ImageError, ImageInfo, TableReport,
@@ -22,19 +23,15 @@ impl ReadBytes for ImageBytes<'_> {
         self.0.virtual_size()
     }
 
+    /// What must be decoded is decoded on a thread that can open nothing.
     fn read_at(&self, range: ByteRange, buffer: &mut [u8]) -> io::Result<()> {
-        let mut decoder = Decoder::default();
-        let mut at = range.start();
-        while at < range.end() {
-            let extents = self.0.map(ByteRange::between(at, range.end())).map_err(io::Error::other)?;
-            let end = extents.last().ok_or(io::ErrorKind::UnexpectedEof)?.range.end();
-            let place = |offset: u64| usize::try_from(offset - range.start()).expect("it is in memory");
-            self.0
-                .read(&extents, &mut buffer[place(at)..place(end)], &mut decoder)
-                .map_err(io::Error::other)?;
-            at = end;
+        if !is_compressed(self.0, range).map_err(io::Error::other)? {
+            return read(self.0, range, buffer).map_err(io::Error::other);
         }
-        Ok(())
+        copy::apart(|| read(self.0, range, buffer)).map_err(|fault| match fault {
+            CopyError::Image(fault) => io::Error::other(fault),
+            fault => io::Error::other(fault),
+        })
     }
 }
 
@@ -46,6 +43,36 @@ pub(crate) fn unreadable(error: io::Error, image: &Path) -> Error {
             Error::new(ErrorKind::Image, error).at_path(image).hint_that("check the image's storage")
         }
     }
+}
+
+/// Whether any of the bytes are stored compressed.
+fn is_compressed(image: &dyn Image, range: ByteRange) -> Result<bool, ImageError> {
+    let mut at = range.start();
+    while at < range.end() {
+        let extents = image.map(ByteRange::between(at, range.end()))?;
+        if extents.iter().any(|extent| matches!(extent.kind, ExtentKind::Compressed { .. })) {
+            return Ok(true);
+        }
+        at = end_of(&extents);
+    }
+    Ok(false)
+}
+
+fn read(image: &dyn Image, range: ByteRange, buffer: &mut [u8]) -> Result<(), ImageError> {
+    let mut decoder = Decoder::default();
+    let mut at = range.start();
+    while at < range.end() {
+        let extents = image.map(ByteRange::between(at, range.end()))?;
+        let end = end_of(&extents);
+        let place = |offset: u64| usize::try_from(offset - range.start()).expect("it is in memory");
+        image.read(&extents, &mut buffer[place(at)..place(end)], &mut decoder)?;
+        at = end;
+    }
+    Ok(())
+}
+
+fn end_of(extents: &[Extent]) -> u64 {
+    extents.last().expect("a map of bytes holds an extent").range.end()
 }
 
 /// The virtual disk of an image, as a disk that is compared.
@@ -62,9 +89,9 @@ impl Disk for ImageDisk {
 
     fn read(&self, range: ByteRange, buffer: &mut [u8]) -> Result<(), TargetError> {
         let len = usize::try_from(range.len()).expect("it is in memory");
-        ImageBytes(self.0.as_ref())
-            .read_at(range, &mut buffer[..len])
-            .map_err(TargetError::when("reading", range))
+        // Comparing comes here from threads of a pool, chunk by chunk.
+        let read = read(self.0.as_ref(), range, &mut buffer[..len]);
+        read.map_err(io::Error::other).map_err(TargetError::when("reading", range))
     }
 
     fn next_data(&self, offset: u64) -> Result<Option<ByteRange>, TargetError> {
