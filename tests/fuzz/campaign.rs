@@ -147,7 +147,14 @@ pub(crate) fn judge(
         return Err(format!("{} bytes of memory", answers.memory));
     }
     let Answers { tables, deep, rebuild, disk, .. } = answers;
-    for fault in [tables.as_ref().err(), rebuild.as_ref().err()].into_iter().flatten() {
+    for fault in
+        [tables.as_ref().err(), deep.as_ref().and_then(|deep| deep.as_ref().err())].into_iter().flatten()
+    {
+        if fault.kind != ErrorKind::Image {
+            return Err(format!("another error than one of the image: {fault}"));
+        }
+    }
+    if let Err(fault) = rebuild {
         check_fault(fault, disk)?;
     }
     if (tables.is_err() || deep.as_ref().is_some_and(Result::is_err)) && rebuild.is_ok() {
@@ -196,17 +203,19 @@ fn untouched(rebuild: &Result<(), Fault>) -> bool {
     matches!(rebuild, Err(fault) if fault.state == TargetState::Untouched)
 }
 
-/// An error is about the image, and says what is true of the disk.
+/// The error of a rebuild is about the image, and says what is true of the disk.
 fn check_fault(fault: &Fault, disk: &[u8]) -> Result<(), String> {
-    let old = disk.iter().all(|byte| *byte == OLD);
-    match (fault.kind, fault.state) {
-        (ErrorKind::Image | ErrorKind::DoesNotFit, TargetState::Untouched) if old => Ok(()),
-        (ErrorKind::ImageFault, TargetState::Untouched) => {
-            Err("a fault of the copy and no change".to_owned())
+    let right = match (fault.kind, fault.state) {
+        (ErrorKind::Image | ErrorKind::DoesNotFit, TargetState::Untouched) => {
+            disk.iter().all(|byte| *byte == OLD)
         }
-        (ErrorKind::ImageFault, _) if disk.starts_with(MARKER) => Ok(()),
-        _ if fault.kind == ErrorKind::Image => Ok(()),
-        _ => Err(format!("another error than one of the image: {fault}, the disk is old: {old}")),
+        (ErrorKind::ImageFault, state) => state != TargetState::Untouched && disk.starts_with(MARKER),
+        _ => false,
+    };
+    if right {
+        Ok(())
+    } else {
+        Err("an error that is not about the image, or not true of the disk".to_owned())
     }
 }
 
