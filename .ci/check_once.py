@@ -1,7 +1,7 @@
 """A packed image is decoded once where a file is replaced whole, and what comes of it is what its unpacked disk gives.
 
-How often each packed byte is read is counted by strace. The disks are longer than a plan looks ahead, and what they hold
-of noise, which packs to nearly all of the file, lies behind that."""
+How often each packed byte is read is counted by strace. The disks are longer than a plan looks ahead, and their noise,
+which packs to nearly all of the file, lies behind that."""
 
 import os
 import re
