@@ -108,8 +108,9 @@ pub(super) fn to_read(looked_at: &File, metadata: &Metadata) -> Result<(Held, u6
         let file = file.map_err(|error| cannot_read(error.into()))?;
         return Ok((Held::ReadOnly { file, sector_size: None }, metadata.len()));
     }
-    // Not past the page cache: images are read in pieces of any length. What the cache holds from before may be older
-    // than what lies there, if another host or a partition's own node has written it.
+    // Not past the page cache, for images are read in pieces of any length; the aligned ones go past it all the same.
+    // What the cache holds from before may be older than what lies there, if another host or a partition's own node
+    // has written it.
     let file = exclusive(looked_at, OFlags::RDONLY)?;
     store::drop_pages(&file, ByteRange::new(0, 0)).map_err(cannot_read)?;
     let size = block::size(&file).map_err(cannot_read)?;
