@@ -2,13 +2,10 @@
 
 use super::error::ImageError;
 use super::file::SourceFile;
-use super::layered::take;
 use super::stream::Codec;
-use super::{Decoder, Image};
-use crate::range::ByteRange;
 
 /// How many bytes of a file's beginning tell its format.
-pub(super) const HEAD_LEN: usize = 4096;
+pub(crate) const HEAD_LEN: usize = 4096;
 
 /// The magic of qcow and qcow2: "QFI\xfb".
 pub(super) const QCOW_MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -39,7 +36,7 @@ const OTHER_PACKERS: &[(&[u8], &str)] = &[
 ];
 
 /// Where the bytes lie by which the formats below are known: so far before the end.
-pub(super) const TAIL_LEN: u64 = 512;
+pub(crate) const TAIL_LEN: u64 = 512;
 
 /// Formats that are known by their last 512 bytes.
 const TAIL_MAGICS: &[(&[u8], &str)] = &[(b"conectix", "vhd"), (b"koly", "dmg")];
@@ -85,39 +82,9 @@ pub(super) fn look(file: &SourceFile) -> Result<Content, ImageError> {
     Ok(Content::Plain)
 }
 
-/// Fails if the disk in a qcow2 image begins or ends like another disk image.
-///
-/// Written to a raw disk, it would be one to whoever guesses its format, with the files that it names.
-pub(super) fn check_disk(image: &dyn Image) -> Result<(), ImageError> {
-    let info = image.info();
-    let Some(layer) = info.chain.into_iter().next().filter(|layer| layer.format == "qcow2") else {
-        return Ok(());
-    };
-    let size = image.virtual_size();
-    let head = read_disk(image, ByteRange::new(0, size.min(HEAD_LEN as u64)))?;
-    let mut content = of_head(&head);
-    if let (None, Some(offset)) = (content, size.checked_sub(TAIL_LEN)) {
-        let tail = read_disk(image, ByteRange::new(offset, 8))?;
-        content = of_tail(tail.try_into().expect("8 bytes were read"));
-    }
-    match content {
-        Some(content) => Err(ImageError::NestedDisk { path: layer.path, content: content.name() }),
-        None => Ok(()),
-    }
-}
-
-/// Bytes of an image's disk, a few.
-fn read_disk(image: &dyn Image, range: ByteRange) -> Result<Vec<u8>, ImageError> {
-    let mut bytes = vec![0; usize::try_from(range.len()).expect("a few bytes")];
-    let (mut rest, mut at) = (&mut bytes[..], range.start());
-    let mut decoder = Decoder::default();
-    while at < range.end() {
-        let extents = image.map(ByteRange::between(at, range.end()))?;
-        let part = ByteRange::between(at, extents.last().map_or(range.end(), |extent| extent.range.end()));
-        image.read(&extents, take(&mut rest, part), &mut decoder)?;
-        at = part.end();
-    }
-    Ok(bytes)
+/// What the disk in an image begins or ends like, by its first `HEAD_LEN` bytes and those at `TAIL_LEN` before its end.
+pub(super) fn of_disk(head: &[u8], tail: Option<[u8; 8]>) -> Option<Content> {
+    of_head(head).or_else(|| tail.and_then(of_tail))
 }
 
 /// What a disk's first bytes (`HEAD_LEN`, or all of it) are known for.

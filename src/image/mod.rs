@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub(crate) use advice::unpack_and;
+pub(crate) use content::{HEAD_LEN, TAIL_LEN};
 pub use decoder::Decoder;
 pub(crate) use decoder::Pulse;
 pub(crate) use disk_file::{DiskFile, backing_of};
@@ -107,15 +108,18 @@ pub(crate) fn open_held(
     Ok(Box::new(layered::LayeredImage::new(chain::open(top, &options, &mut fault::refuse)?)))
 }
 
-/// Fails if the disk that a qcow2 image holds is itself like a disk image, and nobody allows that.
+/// Fails if the disk that an image holds begins or ends like another disk image.
+///
+/// Written to a raw disk, it would be one to whoever guesses its format, with the files that it names. `head` is the
+/// disk's first `HEAD_LEN` bytes, `tail` those from `TAIL_LEN` before its end on.
 ///
 /// # Errors
 ///
-/// When it is, or cannot be read.
-pub(crate) fn check_disk(image: &dyn Image, nested: Nested) -> Result<(), ImageError> {
-    match nested {
-        Nested::Refuse => content::check_disk(image),
-        Nested::Allow => Ok(()),
+/// When it does.
+pub(crate) fn refuse_nested_disk(path: &Path, head: &[u8], tail: Option<[u8; 8]>) -> Result<(), ImageError> {
+    match content::of_disk(head, tail) {
+        Some(content) => Err(ImageError::NestedDisk { path: path.into(), content: content.name() }),
+        None => Ok(()),
     }
 }
 

@@ -6,11 +6,14 @@ use std::path::Path;
 
 use super::manifest::{CheckFault, FETCH_BOTH, KnownManifest};
 use super::packed;
+use super::{ImageBytes, unreadable};
 use crate::copy::{self, CopyError, Pool, Sink, Transfer, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::guard;
 use crate::image::{self, DigestAlgorithm, FileIdentity, Image, ImageError, TableReport};
+use crate::layout::ReadBytes;
 use crate::observe::{CancelToken, Event, Observer, Phase};
+use crate::range::ByteRange;
 use crate::request::{ExpectedDigest, ImageFormat, ImageOptions, NestedFormat, Policy, Preflight};
 use crate::trust::{self, ImageSignature, Listed, Opened};
 use crate::verify::{Digest, DigestTable};
@@ -160,8 +163,9 @@ pub(crate) fn open_checked(
         image = packed::unpack(packed, (manifest.as_ref(), path), vouched_for, (check, observer))?;
         tables = check_tables(image.as_ref()).map_err(|fault| image_error(ErrorKind::Image, fault))?;
     }
-    let nested = open_options(options).nested;
-    image::check_disk(image.as_ref(), nested).map_err(|fault| image_error(ErrorKind::Image, fault))?;
+    if options.nested == NestedFormat::Refuse {
+        refuse_nested_disk(image.as_ref())?;
+    }
     let pass = Pass { image: image.as_ref(), path, threads: check.threads, observer };
     let decoded = match check.preflight {
         Preflight::Tables => None,
@@ -187,6 +191,24 @@ pub(crate) fn check_tables(image: &dyn Image) -> Result<TableReport, ImageError>
             source: io::Error::other(fault),
         },
     })
+}
+
+/// Looks at both ends of the disk that a qcow2 image describes; of others the file has been looked at.
+fn refuse_nested_disk(image: &dyn Image) -> Result<(), Error> {
+    let info = image.info();
+    let Some(layer) = info.chain.first().filter(|layer| layer.format == "qcow2") else { return Ok(()) };
+    let read = |range, bytes: &mut [u8]| {
+        ImageBytes(image).read_at(range, bytes).map_err(|fault| unreadable(fault, &layer.path))
+    };
+    let (size, mut head, mut tail) = (image.virtual_size(), [0; image::HEAD_LEN], [0; 8]);
+    let len = usize::try_from(size).unwrap_or(usize::MAX).min(image::HEAD_LEN);
+    read(ByteRange::new(0, len as u64), &mut head[..len])?;
+    let tail_at = size.checked_sub(image::TAIL_LEN);
+    if let Some(offset) = tail_at {
+        read(ByteRange::new(offset, 8), &mut tail)?;
+    }
+    image::refuse_nested_disk(&layer.path, &head[..len], tail_at.map(|_| tail))
+        .map_err(|fault| image_error(ErrorKind::Image, fault))
 }
 
 /// Whether only its chunks tell whether an image is its manifest's: the digest of its file says nothing of the files
