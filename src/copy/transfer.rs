@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::farm::Pool;
 use super::manifest::ByManifest;
 use super::pieces::{Fate, Job, Outcome, Shared};
+use super::series::apart;
 use super::units::{Unit, Units};
 use super::{CopyError, Piece, Watch};
 use crate::image::Image;
@@ -167,6 +168,7 @@ pub(crate) fn transfer(
             None => {}
         }
     }
+    apart(|| image.see_end())?;
     let result = pass.into_inner().finish()?;
     watch.progress(watch.bytes_total);
     Ok(result)

@@ -231,6 +231,16 @@ pub trait Image: Send + Sync {
         self.virtual_size()
     }
 
+    /// Makes sure that the end of an image has been seen, all of which has been read: of a packed one, what was looked at
+    /// beforehand may have sufficed for that.
+    ///
+    /// # Errors
+    ///
+    /// When it is longer than it may be or was found to be, or damaged at its end.
+    fn see_end(&self) -> Result<(), ImageError> {
+        Ok(())
+    }
+
     /// Lets it be a fault of the image if its disk, which is not measured yet, turns out to be longer.
     fn limit(&mut self, _most: u64) {}
 

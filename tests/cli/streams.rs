@@ -121,6 +121,39 @@ fn a_stream_that_turns_out_to_be_longer_than_the_disk_is_refused_and_nothing_is_
 }
 
 #[test]
+fn a_stream_of_which_all_that_fits_was_looked_at_is_followed_to_its_end_all_the_same() {
+    const MIB: usize = 1 << 20;
+    let (room, disk) = (Room::new(), disk());
+    let whole = gzip(&disk[..MIB]);
+    let (cut, behind) = (whole[..whole.len() - 2].to_vec(), [&whole[..], b"garbage"].concat());
+    for (size, name, packed) in [
+        (0, "one.raw.gz", gzip(&disk[..1])),
+        (0, "all.raw.zst", zstd_from_a_pipe(&disk)),
+        (MIB, "longer.raw.gz", gzip(&disk[..=MIB])),
+        (MIB, "longer.raw.zst", zstd_from_a_pipe(&disk[..=MIB])),
+        (MIB, "cut.raw.gz", cut),
+        (MIB, "behind.raw.gz", behind),
+        (MIB + 9000, "far.raw.gz", gzip(&disk[..MIB + 9001])),
+    ] {
+        room.file(name, packed);
+        let old = room.file("old.raw", vec![7; size]);
+        let seen = Seen::of(&old);
+        let error = room.rebuild(&[name, "old.raw"]).error(20);
+        assert_eq!(error["target_state"], "untouched", "{name}: {error}");
+        seen.check(&old);
+        if size != 0 {
+            continue;
+        }
+        room.rebuild(&[name, "new.raw", "--size", "0"]).error(20);
+        assert!(!room.path("new.raw").exists(), "{name}");
+    }
+    room.file("right.raw.gz", whole);
+    room.file("old.raw", vec![7; MIB]);
+    assert_eq!(room.rebuild(&["right.raw.gz", "old.raw"]).code, Some(0));
+    assert!(fs::read(room.path("old.raw")).unwrap() == disk[..MIB]);
+}
+
+#[test]
 fn a_plan_says_that_the_length_is_supposed() {
     let (room, disk) = (Room::new(), disk());
     room.file("disk.raw.zst", zstd_from_a_pipe(&disk));

@@ -1,5 +1,7 @@
 //! `Glance`: a few places of a stream that is decoded only while it is copied.
 
+use std::sync::atomic::AtomicBool;
+
 use super::super::Image;
 use super::super::decoder::Decoder;
 use super::super::error::ImageError;
@@ -132,8 +134,20 @@ impl Packed {
 
     fn undecoded(self, length: Length, kept: Blocks) -> StreamImage {
         let Packed { source, is_checked, nested, .. } = self;
-        let (zeroes, reader) = (Vec::new(), Line::new(Reader::default()));
-        let report = TableReport::default();
-        StreamImage { source, length, nested, kept, zeroes, report, is_checked, is_decoded: false, reader }
+        let (zeroes, report) = (Vec::new(), TableReport::default());
+        let (is_decoded, has_ended) = (false, AtomicBool::new(false));
+        let reader = Line::new(Reader::default());
+        StreamImage {
+            source,
+            length,
+            nested,
+            kept,
+            zeroes,
+            report,
+            is_checked,
+            is_decoded,
+            has_ended,
+            reader,
+        }
     }
 }

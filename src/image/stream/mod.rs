@@ -19,6 +19,7 @@ mod xz;
 mod zstd;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::content;
 use super::decoder::Decoder;
@@ -115,6 +116,8 @@ struct StreamImage {
     is_checked: bool,
     /// Whether all of it has been decoded once.
     is_decoded: bool,
+    /// Whether a reading has come to the stream's end, and found nothing behind it.
+    has_ended: AtomicBool,
     reader: Line<Reader>,
 }
 
@@ -162,8 +165,11 @@ impl StreamImage {
         if start == 0 || ends_here {
             inner_content(reader, self.length.if_known(), &self.source, self.nested)?;
         }
-        if ends_here && !reader.is_at_end(&self.source)? {
-            return bad("is longer than it was found to be");
+        if ends_here {
+            if !reader.is_at_end(&self.source)? {
+                return bad("is longer than it was found to be");
+            }
+            self.has_ended.store(true, Ordering::Release);
         }
         Ok(())
     }
@@ -232,6 +238,21 @@ impl Image for StreamImage {
 
     fn most_bytes(&self) -> u64 {
         self.length.most()
+    }
+
+    fn see_end(&self) -> Result<(), ImageError> {
+        if self.is_decoded || self.has_ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut reader = self.reader.enter();
+        match self.length.most().checked_sub(1) {
+            Some(last) => self.decode(&mut reader, last / PIECE * PIECE, &Decoder::default()),
+            None if !reader.is_at_end(&self.source)? => Err(self.source.too_long(0)),
+            None => {
+                self.length.found(0);
+                Ok(())
+            }
+        }
     }
 
     fn limit(&mut self, most: u64) {

@@ -1,5 +1,7 @@
 //! `Pass`: all of a stream decoded once, before anything relies on it.
 
+use std::sync::atomic::AtomicBool;
+
 use super::super::decoder::Decoder;
 use super::super::error::ImageError;
 use super::super::{Image, TableReport};
@@ -128,6 +130,7 @@ impl Pass {
             report,
             is_checked,
             is_decoded: true,
+            has_ended: AtomicBool::new(true),
             reader,
         }))
     }
