@@ -12,6 +12,9 @@ use crate::image::fault::{Fault, Scope, Sink};
 use crate::image::file::SourceFile;
 use crate::range::ByteRange;
 
+/// How many streams are decoded to see how far they go; the others are believed to end before what they might reach.
+const DOUBTS_MAX: u32 = 64;
+
 /// How many walks one layer may take, however little it holds: enough for a file of 512 TiB in clusters of 64 KiB, or
 /// of 4 TiB in those of 512 bytes.
 const WALKS_MAX: u64 = 64;
@@ -63,7 +66,7 @@ impl Qcow2 {
         };
         let clusters = file.len().div_ceil(self.header.cluster_size());
         let mut found = Meetings::default();
-        let mut decoder = Decoder::default();
+        let (mut decoder, mut doubts) = (Decoder::default(), 0);
         let (mut first, mut limit, mut slots, mut walks) = (0, clusters, 0, 0);
         // Of all streams, a walk looks after half of `STREAMS_MAX` at least, and may have to be begun again for that.
         while walks < WALKS_MAX + 4 * slots / STREAMS_MAX as u64 {
@@ -96,7 +99,7 @@ impl Qcow2 {
                 continue;
             }
             let table = |offset| self.tables.next_behind(&self.header, offset).map(|(table, _)| table);
-            let reaches = |stream, at| self.reaches(file, &mut decoder, stream, at);
+            let reaches = |stream, at| self.reaches(file, (&mut decoder, &mut doubts), stream, at);
             match owners.finish(&mut found, table, reaches)? {
                 Some(next) => (first, limit) = (next, clusters),
                 None => return self.name_meetings(file, &found, sink),
@@ -156,10 +159,15 @@ impl Qcow2 {
     fn reaches(
         &self,
         file: &SourceFile,
-        decoder: &mut Decoder,
+        (decoder, doubts): (&mut Decoder, &mut u32),
         stream: Stream,
         at: u64,
     ) -> Result<bool, ImageError> {
+        // An image could be all doubt, each of which costs a cluster's decoding.
+        *doubts += 1;
+        if *doubts > DOUBTS_MAX {
+            return Ok(false);
+        }
         let source = Source { file, codec: Some((self.header.compression, self.header.cluster_size())) };
         let end = stream.end.min(file.len());
         Ok(!decoder.is_cluster(&source, ByteRange::between(stream.start, at.min(end)))?
