@@ -302,6 +302,10 @@ fn note(
         CaptureNote::begin(&request.options.state_dir, &files)
     });
     noted.map_err(|source| {
+        // Another capture of that image holds the note.
+        if source.kind() == io::ErrorKind::WouldBlock {
+            return super::place::unmade(io::ErrorKind::ResourceBusy.into(), &request.image);
+        }
         Error::new(
             ErrorKind::Usage,
             CaptureFault::Place { doing: "noting the capture in the state folder", source },

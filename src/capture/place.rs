@@ -75,7 +75,8 @@ impl Place {
     }
 }
 
-fn unmade(source: io::Error, path: &Path) -> Error {
+/// Why the new file could not be made, or named.
+pub(super) fn unmade(source: io::Error, path: &Path) -> Error {
     let kind = match source.kind() {
         io::ErrorKind::ResourceBusy => ErrorKind::InUse,
         _ => ErrorKind::TargetUnusable,

@@ -424,9 +424,9 @@ mod tests {
         let format = (64 << 10, Packing::None);
         let ended = pack_into((&pool, &cancel), &fake, format, (&file, OnBad::Fail));
         assert!(matches!(ended, Err(CopyError::Cancelled)));
-        let mut head = [1; 4];
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut head, 0).unwrap();
-        assert_eq!(head, [0; 4], "there is no header");
+        // A host that is busy may have ended it before anything was written.
+        let head = std::fs::read(&path).unwrap();
+        assert!(head.iter().take(4).all(|byte| *byte == 0), "there is no header");
         // Every write fails where the file is open for reading only.
         let file = File::open(&path).unwrap();
         let ended = pack_into((&pool, &CancelToken::new()), &fake, format, (&file, OnBad::Fail));

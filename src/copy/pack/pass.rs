@@ -53,7 +53,8 @@ impl<'a> Pass<'a> {
             writer: Some(ImageWriter::new(format)?),
             parts: VecDeque::new(),
             parts_under_way: 0,
-            most: MOST_A_THREAD * threads as u64,
+            // Stretches of 2 MiB, half as many.
+            most: MOST_A_THREAD * threads as u64 / (u64::from(format.cluster_size) / CHUNK).max(1),
             zeroes: VecDeque::new(),
             done: 0,
             whole,
