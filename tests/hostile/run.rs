@@ -41,7 +41,14 @@ pub(crate) fn reimage(folder: &Path, words: &[&str]) -> Ran {
     Ran { code, document, stderr: fs::read_to_string(&err).unwrap(), wall, memory }
 }
 
-/// Waits for a child of ours: its exit code and its most memory.
+/// The most memory that this process has had.
+fn own_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("proc(5) has it");
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// Waits for a child of ours: its exit code and its most memory, 0 where that is not more than this process has had.
 ///
 /// Not by `Child`, for only `wait4` says the resources of one child.
 fn wait(child: i32, begun: Instant) -> (Option<i32>, u64) {
@@ -55,8 +62,9 @@ fn wait(child: i32, begun: Instant) -> (Option<i32>, u64) {
         assert!(ended >= 0, "the child can be waited for");
         if ended == child {
             let code = (libc::WIFEXITED(status) && !is_killed).then(|| libc::WEXITSTATUS(status));
-            // getrusage(2): in kilobytes.
-            return (code, u64::try_from(usage.ru_maxrss).unwrap() * 1024);
+            // getrusage(2): in kilobytes, and never less than this process had when the child was made of it.
+            let memory = u64::try_from(usage.ru_maxrss).unwrap() * 1024;
+            return (code, if memory > own_memory() { memory } else { 0 });
         }
         if begun.elapsed() > HANGS && !is_killed {
             is_killed = true;

@@ -244,7 +244,7 @@ fn below() -> Vec<Row> {
             "that is cut off",
             base.bytes[..base.bytes.len() - 2049].to_vec(),
             "reaches beyond",
-            base.places[15],
+            base.bytes.len() as u64 - 4096,
         ),
     ];
     let mut rows = Vec::new();

@@ -94,7 +94,7 @@ fn l2() -> Vec<Row> {
         laid.put64(l2 + 8 * 14, (laid.l1 - 4096) | COPIED);
         laid.put64(l2 + 8 * 15, laid.l1 | COPIED);
     });
-    rows.push(Row::new("a run into the L1 table", run.bytes, "lies on the L1 table").at(laid.l1 - 4096));
+    rows.push(Row::new("a run into the L1 table", run.bytes, "lies on the L1 table").at(laid.l1));
     let cut = |len: u64| {
         let mut bytes = laid.bytes.clone();
         bytes.truncate(bytes.len() - usize::try_from(len).unwrap());
@@ -102,11 +102,9 @@ fn l2() -> Vec<Row> {
     };
     let last = laid.places[16];
     let words = "a data cluster reaches beyond the file's end";
-    // Two clusters lie side by side and are told as one.
-    let first_of_run = laid.places[15];
-    rows.push(Row::new("cut off in the last cluster", cut(2049), words).at(first_of_run));
-    rows.push(Row::new("cut off before the last cluster", cut(4096), words).at(first_of_run));
-    assert_eq!((last, end), (first_of_run + 4096, last + 4096));
+    rows.push(Row::new("cut off in the last cluster", cut(2049), words).at(last));
+    rows.push(Row::new("cut off before the last cluster", cut(4096), words).at(last));
+    assert_eq!((last, end), (laid.places[15] + 4096, last + 4096));
     rows
 }
 
@@ -136,7 +134,7 @@ fn extended() -> Vec<Row> {
     let packed_at = packed.l2[0];
     let packed = packed.with(|laid| laid.put64(packed_at + 8, 1));
     let short = Spec::extended(vec![Sub { seed: 2, data: 0x8000_0001, zero: 0 }]).lay();
-    let short_at = short.places[0] + 31 * 512;
+    let short_at = short.places[0];
     let short = short.bytes[..short.bytes.len() - 1].to_vec();
     vec![
         entry("extended L2 entry, bit 0", &laid, (l2, data | COPIED | 1), "has reserved bits set"),
