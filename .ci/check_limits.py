@@ -16,7 +16,7 @@ def limits(program, scratch, tally):
     room = os.statvfs(scratch.folder)
     if room.f_bavail * room.f_frsize < needed:
         raise host.Broken(f"{scratch.folder} needs {needed} bytes of room")
-    for part in (much_data, much_metadata, nothing, little_address_space):
+    for part in (much_data, much_metadata, nothing, little_address_space, large_clusters):
         part(program, scratch, tally)
 
 
@@ -73,6 +73,19 @@ def nothing(program, scratch, tally):
         tally.expect(outcome.code == 0, f"{name}: replaced", outcome)
         outcome = program.rebuild(image, target, "--in-place")
         tally.expect(outcome.code == 0, f"{name}: in place", outcome)
+
+
+def large_clusters(program, scratch, tally):
+    """Images of clusters of 2 MiB, made by all threads."""
+    disk, image = host.make(scratch / "clusters.raw", 0), scratch / "clusters.qcow2"
+    host.write(disk, host.noise(5, 30 * MIB) + bytes(60 * MIB) + host.noise(6, 40 * MIB) + b"x" * (70 * MIB))
+    for packing in ("zstd", "zlib"):
+        words = (disk, image, "--yes", "--replace", "--threads", "12", "--cluster-size", "2M", "--compress", packing)
+        outcome = program.measured("capture", *words)
+        tally.expect(outcome.code == 0, f"clusters of 2 MiB, {packing}", outcome)
+        memory, seconds = outcome.usage
+        print(f"  clusters of 2 MiB, {packing}: {memory / MIB:.1f} MiB, {seconds:.2f} s of CPU")
+        tally.expect(memory < MOST_MEMORY, f"clusters of 2 MiB, {packing}: memory", f"{memory} bytes")
 
 
 def little_address_space(program, scratch, tally):

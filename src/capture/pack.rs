@@ -28,6 +28,9 @@ use crate::verify::{
     SourceKind, StagedManifest, WholeDigester,
 };
 
+/// As many threads pack and read clusters of 2 MiB, each of which has compressor, decoder and both forms in memory.
+const MOST_OF_LARGE: usize = 8;
+
 /// A capture under way; dropped before the image has its place, nothing is left of it.
 pub(super) struct Capture<'a> {
     request: &'a CaptureRequest,
@@ -48,7 +51,8 @@ impl<'a> Capture<'a> {
         (request, mut prepared): (&'a CaptureRequest, Prepared),
         (observer, cancel): (&'a dyn Observer, &'a CancelToken),
     ) -> Result<Self, Error> {
-        let pool = Pool::start(request.options.threads).map_err(|error| {
+        let most = if prepared.format.cluster_size > 1 << 20 { MOST_OF_LARGE } else { usize::MAX };
+        let pool = Pool::start_at_most(request.options.threads, most).map_err(|error| {
             Error::new(ErrorKind::Internal, CopyError::Memory(error))
                 .hint_that("check the limits on threads and memory of this user")
         })?;

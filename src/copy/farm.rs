@@ -78,8 +78,13 @@ fn new_buffer() -> Result<AlignedBuffer, CopyError> {
 impl Pool {
     /// Starts the threads; by default twice the processors, because each waits for a disk half of its time.
     pub(crate) fn start(threads: Option<NonZeroUsize>) -> io::Result<Self> {
+        Self::start_at_most(threads, MOST_THREADS)
+    }
+
+    /// The same, where more threads than `most` would take too much memory.
+    pub(crate) fn start_at_most(threads: Option<NonZeroUsize>, most: usize) -> io::Result<Self> {
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let count = threads.map_or(processors * 2, NonZeroUsize::get).min(MOST_THREADS);
+        let count = threads.map_or(processors * 2, NonZeroUsize::get).min(MOST_THREADS).min(most);
         let failed = Arc::new(AtomicBool::new(false));
         let unconfined = Arc::new(AtomicBool::new(false));
         let (failure, lack) = (Arc::clone(&failed), Arc::clone(&unconfined));
