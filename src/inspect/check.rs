@@ -15,6 +15,8 @@ use crate::request::{ImageOptions, Preflight};
 
 /// How many faults are told; further ones are counted.
 const MOST_TOLD: usize = 1000;
+/// So many of these may be faults for which no image is refused, which must not hide one for which it is.
+const MOST_HARMLESS: usize = 900;
 
 /// One thing that is wrong with an image.
 ///
@@ -68,7 +70,7 @@ pub struct CheckReport {
     /// What the image is and holds; nothing where it is refused.
     #[serde(flatten)]
     pub inspection: Option<Inspection>,
-    /// The first 1,000 faults.
+    /// The first 1,000 faults; of those for which a rebuild refuses nothing, those among the first 900.
     pub findings: Vec<Finding>,
     /// How many there are.
     pub findings_total: u64,
@@ -90,7 +92,7 @@ impl CheckReport {
         if refused {
             self.refused_total += 1 + further;
         }
-        if self.findings.len() < MOST_TOLD {
+        if self.findings.len() < if refused { MOST_TOLD } else { MOST_HARMLESS } {
             self.findings.push(finding(error, *guest, refused));
         }
     }
@@ -201,4 +203,26 @@ fn decode(image: &dyn Image, report: &mut CheckReport, observer: &dyn Observer) 
     }
     report.findings[first..].sort_by_key(|finding| finding.guest_offset);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_that_refuse_nothing_do_not_hide_one_that_does() {
+        let fault = |weight| Fault {
+            error: ImageError::TooScattered { path: "image".into() },
+            guest: None,
+            weight,
+            further: 0,
+        };
+        let mut report = CheckReport::default();
+        (0..3000).for_each(|_| report.add(&fault(Weight::Told)));
+        assert!(!report.is_refused());
+        (0..200).for_each(|_| report.add(&fault(Weight::Refused)));
+        assert_eq!((report.findings_total, report.refused_total), (3200, 200));
+        let refused = report.findings.iter().filter(|finding| finding.refused).count();
+        assert_eq!((report.findings.len(), refused), (MOST_TOLD, 100));
+    }
 }
