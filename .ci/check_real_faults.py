@@ -393,7 +393,7 @@ def calls_fail(program, scratch, tally):
         ("pwrite64,pwritev2", "retval=512", (), "target"),
         ("pread64", "retval=512", (), "target"),
     )
-    counts = {}
+    counts, at_once_named = {}, {}
     for kind in PLACES:
         for call, what, codes, only in faults:
             beside = os.path.join(rig.folder, TEMPORARY)
@@ -402,10 +402,17 @@ def calls_fail(program, scratch, tally):
             for nth in (nth for nth in range(1, LIMIT) if nth < 7 or nth % 4 == 1 or call != "pread64" or not codes):
                 rig.place(kind)
                 paths = (rig.target, beside, *(() if only == "target" else (rig.image,))) if only else ()
+                named = ()
+                if only and kind == "replaced":
+                    paths += (rig.folder,)
+                    if (call, paths) not in at_once_named:
+                        at_once_named[call, paths] = with_name(rig, call, paths)
+                    named = at_once_named[call, paths]
                 last = counts.setdefault((kind, call, only), None)
                 if last is None:
-                    last = counts[kind, call, only] = how_many(rig, call, paths)
-                outcome = rig.run("--threads", "1", before=inject(call, f"{what}:when={nth}", *paths))
+                    last = counts[kind, call, only] = how_many(rig, call, paths, named)
+                before = inject(call, f"{what}:when={nth}", *paths)
+                outcome = rig.run("--threads", "1", before=(*before, *named))
                 rig.truth(f"{call} {nth} {what}", outcome, (0, *codes))
                 outcomes.append(outcome)
                 if outcome.code != 0 and nth % 5 == 1:
@@ -421,20 +428,34 @@ def calls_fail(program, scratch, tally):
                                                        in counts.items() if only != "target"))
 
 
-def how_many(rig, call, paths):
-    """The most calls that one thread of an undisturbed run makes; of all files, or of these."""
+def calls_of(rig, call, paths, more=()):
+    """The calls that each thread of an undisturbed run makes; of all files, or of these."""
     only = [word for path in paths for word in ("-P", path)]
     log = rig.scratch / "calls"
-    rig.run("--threads", "1", before=("strace", "-ff", "-qq", *only, "-e", f"trace={call}", "-o", log))
-    most = 0
+    rig.run("--threads", "1", before=("strace", "-ff", "-qq", *only, "-e", f"trace={call}", "-o", log, *more))
+    threads = []
     for name in os.listdir(rig.scratch.folder):
         if name.startswith("calls."):
             with open(rig.scratch / name, encoding="utf-8", errors="replace") as lines:
-                most = max(most, sum(1 for line in lines if "(" in line))
+                threads.append([line for line in lines if line.startswith(tuple(call.split(",")))])
             os.unlink(rig.scratch / name)
     rig.put_away()
     rig.place(rig.kind)
-    return most
+    return threads
+
+
+def how_many(rig, call, paths, more=()):
+    """The most calls that one thread of an undisturbed run makes; of all files, or of these."""
+    return max((len(calls) for calls in calls_of(rig, call, paths, more)), default=0)
+
+
+def with_name(rig, call, paths):
+    """Lets a run name its new file at once, as on a file system that makes none without: strace asks for names."""
+    for calls in calls_of(rig, "openat", paths):
+        for number, line in enumerate(calls, 1):
+            if "O_TMPFILE" in line:
+                return ("-e", f"trace={call},openat", "-e", f"inject=openat:error=EOPNOTSUPP:when={number}")
+    raise host.Broken("no file without a name is made")
 
 
 def two_signals(program, scratch, tally):
