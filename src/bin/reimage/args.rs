@@ -166,7 +166,7 @@ pub(crate) struct InspectArgs {
     /// The image
     #[arg(value_name = "IMAGE")]
     pub(crate) path: PathBuf,
-    /// Decode every cluster, too, and tell everything that is wrong, not only the first
+    /// Decode every cluster, too, and tell what is wrong, not only the first of it
     #[arg(long)]
     pub(crate) check: bool,
     /// What is checked of the image
