@@ -247,7 +247,7 @@ def host_disk(b, scratch):
     disks += [f"/dev/{os.path.basename(above)}"] if os.path.exists(os.path.join(above, "dev")) else []
     for disk in disks:
         log = scratch / "opened"
-        before = ("strace", "-f", "-yy", "-e", "trace=open,openat,openat2", "-o", log)
+        before = ("strace", "-f", "--seccomp-bpf", "-yy", "-e", "trace=open,openat,openat2", "-o", log)
         outcome = b.program.run("plan", b.image, disk, "--keep-image-credentials", before=before)
         b.tally.expect(outcome.code == 11, f"the host's disk as {disk}: exit 11", outcome)
         b.tally.expect(outcome.state == "untouched", f"the host's disk as {disk}: says untouched", outcome)

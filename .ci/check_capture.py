@@ -424,7 +424,7 @@ def kills(captures, scratch, tally, count=KILLS, rng_seed=SEED):
     for call in ("linkat", "renameat2", "unlinkat", "unlink", "fchmod", "fsync"):
         for replaces in (False, True):
             for nth in range(1, 40):
-                before = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:signal=SIGKILL:when={nth}")
+                before = host.kill_at(call, nth)
                 outcome = capture(captures.program, killed.disk, captures.image, *killed.place(replaces), before=before)
                 if outcome.code == 0:
                     break

@@ -100,7 +100,7 @@ def left_alone(b, scratch):
 def opens(b, name, target, flags, disks):
     """Runs under strace and returns its log."""
     log = b.scratch / f"opened-{name}"
-    before = ("strace", "-f", "-yy", "-e", "trace=open,openat,openat2", "-o", log)
+    before = ("strace", "-f", "--seccomp-bpf", "-yy", "-e", "trace=open,openat,openat2", "-o", log)
     outcome = b.program.rebuild(b.image, target, *flags, *named(disks), before=before)
     b.tally.expect(outcome.code == 0, f"{name}: exit 0", outcome)
     return log

@@ -9,15 +9,9 @@ import time
 import disks
 import host
 from check_refusals import spoil_compressed, text_image
-from host import MIB, tool
+from host import MIB, inject, tool
 
 CHUNK = disks.CHUNK
-
-
-def inject(calls, what, *paths):
-    """Words before the program that change what these system calls do; of all files, or only of these."""
-    only = [word for path in paths for word in ("-P", path)]
-    return ("strace", "-f", "-qq", "-o", "/dev/null", *only, "-e", f"inject={calls}:{what}")
 
 
 def says_unfinished(program, tally, name, disk):

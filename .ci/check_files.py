@@ -112,7 +112,7 @@ def sizes_asked(program, scratch, tally, image):
 def how_many(program, scratch, call, words):
     """How often a rebuild makes this system call."""
     log = scratch / "calls"
-    program.rebuild(*words, "--threads", "1", before=("strace", "-f", "-qq", "-e", f"trace={call}", "-o", log))
+    program.rebuild(*words, "--threads", "1", before=("strace", "-f", "--seccomp-bpf", "-qq", "-e", f"trace={call}", "-o", log))
     with open(log, "rb") as lines:
         return sum(1 for _ in lines)
 

@@ -88,7 +88,7 @@ class Lab:
         target = target or self.target
         log = self.scratch / "strace.log"
         calls = "trace=open,openat,openat2,creat,execve,execveat,open_by_handle_at,io_uring_setup,connect"
-        before = ("strace", "-f", "-qq", "-y", "-s", "4096", "-o", log, "-e", calls)
+        before = ("strace", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "4096", "-o", log, "-e", calls)
         outcome = self.program.rebuild(path, target, *flags, before=before)
         self.tally.expect(outcome.code == code, f"{name}: exit {code}", outcome)
         with open(log, encoding="utf-8", errors="replace") as text:

@@ -187,8 +187,7 @@ class Interrupted:
         """Kills the program while it writes the ends: every sync takes a while, so that the moment can be met."""
         for _ in range(10):
             host.restore(self.target, self.old_pieces)
-            slow = ("strace", "-f", "-qq", "-o", "/dev/null", "-P", self.target, "-e",
-                    "inject=fdatasync:delay_enter=400000")
+            slow = host.inject("fdatasync", "delay_enter=400000", self.target)
             words = [*slow, *self.program.words("rebuild", self.image, self.target, *WHOLE, *self.flags)]
             words += ["--keep-image-credentials", "--yes"]
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,

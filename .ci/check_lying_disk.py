@@ -4,8 +4,7 @@ import os
 import subprocess
 
 import host
-from check_faults import inject
-from host import MIB, tool
+from host import MIB, inject, tool
 
 TEMPORARY = ".image.qcow2.reimage-unfinished"
 DISK = 24 * MIB

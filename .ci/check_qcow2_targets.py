@@ -180,9 +180,8 @@ class Rig:
                 fault, when = ("EIO", "ENOSPC")[number % 2], f"{number + 1}"
                 # Every one from there on, or one alone, whichever file it is of: the new one has no name that strace knows.
                 when += "+" if number % 3 == 2 else ""
-                inject = f"inject={call}:error={fault}:when={when}"
-                strace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", inject)
-                outcome = self.program.rebuild(self.packed, disk, before=strace)
+                before = host.inject(call, f"error={fault}:when={when}")
+                outcome = self.program.rebuild(self.packed, disk, before=before)
                 name = f"{fault} of {call} {when}"
                 is_late = outcome.code == 30 and outcome.state == "verified"
                 if outcome.code == 0 or is_late:

@@ -16,7 +16,7 @@ import time
 import host
 from check_faults import says_unfinished
 from faulty import Faulty
-from host import MIB
+from host import MIB, inject
 from kernel import compressed_memory, device_mapper, forget_cache
 
 OLD = 12 * MIB
@@ -26,13 +26,6 @@ LIMIT = 60
 PATIENCE = 60
 SEED = 12
 TEMPORARY = ".disk.raw.reimage-unfinished"
-
-
-def inject(calls, what, *paths):
-    """Words before the program that change what these calls do; all other calls are not even looked at."""
-    only = [word for path in paths for word in ("-P", path)]
-    return ("strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", *only, "-e", f"trace={calls}",
-            "-e", f"inject={calls}:{what}")
 
 
 class Rig:

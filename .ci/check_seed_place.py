@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 from check_seed_secrets import Machine
-from host import Broken, speak, tool
+from host import Broken, kill_at, speak, tool
 from seeds import case, crypted
 
 OLD_ID, NEW_ID = "ri-00000000-0000-4000-8000-000000000001", "ri-00000000-0000-4000-8000-000000000002"
@@ -60,7 +60,7 @@ def masks(seeds, tally, flags):
                 put(path, old)
                 os.chmod(path, 0o666)
             log = seeds.path()
-            words = ("strace", "-f", "-qq", "-o", log, "-e", "trace=open,openat,openat2,creat",
+            words = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", log, "-e", "trace=open,openat,openat2,creat",
                      *seeds.program.words("seed", "--seed", path, *flags.of(NEW_ID), "--replace"))
             ran = subprocess.run(words, umask=0, capture_output=True, timeout=60)
             tally.expect(ran.returncode == 0 and os.stat(path).st_mode & 0o7777 == 0o600, f"umask 0, {what}: mode",
@@ -144,7 +144,7 @@ def endings(words, before):
     for call in calls_of(words, before):
         for nth in range(1, 400):
             before()
-            trace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={nth}")
+            trace = kill_at(call, nth)
             code = subprocess.run([*trace, *words], capture_output=True, timeout=60).returncode
             if code not in (-9, 137):
                 if code != 0:
@@ -156,7 +156,7 @@ def endings(words, before):
 def calls_of(words, before):
     """Which of the calls a run makes at all."""
     before()
-    ran = subprocess.run(["strace", "-f", "-qq", "-c", "-U", "name", "-o", "/dev/stdout", "-e", f"trace={','.join(CALLS)}", *words],
+    ran = subprocess.run(["strace", "-f", "--seccomp-bpf", "-qq", "-c", "-U", "name", "-o", "/dev/stdout", "-e", f"trace={','.join(CALLS)}", *words],
                          capture_output=True, text=True, timeout=60)
     made = {line.strip() for line in ran.stdout.splitlines()}
     return [call for call in CALLS if call in made or call == "exit_group"]
@@ -181,7 +181,7 @@ def rebuild_kills(seeds, tally, flags):
         for call in ("fsync", "fdatasync", "renameat2", "pwrite64"):
             for nth in range(1, 60):
                 reset()
-                trace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={nth}")
+                trace = kill_at(call, nth)
                 ran = subprocess.run([*trace, *words], capture_output=True, timeout=60)
                 seed, disk = slurp(machine.seed), slurp(machine.disk)
                 which = {flags.old: "old", flags.new: "new"}.get(seed)

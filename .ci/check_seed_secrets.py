@@ -6,7 +6,7 @@ import re
 import subprocess
 import threading
 
-from host import MIB, Broken, make, noise, speak, write
+from host import MIB, Broken, inject, make, noise, speak, write
 from seeds import CHEAP, accepts, case, content, crypted
 
 # ASCII without quotes, so that strace shows it as it is.
@@ -166,9 +166,7 @@ def failing(seeds, tally, password):
     """A seed that cannot be put in place: the error does not show it, and the disk is left unfinished."""
     with case(tally, "secrets, failing rename"):
         machine = Machine(seeds)
-        inject = "inject=renameat2,renameat,rename:error=EIO"
-        log = f"{machine.folder}/log"
-        words = ("strace", "-f", "-qq", "-o", log, "-e", inject, *machine.words("rebuild", "--password-file", password, "--json"))
+        words = (*inject("renameat2,renameat,rename", "error=EIO"), *machine.words("rebuild", "--password-file", password, "--json"))
         code, text = speak(*words)
         tally.expect(code in (30, 40) and not seen(text.encode(), {"password": SECRET}), "secrets, failing rename", text[-300:])
         tally.expect(not os.listdir(f"{machine.folder}/vm"), "secrets, failing rename: no temporary seed is left")

@@ -68,8 +68,7 @@ class Place:
         words = self.words(verb, *more)
         if rng.random() < 0.5:
             call, nth = rng.choice(CALLS), rng.randint(1, 24)
-            inject = f"inject={call}:signal=SIGKILL:when={nth}"
-            words = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", inject, *words]
+            words = [*host.kill_at(call, nth), *words]
             ended = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE)
             return f"{verb} at {call} {nth}", ended.returncode == 0
         moment = rng.uniform(0, seconds)

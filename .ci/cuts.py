@@ -8,8 +8,7 @@ import subprocess
 
 import holders
 import host
-from check_real_faults import inject
-from host import MIB, Broken, tool
+from host import MIB, Broken, inject, tool
 
 """Notes what is durable so often that a run that is cut off soon has some."""
 OFTEN = ("--checkpoint", "0.05")

@@ -190,6 +190,21 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
+def inject(calls, what, *paths):
+    """Words before the program that change what these calls do; all others run at full speed.
+
+    No signal can be sent so: strace sends none to a process that its filter has stopped. `kill_at` can.
+    """
+    only = [word for path in paths for word in ("-P", path)]
+    return ("strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", *only, "-e", f"trace={calls}",
+            "-e", f"inject={calls}:{what}")
+
+
+def kill_at(calls, nth):
+    """Words before the program that kill it where it enters the nth of these calls."""
+    return (os.path.join(os.path.dirname(os.path.abspath(__file__)), "kill_at.py"), calls, str(nth))
+
+
 class Program:
     """The program under test, with a state folder of its own."""
 
@@ -237,8 +252,7 @@ class Program:
 
     def killed_at(self, call, nth, image, target, *flags):
         """A rebuild that dies as it enters the nth of a system call; exit 0 if there are fewer of them."""
-        before = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:signal=SIGKILL:when={nth}")
-        return self.rebuild(image, target, *flags, before=before)
+        return self.rebuild(image, target, *flags, before=kill_at(call, nth))
 
 
 class Tally:
