@@ -55,7 +55,13 @@ impl Worker {
         self.buffer.take().map_or_else(new_buffer, Ok)
     }
 
-    /// The same, where two things are compared.
+    /// The same for a disk of which all is read past the page cache.
+    pub(crate) fn take_huge_buffer(&mut self) -> Result<AlignedBuffer, CopyError> {
+        let make = || AlignedBuffer::in_a_huge_page(CHUNK_LEN).map_err(CopyError::Memory);
+        self.buffer.take().map_or_else(make, Ok)
+    }
+
+    /// A second one, where two things are compared.
     pub(crate) fn take_second(&mut self) -> Result<AlignedBuffer, CopyError> {
         self.second.take().map_or_else(new_buffer, Ok)
     }

@@ -5,6 +5,7 @@
 pub(crate) mod aligned;
 pub(crate) mod beside;
 pub(crate) mod block;
+pub(crate) mod direct;
 pub(crate) mod durable;
 pub(crate) mod landlock;
 pub(crate) mod lock_file;

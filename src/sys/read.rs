@@ -2,14 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-/// O_DIRECT wants offsets, lengths and memory at multiples of this, on every store that we know.
-pub(crate) const DIRECT_ALIGNMENT: usize = 4096;
+use super::direct::{self, Direct};
 
 /// `RWF_DONTCACHE` of `<linux/fs.h>` (Linux 6.14): pages that this read brings in are dropped again, pages
 /// that were there before stay.
@@ -19,15 +18,13 @@ const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
 #[derive(Debug, Default)]
 pub(crate) struct UncachedReads {
     refused: AtomicBool,
-    /// The same file past the page cache, if its store knows such reads.
-    direct: Option<File>,
-    direct_refused: AtomicBool,
+    direct: Direct,
 }
 
 impl UncachedReads {
     /// Reads of that file which go past the page cache wherever they are aligned: its bytes are copied once less.
     pub(crate) fn past_the_cache(file: &File) -> Self {
-        Self { direct: reopen_direct(file).ok(), ..Self::default() }
+        Self { direct: Direct::to(file, OFlags::RDONLY), ..Self::default() }
     }
 
     /// Fills the whole buffer from `offset` on; the file's end is an error.
@@ -38,7 +35,7 @@ impl UncachedReads {
         mut offset: u64,
     ) -> io::Result<()> {
         while !buffer.is_empty() {
-            let direct = self.direct_part(buffer, offset);
+            let direct = self.direct.part(buffer, offset);
             let read = match direct {
                 Some((direct, len)) => rustix::io::pread(direct, &mut buffer[..len], offset),
                 None => self.read_at(file, buffer, offset),
@@ -47,26 +44,13 @@ impl UncachedReads {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => count,
                 Err(Errno::INTR) => continue,
-                // The store wants another alignment, or opens such files and does not read them.
-                Err(Errno::INVAL | Errno::OPNOTSUPP) if direct.is_some() => {
-                    self.direct_refused.store(true, Ordering::Relaxed);
-                    continue;
-                }
+                Err(errno) if direct.is_some() && self.direct.refuses(errno) => continue,
                 Err(errno) => return Err(errno.into()),
             };
             buffer = &mut buffer[count..];
             offset += u64::try_from(count).expect("a buffer's length fits in 64 bits");
         }
         Ok(())
-    }
-
-    /// How many of the buffer's first bytes can be read past the cache, and from what.
-    fn direct_part(&self, buffer: &[u8], offset: u64) -> Option<(&File, usize)> {
-        let direct = self.direct.as_ref().filter(|_| !self.direct_refused.load(Ordering::Relaxed))?;
-        let len = buffer.len() - buffer.len() % DIRECT_ALIGNMENT;
-        let is_aligned = offset.is_multiple_of(DIRECT_ALIGNMENT as u64)
-            && buffer.as_ptr().addr().is_multiple_of(DIRECT_ALIGNMENT);
-        (is_aligned && len > 0).then_some((direct, len))
     }
 
     fn read_at(&self, file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
@@ -84,9 +68,7 @@ impl UncachedReads {
 
 /// Opens an open file once more, to be read past the page cache.
 pub(crate) fn reopen_direct(file: &File) -> rustix::io::Result<File> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    rustix::fs::open(path, flags, Mode::empty()).map(File::from)
+    direct::reopen(file, OFlags::RDONLY)
 }
 
 #[cfg(test)]

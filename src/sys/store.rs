@@ -6,8 +6,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, OFlags};
+use rustix::io::Errno;
 
+use super::direct::Direct;
 use crate::range::ByteRange;
 
 // linux/fs.h: RWF_DONTCACHE, Linux 6.14.
@@ -17,11 +19,43 @@ const RWF_DONTCACHE: libc::c_int = 0x80;
 #[derive(Debug, Default)]
 pub(crate) struct UncachedWrites {
     refused: AtomicBool,
+    direct: Direct,
 }
 
 impl UncachedWrites {
+    /// Writes to that file which go past the page cache wherever they are aligned: its bytes are copied once less.
+    ///
+    /// What of them is no whole page goes through the cache.
+    pub(crate) fn past_the_cache(file: &File) -> Self {
+        Self { direct: Direct::to(file, OFlags::WRONLY), ..Self::default() }
+    }
+
     /// Writes all of `bytes` at `offset`, and lets them be on their way to the disk; no sync is made.
     pub(crate) fn write_all_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let done = self.write_past_the_cache(bytes, offset)?;
+        if done == bytes.len() {
+            Ok(())
+        } else {
+            self.write_through(file, &bytes[done..], offset + done as u64)
+        }
+    }
+
+    /// Writes as many of the first bytes as can go past the page cache.
+    fn write_past_the_cache(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while let Some((direct, len)) = self.direct.part(&bytes[done..], offset + done as u64) {
+            match rustix::io::pwrite(direct, &bytes[done..done + len], offset + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(errno) if self.direct.refuses(errno) => break,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_through(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut done = 0;
         while done < bytes.len() && !self.refused.load(Ordering::Relaxed) {
             match write_uncached(file, &bytes[done..], offset + done as u64) {
@@ -95,4 +129,34 @@ pub(crate) fn zero_range(file: &File, range: ByteRange) -> io::Result<()> {
 fn signed(range: ByteRange) -> io::Result<(i64, i64)> {
     let too_far = |_| io::Error::from(io::ErrorKind::InvalidInput);
     Ok((i64::try_from(range.start()).map_err(too_far)?, i64::try_from(range.len()).map_err(too_far)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::aligned::PageBuffer;
+
+    #[test]
+    fn a_write_past_the_cache_leaves_its_bytes_wherever_it_begins_and_from_whatever_memory() {
+        let bytes: Vec<u8> = (0..50_000_u32).map(|at| (at % 251).to_le_bytes()[0]).collect();
+        // Of what a store refuses, nothing is lost either: some in memory do.
+        for folder in ["/dev/shm", "/var/tmp"] {
+            for shifted in [0, 8] {
+                let file = tempfile::tempfile_in(folder).unwrap();
+                let writes = UncachedWrites::past_the_cache(&file);
+                let mut memory = PageBuffer::default();
+                // In no order, and no two in one page at once.
+                for (start, end) in
+                    [(20_480, 45_904), (0, 8192), (45_904, 50_000), (8192, 8692), (8692, 20_480)]
+                {
+                    let buffer = &mut memory.resized(end - start + shifted)[shifted..];
+                    buffer.copy_from_slice(&bytes[start..end]);
+                    writes.write_all_at(&file, buffer, start as u64).unwrap();
+                }
+                let mut found = vec![0; bytes.len() + 1];
+                assert_eq!(read_up_to(&file, &mut found, 0).unwrap(), bytes.len(), "in {folder}");
+                assert!(found[..bytes.len()] == bytes, "in {folder}, memory shifted by {shifted}");
+            }
+        }
+    }
 }

@@ -11,7 +11,8 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{Disk, TargetError};
 use crate::range::ByteRange;
-use crate::sys::read::{DIRECT_ALIGNMENT, reopen_direct};
+use crate::sys::direct::DIRECT_ALIGNMENT;
+use crate::sys::read::reopen_direct;
 use crate::sys::{block, locks, sparse, store};
 
 /// An open file or block device, and a second descriptor of it that reads past the page cache.

@@ -69,7 +69,7 @@ pub(crate) fn pack(pool: &Pool, pack: Pack<'_>, watch: &Watch<'_>) -> Result<Pac
         image,
         format,
         file,
-        writes: UncachedWrites::default(),
+        writes: UncachedWrites::past_the_cache(file),
         hashes_all: whole.is_some(),
         on_bad,
         cancel: watch.cancel,

@@ -13,6 +13,8 @@ use crate::verify::{CHUNK, DigestTable, WholeDigester};
 
 /// How many stretches and parts are in memory for each thread: two wait, one is dealt with, one waits for its turn.
 pub(super) const MOST_A_THREAD: u64 = 4;
+/// How much memory of stretches that have their place waits for further ones.
+const SPARE_MAX: usize = 2;
 /// Parts up to so many bytes together are written by one thread.
 const WRITTEN_AT_ONCE: usize = 1 << 20;
 
@@ -24,6 +26,7 @@ pub(super) struct Pass<'a> {
     laid: u64,
     /// What came before it was its turn.
     early: BTreeMap<u64, Squeezed>,
+    spare: Vec<Vec<u8>>,
     /// Until all stretches have their place.
     writer: Option<ImageWriter>,
     parts: VecDeque<FilePart>,
@@ -50,6 +53,7 @@ impl<'a> Pass<'a> {
             given: 0,
             laid: 0,
             early: BTreeMap::new(),
+            spare: Vec::new(),
             writer: Some(ImageWriter::new(format)?),
             parts: VecDeque::new(),
             parts_under_way: 0,
@@ -92,7 +96,8 @@ impl<'a> Pass<'a> {
             match self.stretches.next()? {
                 Some(Stretch::Chunks(chunks)) => {
                     self.given += 1;
-                    return Ok(Next::Job(Job::Squeeze(self.given - 1, chunks)));
+                    let memory = self.spare.pop().unwrap_or_default();
+                    return Ok(Next::Job(Job::Squeeze(self.given - 1, chunks, memory)));
                 }
                 Some(Stretch::Zeroes(range)) if self.whole.is_some() => self.zeroes.extend(range.cut(CHUNK)),
                 Some(Stretch::Zeroes(range)) => self.done += range.len(),
@@ -121,6 +126,8 @@ impl<'a> Pass<'a> {
                 while let Some(squeezed) = self.early.remove(&self.laid) {
                     self.lay(&squeezed);
                     self.laid += 1;
+                    self.spare.push(squeezed.bytes);
+                    self.spare.truncate(SPARE_MAX);
                 }
             }
             Outcome::Hashed(range, value) => {
@@ -129,7 +136,12 @@ impl<'a> Pass<'a> {
                 }
                 self.done += range.len();
             }
-            Outcome::Written(count) => self.parts_under_way -= count,
+            Outcome::Written(parts) => {
+                self.parts_under_way -= parts.len();
+                if let Some(writer) = &mut self.writer {
+                    writer.take_back(parts);
+                }
+            }
         }
     }
 

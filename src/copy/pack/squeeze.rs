@@ -10,13 +10,14 @@ use crate::copy::pieces::hash_zeroes;
 use crate::image::{Compressor, FilePart, Image, NewImage, Stored};
 use crate::observe::CancelToken;
 use crate::range::ByteRange;
+use crate::sys::aligned::AlignedBuffer;
 use crate::sys::store::UncachedWrites;
 use crate::target::TargetError;
-use crate::verify::{Digest, VerifiedChunk, WholeDigester, is_zero};
+use crate::verify::{CHUNK, Digest, VerifiedChunk, WholeDigester, is_zero};
 
 pub(super) enum Job {
-    /// The stretch of that number.
-    Squeeze(u64, Vec<Chunk>),
+    /// The stretch of that number, and memory for its bytes.
+    Squeeze(u64, Vec<Chunk>, Vec<u8>),
     HashZeroes(ByteRange),
     Write(Vec<FilePart>),
 }
@@ -24,8 +25,7 @@ pub(super) enum Job {
 pub(super) enum Outcome {
     Squeezed(Squeezed),
     Hashed(ByteRange, [u8; 32]),
-    /// So many parts.
-    Written(usize),
+    Written(Vec<FilePart>),
 }
 
 /// A stretch, digested and compressed.
@@ -33,7 +33,7 @@ pub(super) struct Squeezed {
     pub(super) number: u64,
     pub(super) chunks: Vec<Digested>,
     clusters: Vec<Cluster>,
-    bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     pub(super) bad: Vec<ByteRange>,
 }
 
@@ -85,20 +85,28 @@ pub(super) struct Shared<'a> {
 impl Shared<'_> {
     pub(super) fn work(&self, worker: &mut Worker, job: Job) -> Result<Outcome, CopyError> {
         match job {
-            Job::Squeeze(number, chunks) => self.squeeze(worker, number, chunks).map(Outcome::Squeezed),
+            Job::Squeeze(number, chunks, bytes) => {
+                self.squeeze(worker, (number, chunks), bytes).map(Outcome::Squeezed)
+            }
             Job::HashZeroes(range) => hash_zeroes(worker, self.image.virtual_size(), range)
                 .map(|value| Outcome::Hashed(range, value)),
-            Job::Write(parts) => self.write(worker, &parts).map(|()| Outcome::Written(parts.len())),
+            Job::Write(parts) => self.write(worker, &parts).map(|()| Outcome::Written(parts)),
         }
     }
 
-    fn squeeze(&self, worker: &mut Worker, number: u64, chunks: Vec<Chunk>) -> Result<Squeezed, CopyError> {
+    fn squeeze(
+        &self,
+        worker: &mut Worker,
+        (number, chunks): (u64, Vec<Chunk>),
+        mut bytes: Vec<u8>,
+    ) -> Result<Squeezed, CopyError> {
         let mut press = worker.press.take().unwrap_or_else(|| Press::new(self.format));
-        let (clusters, bytes, bad) = (Vec::new(), Vec::new(), Vec::new());
+        bytes.clear();
+        let (clusters, bad) = (Vec::new(), Vec::new());
         let mut squeezed =
             Squeezed { number, chunks: Vec::with_capacity(chunks.len()), clusters, bytes, bad };
         for (range, extents) in chunks {
-            let mut buffer = worker.take_buffer()?;
+            let mut buffer = self.take_buffer(worker)?;
             squeezed.bad.extend(self.read(worker, &extents, &mut buffer[..to_index(range.len())])?);
             let chunk = VerifiedChunk::digest(range, buffer);
             let size = self.image.virtual_size();
@@ -113,6 +121,14 @@ impl Shared<'_> {
         press.close(&mut squeezed);
         worker.press = Some(press);
         Ok(squeezed)
+    }
+
+    /// Memory for a chunk; beside clusters of 2 MiB there is no room for huge pages (ARCHITECTURE.md, "Memory").
+    fn take_buffer(&self, worker: &mut Worker) -> Result<AlignedBuffer, CopyError> {
+        match u64::from(self.format.cluster_size) > CHUNK {
+            true => worker.take_buffer(),
+            false => worker.take_huge_buffer(),
+        }
     }
 
     fn write(&self, worker: &Worker, parts: &[FilePart]) -> Result<(), CopyError> {

@@ -200,6 +200,11 @@ impl ImageWriter {
         self.space.take_parts()
     }
 
+    /// Takes parts that were written: their memory serves again.
+    pub(crate) fn take_back(&mut self, parts: Vec<FilePart>) {
+        self.space.take_back(parts);
+    }
+
     /// Puts the tables behind the clusters; the header is written when all else is durable.
     pub(crate) fn finish(mut self) -> Finished {
         self.close_l2();

@@ -87,6 +87,11 @@ impl Space {
         self.parts.take_complete()
     }
 
+    /// Takes parts that were written, whose memory serves again.
+    pub(super) fn take_back(&mut self, parts: Vec<FilePart>) {
+        self.parts.take_back(parts);
+    }
+
     /// Puts the refcounts behind everything else.
     pub(super) fn finish(mut self) -> (Vec<FilePart>, RefcountsPlaced) {
         self.close_tail();
