@@ -20,7 +20,7 @@ pub(crate) fn bad_clusters(
     watch: &Watch<'_>,
 ) -> Result<(), CopyError> {
     watch.started();
-    let (mut units, mut bytes_done) = (Units::of(image), 0);
+    let (mut units, mut bytes_done) = (Units::with_long_zeroes(image), 0);
     let next = || loop {
         if watch.cancel.is_cancelled() {
             return Err(CopyError::Cancelled);

@@ -198,10 +198,14 @@ struct Pass<'a> {
 impl<'a> Pass<'a> {
     fn new(pieces: &'a Shared<'a>, whole: Option<WholeDigester>, ledger: &'a mut dyn Ledger) -> Self {
         let result = Transferred::nothing(DigestTable::new(pieces.image.most_bytes()), Vec::new());
+        let units = match pieces.sink {
+            Sink::Digests if !pieces.hashes_all => Units::with_long_zeroes(pieces.image),
+            _ => Units::of(pieces.image),
+        };
         Self {
             pieces,
             ledger,
-            units: Units::of(pieces.image),
+            units,
             is_at_end: false,
             pending: VecDeque::new(),
             written: Vec::new(),

@@ -26,12 +26,19 @@ pub(crate) struct Units<'a> {
     /// What has been mapped and not been given out; it begins at `at`.
     mapped: VecDeque<Extent>,
     at: u64,
+    longest_zeroes: u64,
 }
 
 impl<'a> Units<'a> {
     /// All units of the disk.
     pub(crate) fn of(image: &'a dyn Image) -> Self {
-        Self { image, mapped: VecDeque::new(), at: 0 }
+        Self { image, mapped: VecDeque::new(), at: 0, longest_zeroes: LONGEST_ZEROES }
+    }
+
+    /// The same for who does nothing with zeroes: they come in runs of any length, for a disk may be all zeroes and
+    /// have 2^63 bytes.
+    pub(crate) fn with_long_zeroes(image: &'a dyn Image) -> Self {
+        Self { longest_zeroes: u64::MAX, ..Self::of(image) }
     }
 
     /// The next unit; `None` behind the last.
@@ -44,7 +51,7 @@ impl<'a> Units<'a> {
         let chunk_end = (self.at / CHUNK + 1).saturating_mul(CHUNK).min(size);
         let first = self.front(size)?;
         if first.kind == ExtentKind::Zero && first.range.end() >= chunk_end {
-            let longest = (self.at - self.at % CHUNK).saturating_add(LONGEST_ZEROES);
+            let longest = (self.at - self.at % CHUNK).saturating_add(self.longest_zeroes);
             let end = match first.range.end().min(longest) {
                 end if end == size => end,
                 end => end - end % CHUNK,
@@ -194,6 +201,11 @@ mod tests {
         check(&[(CHUNK - 1, ZERO), (1, ZERO), (9, DATA)], &[&[0, CHUNK], &[9]]);
         let long = LONGEST_ZEROES + CHUNK;
         check(&[(long, ZERO)], &[&[0, LONGEST_ZEROES], &[0, CHUNK]]);
+        let range = ByteRange::new(0, 2 << 60);
+        let image = Mapped(vec![Extent { range, kind: ZERO }]);
+        let mut units = Units::with_long_zeroes(&image);
+        assert_eq!(units.next().unwrap(), Some(Unit::Zeroes(range)));
+        assert_eq!(units.next().unwrap(), None);
     }
 
     #[test]
