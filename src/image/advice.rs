@@ -24,15 +24,24 @@ impl ImageError {
             Self::BadEntry { why: EntryFault::DataAndZero | EntryFault::DataWithoutCluster, .. } => {
                 "Extended L2 Entries"
             }
-            Self::BadEntry { table: "L1", .. } => "L1 table entry",
+            Self::BadEntry { table: "L1" | "snapshot's L1", .. } => "L1 table entry",
             Self::BadEntry { table: "L2", .. } | Self::SharedCluster { .. } => "L2 table entry",
             Self::BadEntry { table: "refcount table", .. } => "Host cluster management",
+            Self::BadEntry { table: "snapshot table", .. } => "Snapshots",
+            Self::BadEntry { table: "bitmaps extension", .. } => "Bitmaps extension",
+            Self::BadEntry { table: "bitmap directory", .. } => "Bitmap directory",
+            Self::BadEntry { table: "bitmap table", .. } => "Bitmap table",
             Self::BadCompression { .. } => "Compressed Clusters Descriptor",
             Self::BeyondEnd { what, .. } | Self::Overlap { what, .. } => match *what {
-                "the refcount table" => "Host cluster management",
-                "the snapshot table" => "Snapshots",
-                "an L2 table" => "L1 table entry",
-                "a data cluster" => "Standard Cluster Descriptor",
+                "the refcount table" | "a refcount block" => "Host cluster management",
+                "the snapshot table" | "a snapshot's L1 table" => "Snapshots",
+                "an L2 table" | "a snapshot's L2 table" => "L1 table entry",
+                "the bitmap directory" => "Bitmaps extension",
+                "a bitmap's table" => "Bitmap directory",
+                "a bitmap" => "Bitmap table",
+                "a data cluster" | "a cluster" | "the place of a cluster that reads as zeroes" => {
+                    "Standard Cluster Descriptor"
+                }
                 "a compressed cluster" => "Compressed Clusters Descriptor",
                 _ => "Header",
             },

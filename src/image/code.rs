@@ -44,7 +44,7 @@ impl EntryFault {
         match self {
             Self::ReservedBits => "reserved_bits",
             Self::Misaligned => "misaligned",
-            Self::SharedTable => "shared_table",
+            Self::SharedTable { .. } => "shared_table",
             Self::DataAndZero => "data_and_zero",
             Self::DataWithoutCluster => "data_without_cluster",
         }

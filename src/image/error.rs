@@ -114,7 +114,10 @@ pub enum ImageError {
         why: &'static str,
     },
     /// Bytes that the image refers to are not in the file.
-    #[error("{what} reaches beyond the file's end at {file_size}: the image is truncated or damaged")]
+    #[error(
+        "{what} reaches beyond the file's end at {file_size}: the image is truncated or damaged{}",
+        pointed_to(*entry)
+    )]
     BeyondEnd {
         /// The file.
         path: PathBuf,
@@ -124,6 +127,8 @@ pub enum ImageError {
         range: ByteRange,
         /// Where the file ends.
         file_size: u64,
+        /// Where the entry is that points there, if one does.
+        entry: Option<ByteRange>,
     },
     /// An entry of an L1 or L2 table is not as the format demands.
     #[error("{table} entry {value:#018x} {why}")]
@@ -140,7 +145,7 @@ pub enum ImageError {
         why: EntryFault,
     },
     /// Two things lie on the same bytes.
-    #[error("{what} lies on {other}")]
+    #[error("{what} lies on {other}{}", pointed_to(*entry))]
     Overlap {
         /// The file.
         path: PathBuf,
@@ -150,6 +155,8 @@ pub enum ImageError {
         range: ByteRange,
         /// What has been there.
         other: &'static str,
+        /// Where the entry is that points there, if one does.
+        entry: Option<ByteRange>,
     },
     /// Two places of the disk lie on the same bytes of the file.
     #[error(
@@ -294,6 +301,11 @@ pub enum ImageError {
     },
 }
 
+/// Who says so, behind what is wrong with a place.
+fn pointed_to(entry: Option<ByteRange>) -> String {
+    entry.map(|entry| format!(" (the entry at {} points there)", entry.start())).unwrap_or_default()
+}
+
 /// What is wrong with a table entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -305,8 +317,11 @@ pub enum EntryFault {
     #[error("points into the middle of a cluster")]
     Misaligned,
     /// Another entry of the same table points to the same place.
-    #[error("points to a table that another entry points to")]
-    SharedTable,
+    #[error("points to a table that another entry points to, that at {other}")]
+    SharedTable {
+        /// Where in the file the other entry begins.
+        other: u64,
+    },
     /// A subcluster is said to be both data and zero.
     #[error("says of a subcluster that it is data and zero")]
     DataAndZero,
@@ -412,6 +427,17 @@ impl ImageError {
             | Self::BadCompression { range, .. }
             | Self::BadStream { range, .. }
             | Self::StreamNeeds { range, .. } => Some(*range),
+            _ => None,
+        }
+    }
+
+    /// Where in that file the table entry is that says so, where one does.
+    #[must_use]
+    pub fn entry(&self) -> Option<ByteRange> {
+        match self {
+            Self::BeyondEnd { entry, .. } | Self::Overlap { entry, .. } => *entry,
+            Self::BadEntry { range, .. } => Some(*range),
+            Self::SharedCluster { entry, .. } => Some(*entry),
             _ => None,
         }
     }

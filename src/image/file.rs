@@ -70,6 +70,8 @@ pub(super) struct SourceFile {
     reads: UncachedReads,
 }
 
+const SECTOR: u64 = 512;
+
 /// How many stretches are remembered: about 200 KiB.
 const STRETCHES_MAX: usize = 4096;
 
@@ -196,6 +198,17 @@ impl SourceFile {
             found
         };
         (kind, ByteRange::between(range.start(), end.min(range.end())))
+    }
+
+    /// The same of a range that begins at a sector's border, in whole sectors: a hole may be said to end anywhere.
+    pub(super) fn sectors_at(&self, range: ByteRange) -> (Stretch, ByteRange) {
+        let (stretch, part) = self.stretch_at(range);
+        let whole = if part.end() == range.end() { part.end() } else { part.end() - part.end() % SECTOR };
+        if stretch == Stretch::Hole && whole > range.start() {
+            return (stretch, ByteRange::between(range.start(), whole));
+        }
+        let end = part.end().next_multiple_of(SECTOR).min(range.end());
+        (Stretch::Stored, ByteRange::between(range.start(), end))
     }
 
     /// A file system that cannot tell has stored bytes everywhere.

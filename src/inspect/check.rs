@@ -41,6 +41,8 @@ pub struct Finding {
     pub offset: Option<u64>,
     /// How many bytes.
     pub length: Option<u64>,
+    /// Where in that file the table entry begins that says so, where one does.
+    pub entry_offset: Option<u64>,
     /// Which bytes of that file's disk are concerned, where some are.
     pub guest_offset: Option<u64>,
     /// How many bytes.
@@ -110,6 +112,7 @@ fn finding(error: &ImageError, guest: Option<ByteRange>, refused: bool) -> Findi
         path: error.path().map(ToOwned::to_owned).unwrap_or_default(),
         offset: error.range().map(ByteRange::start),
         length: error.range().map(ByteRange::len),
+        entry_offset: error.entry().map(ByteRange::start),
         guest_offset: guest.map(ByteRange::start),
         guest_length: guest.map(ByteRange::len),
         message: cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")),

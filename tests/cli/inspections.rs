@@ -68,6 +68,7 @@ fn all_faults_of_an_image_are_told_with_their_places() {
         (shared["guest_offset"].as_u64(), shared["guest_length"].as_u64()),
         (Some(3 << 16), Some(65536))
     );
+    assert_eq!(shared["entry_offset"].as_u64(), Some(table + 24));
     assert_eq!(shared["refused"], true);
     let message = shared["message"].as_str().unwrap();
     for word in [table + 8, table + 24, 1 << 16, 3 << 16].map(|number| number.to_string()) {

@@ -260,7 +260,7 @@ impl Fields<'_> {
     }
 
     fn beyond_end(&self, range: ByteRange, what: &'static str) -> ImageError {
-        ImageError::BeyondEnd { path: self.path.into(), what, range, file_size: self.file_len }
+        ImageError::BeyondEnd { path: self.path.into(), what, range, file_size: self.file_len, entry: None }
     }
 
     /// Checks every field that means something whatever the others say; `None` where that leaves no header.
@@ -311,6 +311,7 @@ impl Fields<'_> {
                 what: "the L1 table",
                 range: header.l1_table,
                 other: "the refcount table",
+                entry: None,
             });
         }
         Some(header)

@@ -4,7 +4,8 @@ use std::sync::PoisonError;
 
 use super::Qcow2;
 use super::entry::Entry;
-use super::tables::Window;
+use super::placed::Placed;
+use super::tables::{Found, Window};
 use crate::image::error::ImageError;
 use crate::image::file::SourceFile;
 use crate::image::run::{Run, RunKind};
@@ -17,13 +18,14 @@ impl Qcow2 {
     /// The first run of a range, which is not empty and within the virtual disk.
     pub(in crate::image) fn run_at(&self, file: &SourceFile, range: ByteRange) -> Result<Run, ImageError> {
         let mut window = self.tables.window.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut run = self.piece_at(file, &mut window, range.start())?.head(range.len());
+        let mut run = self.piece_at(file, &mut window, range)?.head(range.len());
         for _ in 1..ENTRIES_MAX {
             let at = run.range.end();
             if at >= range.end() || matches!(run.kind, RunKind::Compressed { .. }) {
                 break;
             }
-            let piece = self.piece_at(file, &mut window, at)?.head(range.end() - at);
+            let rest = ByteRange::between(at, range.end());
+            let piece = self.piece_at(file, &mut window, rest)?.head(rest.len());
             if !run.append(&piece) {
                 break;
             }
@@ -33,22 +35,30 @@ impl Qcow2 {
         Ok(run)
     }
 
-    /// What one table entry says from the offset on; it may reach beyond the virtual disk's end.
-    fn piece_at(&self, file: &SourceFile, window: &mut Window, at: u64) -> Result<Run, ImageError> {
-        let header = &self.header;
+    /// What one table entry says from a range's start on; it may reach beyond the range, and the virtual disk's end.
+    fn piece_at(&self, file: &SourceFile, window: &mut Window, range: ByteRange) -> Result<Run, ImageError> {
+        let (header, at) = (&self.header, range.start());
         let span = 1u64 << header.l2_span_bits();
-        let span_end = (at - at % span).saturating_add(span);
-        let unallocated = Ok(Run { range: ByteRange::between(at, span_end), kind: RunKind::Unallocated });
+        let unallocated = |end| Ok(Run { range: ByteRange::between(at, end), kind: RunKind::Unallocated });
         let l1_index = usize::try_from(at / span).expect("an L1 table has at most 4 Mi entries");
         let table_offset = self.tables.l1[l1_index];
         if table_offset == 0 {
-            return unallocated;
+            let last =
+                usize::try_from((range.end() - 1) / span).expect("an L1 table has at most 4 Mi entries");
+            let without = self.tables.l1[l1_index..=last].iter().take_while(|table| **table == 0).count();
+            let without = u64::try_from(without).expect("at most 4 Mi");
+            return unallocated((at - at % span).saturating_add(span.saturating_mul(without)));
         }
         let table = ByteRange::new(table_offset, header.cluster_size());
         let index = (at % span) >> header.cluster_bits;
         let entry_at = table_offset + (index << header.l2_entry_bits());
-        let Some(bytes) = self.tables.entry_bytes(file, window, table, entry_at, l1_index)? else {
-            return unallocated;
+        let bytes = match window.bytes_at(file, (table, self.tables.following(l1_index)), entry_at)? {
+            Found::Stored(bytes) => bytes,
+            Found::Hole { end } => {
+                let entries = (end - entry_at) >> header.l2_entry_bits();
+                let first = at - at % header.cluster_size();
+                return unallocated(first.saturating_add(entries << header.cluster_bits));
+            }
         };
         let value = be64(bytes);
         let bitmap = if header.has_extended_l2() { be64(&bytes[8..]) } else { 0 };
@@ -104,21 +114,15 @@ impl Qcow2 {
                 (ByteRange::new(host_offset, 1), "a compressed cluster")
             }
         };
-        self.check_stored(file, range, what)
+        self.check_stored(file, Placed::alone(what, range))
     }
 
     /// Fails unless the bytes are in the file and apart from the image's own structures.
-    pub(super) fn check_stored(
-        &self,
-        file: &SourceFile,
-        range: ByteRange,
-        what: &'static str,
-    ) -> Result<(), ImageError> {
-        if range.end() > file.len() {
-            let (path, file_size) = (file.path().into(), file.len());
-            return Err(ImageError::BeyondEnd { path, what, range, file_size });
+    pub(super) fn check_stored(&self, file: &SourceFile, placed: Placed) -> Result<(), ImageError> {
+        if placed.range.end() > file.len() {
+            return Err(placed.beyond_end(file));
         }
-        self.tables.check_apart(file, &self.header, range, what)
+        self.tables.check_apart(file, &self.header, placed)
     }
 }
 

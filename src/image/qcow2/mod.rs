@@ -1,12 +1,18 @@
 //! qcow2, versions 2 and 3 read, version 3 written. Sections are those of qemu's `docs/interop/qcow2`.
 
 mod besides;
+mod bitmaps;
+mod clusters;
 mod entry;
 mod extensions;
 mod header;
+mod held;
 mod map;
 mod naming;
 mod owners;
+mod placed;
+mod slots;
+mod snapshots;
 mod tables;
 mod walk;
 mod write;

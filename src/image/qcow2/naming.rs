@@ -5,9 +5,11 @@ use std::collections::{HashMap, HashSet};
 use super::Qcow2;
 use super::entry;
 use super::owners::{Meeting, Meetings};
-use super::walk::{Inspector, Owned, Slot};
+use super::placed::Placed;
+use super::slots::Slot;
+use super::walk::{Inspector, Owned};
 use crate::image::error::ImageError;
-use crate::image::fault::{Fault, Sink};
+use crate::image::fault::{Fault, Sink, Weight};
 use crate::image::file::SourceFile;
 use crate::range::ByteRange;
 
@@ -23,7 +25,7 @@ impl Qcow2 {
     pub(super) fn name_meetings(
         &self,
         file: &SourceFile,
-        found: &Meetings,
+        (found, weight): (&Meetings, Weight),
         sink: &mut Sink<'_>,
     ) -> Result<(), ImageError> {
         if found.kept.is_empty() {
@@ -35,7 +37,7 @@ impl Qcow2 {
         let (mut left, mut last) = (found.count, None);
         let mut tell = |fault: Fault| {
             left = left.saturating_sub(1);
-            last.replace(fault).map_or(Ok(()), &mut *sink)
+            last.replace(Fault { weight, ..fault }).map_or(Ok(()), &mut *sink)
         };
         let mut inspector = Inspector::of(self, file);
         self.each_slot(file, |slot| {
@@ -88,12 +90,8 @@ impl Qcow2 {
     fn on_table(&self, file: &SourceFile, claim: &Claim, table: u64) -> Fault {
         let behind = self.tables.next_behind(&self.header, table - 1);
         let other = behind.map_or("a structure of the image", |(_, what)| what);
-        let error = ImageError::Overlap {
-            path: file.path().into(),
-            what: "a compressed cluster",
-            range: ByteRange::between(table.min(claim.host.end()), claim.host.end()),
-            other,
-        };
+        let range = ByteRange::between(table.min(claim.host.end()), claim.host.end());
+        let error = Placed::by(claim.slot.at, "a compressed cluster", range).lies_on(file, other);
         error.about(claim.slot)
     }
 }

@@ -1,23 +1,28 @@
 //! Who owns which cluster of the file: nothing there may belong to two places of the disk.
 //!
-//! A bit for each cluster of a stretch of the file says that an entry has it to itself, and a list has the streams of
-//! compressed clusters, which share clusters and even sectors. What is found here is only where two meet; who they
-//! are is asked in a further walk, which sound images never see.
+//! A set of clusters of a stretch of the file says which an entry has to itself, and a list has the streams of
+//! compressed clusters, which share clusters and even sectors. Where more is found than has room, the stretch ends
+//! earlier. What is found here is only where two meet; who they are is asked in a further walk, which sound images
+//! never see.
 
 use std::collections::HashSet;
 
+use super::clusters::Clusters;
 use super::entry;
 
-/// How many clusters of the file one walk looks after: 16 MiB of bits.
-const CLUSTERS_MAX: u64 = 1 << 27;
+/// How much one walk looks after.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// How many clusters of the file, one behind the other, if these are too many for the list.
+    pub(super) clusters: u64,
+    /// How many that lie apart are listed; after a walk it may be half of them.
+    pub(super) listed: usize,
+    /// The same of streams.
+    pub(super) streams: usize,
+}
 
-/// How many streams that begin apart one walk looks after; twice as many are held: 32 MiB.
-///
-/// One cluster has no more bytes for them to begin at.
-pub(super) const STREAMS_MAX: usize = 2 << 20;
-
-/// How far behind the stretch is seen what its streams may reach: a stream touches at most three clusters.
-const MARGIN: u64 = 3;
+/// 16 MiB of bits, or as many of cluster numbers, and 32 MiB of streams.
+pub(super) const ROOM: Room = Room { clusters: 1 << 27, listed: 2 << 20, streams: 4 << 20 };
 
 /// How many meetings are kept, to ask who meets; further ones are counted.
 pub(super) const MEETINGS_MAX: usize = 1000;
@@ -30,6 +35,23 @@ pub(super) struct Meeting {
 }
 
 /// All that was found of one layer.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) meetings: Meetings,
+    /// Streams of which one ends in the sector in which the other begins, and not before it.
+    pub(super) in_last_sector: Meetings,
+}
+
+/// Where a stream may reach what is another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// In sectors that should be its own.
+    Sectors,
+    /// In its last sector, in which streams rightly end and begin.
+    LastSector,
+}
+
+/// Things that met.
 #[derive(Debug, Default)]
 pub(super) struct Meetings {
     pub(super) kept: HashSet<Meeting>,
@@ -53,6 +75,13 @@ impl Meetings {
             }
         }
     }
+
+    /// Forgets those from an offset on, which will be met again.
+    fn cut(&mut self, end: u64) {
+        let before = self.kept.len();
+        self.kept.retain(|meeting| meeting.first < end);
+        self.count -= u64::try_from(before - self.kept.len()).unwrap_or(0);
+    }
 }
 
 /// A compressed cluster's bytes in the file, as its entry says them.
@@ -66,34 +95,42 @@ pub(super) struct Stream {
 /// What one walk learns of a stretch of the file.
 pub(super) struct Owners {
     cluster_bits: u32,
+    room: Room,
     /// The number of the stretch's first cluster, and that of the first behind it.
     first: u64,
     end: u64,
-    /// A bit for each cluster from `first` on, `MARGIN` more than the stretch has.
-    bits: Vec<u64>,
+    clusters: Clusters,
     /// What begins there, in the form that `entry::stream_key` gives.
     streams: Vec<u64>,
     meetings: Meetings,
-    /// The number of the first cluster behind the stretch that anything owns.
-    next: Option<u64>,
-    /// Too many streams begin here: the walk is of no use, and the next one should end at this cluster.
-    narrower: Option<u64>,
+    /// The first cluster behind the stretch that an entry has to itself.
+    cluster_behind: Option<u64>,
+    /// Where the first stream behind the stretch begins.
+    stream_behind: Option<u64>,
+}
+
+/// What a walk leaves for the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rest {
+    /// The first cluster in which anything lies that was not looked after.
+    pub(super) first: u64,
+    /// Whether the stretch ended because clusters lie far apart.
+    pub(super) is_scattered: bool,
 }
 
 impl Owners {
-    /// Of the stretch that begins at the cluster `first` and does not reach beyond `limit`.
-    pub(super) fn of(cluster_bits: u32, first: u64, limit: u64) -> Self {
-        let end = limit.min(first.saturating_add(CLUSTERS_MAX));
-        let words = (end - first + MARGIN).div_ceil(64);
+    /// Of what lies in a file of so many clusters, from the cluster `first` on.
+    pub(super) fn of(cluster_bits: u32, first: u64, file_clusters: u64, room: Room) -> Self {
         Self {
             cluster_bits,
+            room,
             first,
-            end,
-            bits: vec![0; usize::try_from(words).expect("at most 2 Mi words")],
+            end: u64::MAX,
+            clusters: Clusters::of(first, file_clusters, room),
             streams: Vec::new(),
             meetings: Meetings::default(),
-            next: None,
-            narrower: None,
+            cluster_behind: None,
+            stream_behind: None,
         }
     }
 
@@ -101,44 +138,41 @@ impl Owners {
     #[inline]
     pub(super) fn own(&mut self, host_offset: u64) {
         let cluster = host_offset >> self.cluster_bits;
-        let Some((word, bit)) = self.place(cluster) else { return };
-        if self.bits[word] & bit != 0 && cluster < self.end {
+        if cluster < self.first {
+            return;
+        }
+        if cluster >= self.end {
+            self.cluster_behind = least(self.cluster_behind, Some(cluster));
+            return;
+        }
+        if self.clusters.add(cluster) {
             self.meetings.add(host_offset, host_offset);
         }
-        self.bits[word] |= bit;
+        if self.clusters.is_full() {
+            let bits = self.cluster_bits;
+            let end = self.clusters.make_room(|cluster| self.meetings.add(cluster << bits, cluster << bits));
+            if let Some(end) = end {
+                self.end_at(end);
+            }
+        }
     }
 
     /// A compressed cluster's stream; `key` is what `entry::stream_key` makes of its entry.
     #[inline]
     pub(super) fn own_stream(&mut self, key: u64) {
-        let cluster = self.stream(key).start >> self.cluster_bits;
-        if self.place(cluster).is_none() || self.narrower.is_some() {
+        let start = self.stream(key).start;
+        let cluster = start >> self.cluster_bits;
+        if cluster < self.first {
             return;
         }
-        if self.streams.len() == 2 * STREAMS_MAX {
-            self.make_room();
+        if cluster >= self.end {
+            self.stream_behind = least(self.stream_behind, Some(start));
+            return;
         }
         self.streams.push(key);
-    }
-
-    /// The bit of a cluster, if it lies in the stretch or a little behind it.
-    #[inline]
-    fn place(&mut self, cluster: u64) -> Option<(usize, u64)> {
-        let index = cluster.checked_sub(self.first)?;
-        if cluster >= self.end {
-            self.next = Some(self.next.map_or(cluster, |next| next.min(cluster)));
-            if cluster >= self.end + MARGIN {
-                return None;
-            }
+        if self.streams.len() >= self.room.streams {
+            self.make_room();
         }
-        Some((usize::try_from(index / 64).ok()?, 1 << (index % 64)))
-    }
-
-    fn owns(&self, cluster: u64) -> bool {
-        cluster.checked_sub(self.first).is_some_and(|index| {
-            let word = usize::try_from(index / 64).ok().and_then(|word| self.bits.get(word));
-            word.is_some_and(|word| word >> (index % 64) & 1 == 1)
-        })
     }
 
     fn stream(&self, key: u64) -> Stream {
@@ -158,66 +192,202 @@ impl Owners {
             }
             is_first
         });
-        if self.streams.len() > STREAMS_MAX {
-            let middle = self.stream(self.streams[self.streams.len() / 2]).start >> self.cluster_bits;
-            self.narrower = Some(middle.max(self.first + 1));
+        let half = self.room.streams / 2;
+        if self.streams.len() > half {
+            // One cluster has no more bytes for streams to begin at than the half of a list.
+            let middle = self.stream(self.streams[half]).start >> self.cluster_bits;
+            self.end_at(middle.max(self.first + 1));
         }
     }
 
-    /// Where the stretch should have ended, if it was too long for what begins in it: then nothing was learned.
-    pub(super) fn narrower(&self) -> Option<u64> {
-        self.narrower
+    /// Ends the stretch at a cluster that lies in it: what lies behind is left to the next walk.
+    fn end_at(&mut self, end: u64) {
+        self.end = end;
+        let bits = self.cluster_bits;
+        let behind = self.clusters.cut(end, |cluster| self.meetings.add(cluster << bits, cluster << bits));
+        self.cluster_behind = least(self.cluster_behind, behind);
+        let mut first_behind = None;
+        self.streams.retain(|key| {
+            let start = entry::stream_of_key(*key, bits).start;
+            let is_within = start >> bits < end;
+            if !is_within {
+                first_behind = least(first_behind, Some(start));
+            }
+            is_within
+        });
+        self.stream_behind = least(self.stream_behind, first_behind);
+        self.meetings.cut(end.saturating_mul(1 << bits));
     }
 
-    /// Ends the walk: where things meet, and the cluster at which the next stretch begins, if there is one.
+    /// Ends the walk: where things meet, and what is left, if there is anything.
     ///
     /// `reaches` says whether a stream really needs bytes from that offset on.
     pub(super) fn finish<E>(
         mut self,
-        found: &mut Meetings,
+        found: &mut Found,
         mut next_table: impl FnMut(u64) -> Option<u64>,
-        mut reaches: impl FnMut(Stream, u64) -> Result<bool, E>,
-    ) -> Result<Option<u64>, E> {
+        mut reaches: impl FnMut(Stream, u64, Reach) -> Result<bool, E>,
+    ) -> Result<Option<Rest>, E> {
         self.streams.sort_unstable();
         let mut meetings = std::mem::take(&mut self.meetings);
-        for (index, key) in self.streams.iter().enumerate() {
+        let bits = self.cluster_bits;
+        self.clusters.finish(|cluster| meetings.add(cluster << bits, cluster << bits));
+        let streams = std::mem::take(&mut self.streams);
+        for (index, key) in streams.iter().enumerate() {
             let stream = self.stream(*key);
-            let cluster = stream.start >> self.cluster_bits;
-            if cluster >= self.end {
-                break;
-            }
-            let next = self.streams.get(index + 1).map(|key| self.stream(*key).start);
+            let cluster = stream.start >> bits;
+            let next = streams.get(index + 1).map(|key| self.stream(*key).start).or(self.stream_behind);
             if next == Some(stream.start) {
                 meetings.add(stream.start, stream.start);
                 continue;
             }
-            if self.owns(cluster) {
-                meetings.add(cluster << self.cluster_bits, stream.start);
+            // The first cluster from its own on that something else owns and that it may reach.
+            let last_cluster = (stream.end - 1) >> bits;
+            let behind = self.cluster_behind.filter(|owned| *owned <= last_cluster);
+            let owned = self.clusters.first_of(cluster..=last_cluster).or(behind);
+            if owned == Some(cluster) {
+                meetings.add(cluster << bits, stream.start);
                 continue;
             }
             // The last sector may hold the beginning of another stream, but of nothing else.
             let last_sector = (stream.end - 1) / 512 * 512;
-            let next = next.filter(|next| *next < last_sector);
-            let others = [next, self.next_owned(stream), self.table_in(stream, &mut next_table)];
-            if let Some(other) = others.into_iter().flatten().min()
-                && reaches(stream, other)?
-            {
-                meetings.add(stream.start, other);
+            let (next, neighbour) = match next {
+                Some(next) if next < last_sector => (Some(next), None),
+                next => (None, next.filter(|next| *next < stream.end)),
+            };
+            let table =
+                next_table(stream.start).filter(|table| cluster != last_cluster && *table < stream.end);
+            let others = [next, owned.map(|owned| owned << bits), table];
+            match (others.into_iter().flatten().min(), neighbour) {
+                (Some(other), _) if reaches(stream, other, Reach::Sectors)? => {
+                    meetings.add(stream.start, other);
+                }
+                (_, Some(next)) if reaches(stream, next, Reach::LastSector)? => {
+                    found.in_last_sector.add(stream.start, next);
+                }
+                _ => {}
             }
         }
-        found.take_in(meetings);
-        Ok(self.next)
+        found.meetings.take_in(meetings);
+        let first = least(self.cluster_behind, self.stream_behind.map(|start| start >> bits));
+        Ok(first.map(|first| Rest { first, is_scattered: self.clusters.is_list() }))
+    }
+}
+
+fn least(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const BITS: u32 = 9;
+
+    /// What is owned: a cluster by its number, or a stream by its first byte, of one sector.
+    #[derive(Clone, Copy)]
+    enum Thing {
+        Cluster(u64),
+        Stream(u64),
     }
 
-    /// Where the first cluster begins behind the stream's first that something else owns and the stream may reach.
-    fn next_owned(&self, stream: Stream) -> Option<u64> {
-        let clusters = (stream.start >> self.cluster_bits) + 1..=(stream.end - 1) >> self.cluster_bits;
-        clusters.into_iter().find(|cluster| self.owns(*cluster)).map(|cluster| cluster << self.cluster_bits)
+    /// All meetings and how many there are, in so much memory; how many walks it took, and how many of them ended
+    /// because clusters lie apart.
+    fn walk(things: &[Thing], file_clusters: u64, room: Room) -> (Meetings, u32, u32) {
+        let (mut found, mut walks, mut scattered) = (Found::default(), 0, 0);
+        let mut next = Some(0);
+        while let Some(first) = next {
+            let mut owners = Owners::of(BITS, first, file_clusters, room);
+            for thing in things {
+                match *thing {
+                    Thing::Cluster(cluster) => owners.own(cluster << BITS),
+                    Thing::Stream(start) => owners.own_stream(entry::stream_key(start, BITS)),
+                }
+            }
+            let rest = owners.finish(&mut found, |_| None, |_, _, _| Ok::<_, ()>(false)).unwrap();
+            walks += 1;
+            scattered += u32::from(rest.is_some_and(|rest| rest.is_scattered));
+            next = rest.map(|rest| rest.first);
+            assert!(next.is_none_or(|next| next > first), "each walk gets on");
+        }
+        (found.meetings, walks, scattered)
     }
 
-    /// The same of the image's own structures.
-    fn table_in(&self, stream: Stream, next_table: &mut impl FnMut(u64) -> Option<u64>) -> Option<u64> {
-        let leaves = stream.start >> self.cluster_bits != (stream.end - 1) >> self.cluster_bits;
-        next_table(stream.start).filter(|table| leaves && *table < stream.end)
+    /// The same by the simplest means.
+    fn expected(things: &[Thing]) -> HashSet<Meeting> {
+        let (mut clusters, mut streams) = (BTreeMap::new(), BTreeMap::new());
+        for thing in things {
+            match *thing {
+                Thing::Cluster(cluster) => *clusters.entry(cluster).or_insert(0) += 1,
+                Thing::Stream(start) => *streams.entry(start).or_insert(0) += 1,
+            }
+        }
+        let twice = |place: u64| Meeting { first: place, second: place };
+        let mut meetings: HashSet<_> = clusters
+            .iter()
+            .filter(|(_, count)| **count > 1)
+            .map(|(cluster, _)| twice(cluster << BITS))
+            .collect();
+        for (start, count) in &streams {
+            let cluster = start >> BITS;
+            if *count > 1 {
+                meetings.insert(twice(*start));
+            }
+            if clusters.contains_key(&cluster) {
+                meetings.insert(Meeting { first: cluster << BITS, second: *start });
+            }
+        }
+        meetings
+    }
+
+    #[test]
+    fn meetings_are_found_once_whatever_has_room() {
+        let mut state = 7_u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for (file_clusters, clusters, streams) in [
+            (1 << 20, 1 << 20, 1 << 20),
+            (1 << 20, 1 << 20, 128),
+            (1 << 20, 100, 1 << 20),
+            (1 << 20, 5000, 128),
+            (1 << 40, 100, 128),
+            (1 << 40, 1 << 30, 128),
+        ] {
+            let room = Room { clusters, listed: 64, streams };
+            for (count, spread) in [(300, 2000), (3000, 200_000), (3000, 1 << 19)] {
+                let things: Vec<_> = (0..count)
+                    .map(|_| match random(3) {
+                        0 => Thing::Cluster(random(spread)),
+                        _ => Thing::Stream(random(spread << BITS)),
+                    })
+                    .chain([Thing::Stream(5), Thing::Stream(spread << BITS), Thing::Stream(5)])
+                    .collect();
+                let (found, walks, _) = walk(&things, file_clusters, room);
+                let expected = expected(&things);
+                assert!((1..MEETINGS_MAX).contains(&expected.len()), "{}", expected.len());
+                assert_eq!(found.kept, expected, "{room:?}, {count} within {spread}");
+                assert!(walks <= 2 + 3000 / 32, "{room:?}, {count} within {spread}: {walks} walks");
+            }
+        }
+    }
+
+    #[test]
+    fn a_walk_ends_early_only_where_it_must() {
+        let room = Room { clusters: 1000, listed: 64, streams: 1024 };
+        let dense: Vec<_> = (0..4000).map(Thing::Cluster).collect();
+        assert_eq!(walk(&dense, 1 << 40, room).1, 4);
+        let apart: Vec<_> = (0..640).map(|number| Thing::Cluster(number << 20)).collect();
+        let (found, walks, scattered) = walk(&apart, 1 << 40, room);
+        assert_eq!((found.count, walks, scattered), (0, 20, 19));
+        assert_eq!(walk(&apart[..63], 1 << 40, room).1, 1);
+        // 512 streams in each of eight clusters, byte behind byte.
+        let streams: Vec<_> = (0..4096).map(Thing::Stream).collect();
+        assert_eq!(walk(&streams, 1 << 20, room).1, 8);
+        let streams: Vec<_> = (0..4096).rev().map(Thing::Stream).collect();
+        assert!(walk(&streams, 1 << 40, room).1 <= 8);
     }
 }

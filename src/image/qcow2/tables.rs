@@ -5,6 +5,8 @@ use std::sync::Mutex;
 use super::Budget;
 use super::entry;
 use super::header::Header;
+use super::map::be64;
+use super::placed::Placed;
 use crate::image::error::{EntryFault, ImageError};
 use crate::image::fault::{Fault, Sink};
 use crate::image::file::{SourceFile, Stretch};
@@ -12,6 +14,9 @@ use crate::range::ByteRange;
 
 /// How many bytes of L2 tables are in memory at once, per layer.
 const WINDOW_LEN: u64 = 256 << 10;
+
+/// How much of a table of numbers is read at once.
+const PART_LEN: u64 = 64 << 10;
 
 /// What a file's known holes take at most, which counts as tables too.
 const STRETCHES_LEN: u64 = 256 << 10;
@@ -44,16 +49,14 @@ impl Tables {
     ) -> Result<Self, ImageError> {
         let needed = header.l1_entries_needed();
         budget.take(WINDOW_LEN + STRETCHES_LEN + needed * 8, file)?;
-        let mut l1 = Vec::with_capacity(usize::try_from(needed).expect("an L1 table is at most 32 MiB"));
-        let mut bytes = vec![0; 64 << 10];
-        for part in ByteRange::new(header.l1_table.start(), needed * 8).cut(64 << 10) {
-            let bytes = &mut bytes[..usize::try_from(part.len()).expect("at most 64 KiB")];
-            file.read_exact_at(bytes, part.start())?;
-            for (value, at) in bytes.as_chunks::<8>().0.iter().zip((part.start()..).step_by(8)) {
-                let entry = check_l1_entry(file, header, u64::from_be_bytes(*value), at);
-                l1.push(entry.or_else(|fault| sink(l1_fault(header, fault, at)).map(|()| 0))?);
-            }
-        }
+        let mut l1 = vec![0; usize::try_from(needed).expect("an L1 table is at most 32 MiB")];
+        let start = header.l1_table.start();
+        each_number(file, ByteRange::new(start, needed * 8), |value, at| {
+            let entry = check_l1_entry(file, header, value, at);
+            let entry = entry.or_else(|fault| sink(l1_fault(header, fault, at)).map(|()| 0))?;
+            l1[usize::try_from((at - start) / 8).expect("an L1 table is at most 32 MiB")] = entry;
+            Ok(())
+        })?;
         let tables = l1.iter().filter(|offset| **offset != 0).count();
         budget.take(u64::try_from(tables).unwrap_or(u64::MAX).saturating_mul(8), file)?;
         let mut l2_offsets = Vec::with_capacity(tables);
@@ -68,29 +71,45 @@ impl Tables {
         Ok(Self { l1, l2_offsets, window: Mutex::default() })
     }
 
-    /// Fails if bytes of the disk lie where the image's own structures are.
+    /// Fails if something lies where the image's own structures are.
     pub(super) fn check_apart(
         &self,
         file: &SourceFile,
         header: &Header,
-        range: ByteRange,
-        what: &'static str,
+        placed: Placed,
     ) -> Result<(), ImageError> {
-        let overlap = |other| Err(ImageError::Overlap { path: file.path().into(), what, range, other });
-        if range.start() < header.cluster_size() {
-            return overlap("the header");
-        }
-        if range.intersection(header.l1_table).is_some() {
-            return overlap("the L1 table");
-        }
-        if range.intersection(header.refcount_table).is_some() {
-            return overlap("the refcount table");
-        }
+        self.check_apart_from_roots(file, header, placed)?;
+        let range = placed.range;
         let next = self.l2_offsets.partition_point(|offset| offset + header.cluster_size() <= range.start());
         match self.l2_offsets.get(next) {
-            Some(offset) if *offset < range.end() => overlap("an L2 table"),
+            Some(offset) if *offset < range.end() => Err(placed.lies_on(file, "an L2 table")),
             _ => Ok(()),
         }
+    }
+
+    /// The same without the L2 tables.
+    pub(super) fn check_apart_from_roots(
+        &self,
+        file: &SourceFile,
+        header: &Header,
+        placed: Placed,
+    ) -> Result<(), ImageError> {
+        if placed.range.start() < header.cluster_size() {
+            return Err(placed.lies_on(file, "the header"));
+        }
+        for (other, table) in
+            [("the L1 table", header.l1_table), ("the refcount table", header.refcount_table)]
+        {
+            if placed.range.intersection(table).is_some() {
+                return Err(placed.lies_on(file, other));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an L2 table that the disk needs begins there.
+    pub(super) fn has_l2_table(&self, offset: u64) -> bool {
+        self.l2_offsets.binary_search(&offset).is_ok()
     }
 
     /// The bytes around an offset in which no structure of the image lies; the offset itself lies in none.
@@ -120,46 +139,43 @@ impl Tables {
         others.chain(l2_table).filter(|(table, _)| *table > offset).min()
     }
 
-    /// The L2 table's bytes from `at` on, read if they are not in the window; `None` where the rest of the
-    /// table is a hole of the file, which says nothing about any cluster.
-    pub(super) fn entry_bytes<'a>(
-        &self,
-        file: &SourceFile,
-        window: &'a mut Window,
-        table: ByteRange,
-        at: u64,
-        l1_index: usize,
-    ) -> Result<Option<&'a [u8]>, ImageError> {
-        if window.offset_of(at).is_none() {
-            let wanted = self.window_range(table, at, l1_index);
-            let (stretch, part) = file.stretch_at(ByteRange::between(at, table.end()));
-            if stretch == Stretch::Hole && part.end() == table.end() {
-                return Ok(None);
-            }
-            window.load(file, wanted)?;
-        }
-        let offset = window.offset_of(at).expect("the window was loaded around the entry");
-        Ok(Some(&window.bytes[offset..]))
-    }
-
-    /// The part of a large table that holds the entry, or the table with those that lie right behind it and
-    /// come next.
-    fn window_range(&self, table: ByteRange, at: u64, l1_index: usize) -> ByteRange {
-        if table.len() >= WINDOW_LEN {
-            return ByteRange::new(at - at % WINDOW_LEN, WINDOW_LEN);
-        }
-        let mut end = table.end();
-        for next in &self.l1[l1_index + 1..] {
-            if *next != end || end + table.len() > table.start() + WINDOW_LEN {
-                break;
-            }
-            end += table.len();
-        }
-        ByteRange::between(table.start(), end)
+    /// The L2 tables that come behind that of an L1 entry.
+    pub(super) fn following(&self, l1_index: usize) -> &[u64] {
+        &self.l1[l1_index + 1..]
     }
 }
 
+/// Bytes of a table from an offset on.
+pub(super) enum Found<'a> {
+    /// They are read; there are more than these.
+    Stored(&'a [u8]),
+    /// A hole of the file goes to this offset, or to the table's end: it says nothing about any cluster.
+    Hole { end: u64 },
+}
+
 impl Window {
+    /// A table's bytes from `at` on, which may go on into those that lie right behind it and come next.
+    pub(super) fn bytes_at(
+        &mut self,
+        file: &SourceFile,
+        (table, following): (ByteRange, &[u64]),
+        at: u64,
+    ) -> Result<Found<'_>, ImageError> {
+        if self.offset_of(at).is_none() {
+            let wanted = window_range((table, following), at);
+            let (stretch, part) = file.sectors_at(ByteRange::between(at, wanted.end()));
+            if stretch == Stretch::Hole {
+                return Ok(Found::Hole { end: part.end().min(table.end()) });
+            }
+            // What lies before may be asked for, too, but is not worth reading where it is a hole.
+            let (_, before) = file.sectors_at(wanted);
+            let start = if before.contains(at) { wanted.start() } else { at };
+            self.load(file, ByteRange::between(start, part.end()))?;
+        }
+        let offset = self.offset_of(at).expect("the window was loaded around the entry");
+        Ok(Found::Stored(&self.bytes[offset..]))
+    }
+
     fn offset_of(&self, at: u64) -> Option<usize> {
         let offset = usize::try_from(at.checked_sub(self.start)?).ok()?;
         (offset < self.bytes.len()).then_some(offset)
@@ -176,6 +192,50 @@ impl Window {
     }
 }
 
+/// The part of a large table that holds the entry, or the table with those that lie right behind it and come next.
+fn window_range((table, following): (ByteRange, &[u64]), at: u64) -> ByteRange {
+    if table.len() >= WINDOW_LEN {
+        return ByteRange::new(at - at % WINDOW_LEN, WINDOW_LEN);
+    }
+    let mut end = table.end();
+    for next in following {
+        if *next != end || end + table.len() > table.start() + WINDOW_LEN {
+            break;
+        }
+        end += table.len();
+    }
+    ByteRange::between(table.start(), end)
+}
+
+/// Gives every number of 8 bytes that is not 0, with its offset; holes of the file are not read.
+///
+/// The range begins at a sector's border.
+pub(super) fn each_number(
+    file: &SourceFile,
+    range: ByteRange,
+    mut visit: impl FnMut(u64, u64) -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
+    let mut bytes = vec![0; usize::try_from(range.len().min(PART_LEN)).expect("at most 64 KiB")];
+    let mut rest = range;
+    while !rest.is_empty() {
+        let (stretch, part) = file.sectors_at(rest);
+        rest = ByteRange::between(part.end(), range.end());
+        if stretch == Stretch::Hole {
+            continue;
+        }
+        for part in part.cut(PART_LEN) {
+            let bytes = &mut bytes[..usize::try_from(part.len()).expect("at most 64 KiB")];
+            file.read_exact_at(bytes, part.start())?;
+            for (value, at) in bytes.chunks_exact(8).map(be64).zip((part.start()..).step_by(8)) {
+                if value != 0 {
+                    visit(value, at)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 fn check_l1_entry(file: &SourceFile, header: &Header, value: u64, at: u64) -> Result<u64, ImageError> {
     let offset = entry::l2_table_offset(value, header.cluster_bits).map_err(|why| ImageError::BadEntry {
         path: file.path().into(),
@@ -188,18 +248,13 @@ fn check_l1_entry(file: &SourceFile, header: &Header, value: u64, at: u64) -> Re
         return Ok(0);
     }
     let table = ByteRange::new(offset, header.cluster_size());
+    let placed = Placed::by(ByteRange::new(at, 8), "an L2 table", table);
     if table.end() > file.len() {
-        return Err(ImageError::BeyondEnd {
-            path: file.path().into(),
-            what: "an L2 table",
-            range: table,
-            file_size: file.len(),
-        });
+        return Err(placed.beyond_end(file));
     }
     for (other, range) in [("the L1 table", header.l1_table), ("the refcount table", header.refcount_table)] {
         if table.intersection(range).is_some() {
-            let path = file.path().into();
-            return Err(ImageError::Overlap { path, what: "an L2 table", range: table, other });
+            return Err(placed.lies_on(file, other));
         }
     }
     Ok(offset)
@@ -212,10 +267,16 @@ fn refuse_shared(
     (l1, shared): (&mut [u64], &[u64]),
     sink: &mut Sink<'_>,
 ) -> Result<(), ImageError> {
-    let mut met = vec![false; shared.len()];
+    let mut first = vec![0; shared.len()];
     for (entry, at) in l1.iter_mut().zip((header.l1_table.start()..).step_by(8)) {
         let place = shared.partition_point(|table| *table < *entry);
-        if *entry == 0 || shared.get(place) != Some(entry) || !std::mem::replace(&mut met[place], true) {
+        if *entry == 0 || shared.get(place) != Some(entry) {
+            continue;
+        }
+        // No entry is at 0, where the header is.
+        let other = first[place];
+        if other == 0 {
+            first[place] = at;
             continue;
         }
         let fault = ImageError::BadEntry {
@@ -223,7 +284,7 @@ fn refuse_shared(
             table: "L1",
             range: ByteRange::new(at, 8),
             value: *entry,
-            why: EntryFault::SharedTable,
+            why: EntryFault::SharedTable { other },
         };
         sink(l1_fault(header, fault, at))?;
         *entry = 0;

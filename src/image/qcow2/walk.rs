@@ -2,34 +2,27 @@
 //! which cluster of the file.
 
 use super::Qcow2;
+use super::besides::Beside;
 use super::entry::{self, Entry, OFFSET_MASK};
-use super::map::be64;
-use super::owners::{Meetings, Owners, STREAMS_MAX, Stream};
-use super::tables::Window;
+use super::owners::{Found, Owners, ROOM, Reach, Room, Stream};
+use super::placed::Placed;
+use super::slots::Slot;
 use crate::image::decoder::{Decoder, Source};
 use crate::image::error::ImageError;
-use crate::image::fault::{Fault, Scope, Sink};
+use crate::image::fault::{Fault, Scope, Sink, Weight};
 use crate::image::file::SourceFile;
 use crate::range::ByteRange;
 
 /// How many streams are decoded to see how far they go; the others are believed to end before what they might reach.
-const DOUBTS_MAX: u32 = 64;
+const DOUBTS_MAX: u64 = 64;
 
-/// How many walks one layer may take, however little it holds: enough for a file of 512 TiB in clusters of 64 KiB, or
-/// of 4 TiB in those of 512 bytes.
-const WALKS_MAX: u64 = 64;
+/// How many bytes those may give of which only the last sector is in doubt: in sound images that is nearly each.
+const DOUBTS_LEN_MAX: u64 = 4 << 20;
 
-/// An L2 entry that says something.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Slot {
-    /// Which bytes of the layer's disk it is about.
-    pub(super) guest: ByteRange,
-    /// Where in the file it is.
-    pub(super) at: ByteRange,
-    pub(super) value: u64,
-    /// The second half of an extended one.
-    bitmap: u64,
-}
+/// How many walks one layer may take of which each ended early because clusters lie far apart.
+///
+/// Enough for each file of 512 TiB in clusters of 64 KiB, or of 4 TiB in those of 512 bytes.
+const SCATTERED_MAX: u32 = 64;
 
 /// What an entry has of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,10 +45,21 @@ pub(super) struct Inspector<'a> {
 
 impl Qcow2 {
     /// Checks every entry that the disk needs, and that no two have the same bytes of the file.
-    ///
-    /// A walk looks after a bounded part of the file; it is repeated for the rest, where anything lies there.
     pub(in crate::image) fn walk(
         &self,
+        file: &SourceFile,
+        scope: Scope,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), ImageError> {
+        self.walk_in(ROOM, file, scope, sink)
+    }
+
+    /// The same in so much memory.
+    ///
+    /// A walk looks after a bounded part of the file; it is repeated for the rest, where anything lies there.
+    fn walk_in(
+        &self,
+        room: Room,
         file: &SourceFile,
         scope: Scope,
         sink: &mut Sink<'_>,
@@ -65,17 +69,15 @@ impl Qcow2 {
             Scope::Everything => Some(self.read_besides(file, sink)?),
         };
         let clusters = file.len().div_ceil(self.header.cluster_size());
-        let mut found = Meetings::default();
-        let (mut decoder, mut doubts) = (Decoder::default(), 0);
-        let (mut first, mut limit, mut slots, mut walks) = (0, clusters, 0, 0);
-        // Of all streams, a walk looks after half of `STREAMS_MAX` at least, and may have to be begun again for that.
-        while walks < WALKS_MAX + 4 * slots / STREAMS_MAX as u64 {
-            let mut owners = Owners::of(self.header.cluster_bits, first, limit);
+        let mut found = Found::default();
+        let (mut doubts, mut scattered) = (Doubts::of(self.header.cluster_size(), scope), 0);
+        let mut next = Some(0);
+        let mut is_first = true;
+        let mut beside = besides.as_ref().map(|besides| Beside::of(self, file, besides));
+        while let Some(first) = next {
+            let mut owners = Owners::of(self.header.cluster_bits, first, clusters, room);
             let mut inspector = Inspector::of(self, file);
-            let is_first = walks == 0;
-            walks += 1;
             self.each_slot(file, |slot| {
-                slots += u64::from(is_first);
                 let slot = match slot {
                     Ok(slot) => slot,
                     Err(fault) => return if is_first { sink(*fault) } else { Ok(()) },
@@ -89,68 +91,26 @@ impl Qcow2 {
                     Owned::Cluster { host_offset } => owners.own(host_offset),
                     Owned::Stream { key } => owners.own_stream(key),
                 }
-                match besides.as_ref().filter(|_| is_first) {
-                    Some(besides) => self.look_besides(file, besides, (slot, owned), sink),
+                match &mut beside {
+                    Some(beside) => beside.look(slot, owned, sink),
                     None => Ok(()),
                 }
             })?;
-            if let Some(narrower) = owners.narrower() {
-                limit = narrower;
-                continue;
-            }
+            (is_first, beside) = (false, None);
             let table = |offset| self.tables.next_behind(&self.header, offset).map(|(table, _)| table);
-            let reaches = |stream, at| self.reaches(file, (&mut decoder, &mut doubts), stream, at);
-            match owners.finish(&mut found, table, reaches)? {
-                Some(next) => (first, limit) = (next, clusters),
-                None => return self.name_meetings(file, &found, sink),
+            let reaches = |stream, at, reach| {
+                Ok(doubts.take(reach) && self.reaches(file, &mut doubts.decoder, stream, at)?)
+            };
+            let rest = owners.finish(&mut found, table, reaches)?;
+            scattered += u32::from(rest.is_some_and(|rest| rest.is_scattered));
+            if scattered == SCATTERED_MAX {
+                return sink(Fault::refused(ImageError::TooScattered { path: file.path().into() }, None));
             }
+            next = rest.map(|rest| rest.first);
         }
-        sink(Fault::refused(ImageError::TooScattered { path: file.path().into() }, None))
-    }
-
-    /// Gives every entry that is not all zero, and what cannot be read instead of those that would be there.
-    pub(super) fn each_slot(
-        &self,
-        file: &SourceFile,
-        mut visit: impl FnMut(Result<Slot, Box<Fault>>) -> Result<(), ImageError>,
-    ) -> Result<(), ImageError> {
-        let header = &self.header;
-        let (cluster_size, entry_bits) = (header.cluster_size(), header.l2_entry_bits());
-        let entry_len = 1 << entry_bits;
-        let mut window = Window::default();
-        for (l1_index, table) in self.tables.l1.iter().enumerate().filter(|(_, table)| **table != 0) {
-            let disk = u64::try_from(l1_index).expect("an L1 table is short") << header.l2_span_bits();
-            let needed = (header.virtual_size - disk).div_ceil(cluster_size).min(cluster_size >> entry_bits);
-            let (whole, mut part) =
-                (ByteRange::new(*table, cluster_size), ByteRange::new(*table, needed << entry_bits));
-            while !part.is_empty() {
-                let start = part.start();
-                let bytes = match self.tables.entry_bytes(file, &mut window, whole, start, l1_index) {
-                    Ok(Some(bytes)) => bytes,
-                    Ok(None) => break,
-                    Err(error) => {
-                        visit(Err(Box::new(Fault::refused(error, None))))?;
-                        break;
-                    }
-                };
-                let len = part.len().min(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
-                let bytes = &bytes[..usize::try_from(len).expect("a window is short")];
-                let first = disk + ((start - table) >> entry_bits << header.cluster_bits);
-                for (index, bytes) in (0..).zip(bytes.chunks_exact(1 << entry_bits)) {
-                    let value = be64(bytes);
-                    let bitmap = bytes.get(8..).filter(|half| !half.is_empty()).map_or(0, be64);
-                    if value == 0 && bitmap == 0 {
-                        continue;
-                    }
-                    let guest = first + (index << header.cluster_bits);
-                    let guest = ByteRange::new(guest, cluster_size.min(header.virtual_size - guest));
-                    let at = ByteRange::new(start + (index << entry_bits), entry_len);
-                    visit(Ok(Slot { guest, at, value, bitmap }))?;
-                }
-                part = ByteRange::between(start + len, part.end());
-            }
-        }
-        Ok(())
+        self.name_meetings(file, (&found.meetings, Weight::Refused), sink)?;
+        self.name_meetings(file, (&found.in_last_sector, Weight::Told), sink)?;
+        besides.map_or(Ok(()), |besides| self.walk_held(file, besides, sink))
     }
 
     /// Whether a stream needs bytes from an offset on that its entry says may be its own.
@@ -159,19 +119,43 @@ impl Qcow2 {
     fn reaches(
         &self,
         file: &SourceFile,
-        (decoder, doubts): (&mut Decoder, &mut u32),
+        decoder: &mut Decoder,
         stream: Stream,
         at: u64,
     ) -> Result<bool, ImageError> {
-        // An image could be all doubt, each of which costs a cluster's decoding.
-        *doubts += 1;
-        if *doubts > DOUBTS_MAX {
-            return Ok(false);
-        }
         let source = Source { file, codec: Some((self.header.compression, self.header.cluster_size())) };
         let end = stream.end.min(file.len());
         Ok(!decoder.is_cluster(&source, ByteRange::between(stream.start, at.min(end)))?
             && decoder.is_cluster(&source, ByteRange::between(stream.start, end))?)
+    }
+}
+
+/// How many more streams are decoded to see how far they go.
+struct Doubts {
+    decoder: Decoder,
+    in_sectors: u64,
+    in_last_sector: u64,
+}
+
+impl Doubts {
+    fn of(cluster_size: u64, scope: Scope) -> Self {
+        let in_last_sector = match scope {
+            // What is made of it is what every reader makes of it.
+            Scope::Refusals => 0,
+            Scope::Everything => DOUBTS_MAX.min(DOUBTS_LEN_MAX / cluster_size),
+        };
+        Self { decoder: Decoder::default(), in_sectors: DOUBTS_MAX, in_last_sector }
+    }
+
+    /// Whether one more may be decoded: an image could be all doubt.
+    fn take(&mut self, reach: Reach) -> bool {
+        let left = match reach {
+            Reach::Sectors => &mut self.in_sectors,
+            Reach::LastSector => &mut self.in_last_sector,
+        };
+        let has_room = *left > 0;
+        *left -= u64::from(has_room);
+        has_room
     }
 }
 
@@ -202,13 +186,13 @@ impl<'a> Inspector<'a> {
             }
             Entry::Compressed { host_offset, .. } => {
                 // Only the first byte is sure to be the stream's: see `Qcow2::run_at`.
-                self.check_place(ByteRange::new(host_offset, 1), "a compressed cluster")?;
+                self.check_place(slot, "a compressed cluster", ByteRange::new(host_offset, 1))?;
                 return Ok(Owned::Stream { key: entry::stream_key(slot.value, header.cluster_bits) });
             }
         };
         let host_offset = slot.value & OFFSET_MASK;
         if used != 0 {
-            self.check_place(ByteRange::new(host_offset, used), "a data cluster")?;
+            self.check_place(slot, "a data cluster", ByteRange::new(host_offset, used))?;
         }
         // A cluster that reads as zeroes may have its place in the file all the same.
         let has_place = host_offset != 0 && host_offset < self.file.len();
@@ -216,10 +200,10 @@ impl<'a> Inspector<'a> {
     }
 
     #[inline]
-    fn check_place(&mut self, range: ByteRange, what: &'static str) -> Result<(), ImageError> {
+    fn check_place(&mut self, slot: Slot, what: &'static str, range: ByteRange) -> Result<(), ImageError> {
         let is_free = self.free.start() <= range.start() && range.end() <= self.free.end();
         if !is_free || range.end() > self.file.len() {
-            self.qcow2.check_stored(self.file, range, what)?;
+            self.qcow2.check_stored(self.file, Placed::by(slot.at, what, range))?;
             self.free = self.qcow2.tables.free_around(&self.qcow2.header, range.start());
         }
         Ok(())
@@ -230,5 +214,43 @@ impl ImageError {
     /// It, as a fault of what an entry is about.
     pub(super) fn about(self, slot: Slot) -> Fault {
         Fault::refused(self, Some(slot.guest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::image::fault::refuse;
+    use crate::image::qcow2::Budget;
+    use crate::image::tests::Folder;
+
+    #[test]
+    fn clusters_that_lie_apart_in_a_long_file_are_walked_a_bounded_number_of_times() {
+        let folder = Folder::new();
+        let path = folder.unpack("v3-512.qcow2", "made.qcow2");
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let mut head = [0; 48];
+        file.read_exact_at(&mut head, 0).unwrap();
+        let l1 = u64::from_be_bytes(head[40..48].try_into().unwrap());
+        file.set_len(1 << 40).unwrap();
+        // Four tables of 64 entries: 256 clusters, each 2 GiB behind the other.
+        for table in 0..4 {
+            let at: u64 = (1 << 30) + table * 512;
+            file.write_all_at(&at.to_be_bytes(), l1 + table * 8).unwrap();
+            for number in 0..64 {
+                let place: u64 = (2 + table * 64 + number) << 31;
+                file.write_all_at(&place.to_be_bytes(), at + number * 8).unwrap();
+            }
+        }
+        let source = SourceFile::open(&path).unwrap();
+        let qcow2 = Qcow2::open(&source, &mut Budget::new(64 << 20), &mut refuse).unwrap();
+        let walk = |listed| {
+            qcow2.walk_in(Room { clusters: 64, listed, ..ROOM }, &source, Scope::Refusals, &mut refuse)
+        };
+        walk(1024).unwrap();
+        walk(16).unwrap();
+        assert!(matches!(walk(6), Err(ImageError::TooScattered { .. })));
     }
 }

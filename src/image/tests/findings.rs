@@ -11,7 +11,7 @@ const COPIED: u64 = 1 << 63;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
 /// All faults of an image and of the files below it.
-fn faults(path: &Path, folder: &Folder) -> Vec<Fault> {
+pub(super) fn faults(path: &Path, folder: &Folder) -> Vec<Fault> {
     let mut faults = Vec::new();
     let folders = [folder.all_of()];
     let options = OpenOptions { backing_folders: &folders, ..OpenOptions::default() };
@@ -36,7 +36,7 @@ fn told(faults: &[Fault]) -> Vec<(&'static str, Option<u64>, Option<u64>)> {
 }
 
 /// Where the first L2 table is.
-fn l2(path: &Path) -> u64 {
+pub(super) fn l2(path: &Path) -> u64 {
     field(path, field(path, 40)) & OFFSET
 }
 
@@ -163,9 +163,9 @@ fn faults_that_do_not_matter_to_a_reader_are_told_and_forbid_nothing() {
     check(&path, &folder, &[("beyond_end", 1 << 40, None)]);
     patch(&path, table, &data.to_be_bytes());
     check(&path, &folder, &[("overlap", data, Some(0))]);
-    // Not closed properly: what the counts say means nothing.
+    // Not closed properly: what the counts say means nothing, but they lie where they lie.
     patch(&path, 72, &1u64.to_be_bytes());
-    check(&path, &folder, &[]);
+    check(&path, &folder, &[("overlap", data, Some(0))]);
     // The place of a cluster that reads as zeroes.
     let path = fresh();
     patch(&path, l2 + 8 * 7, &(COPIED | l1 | 1).to_be_bytes());
@@ -180,7 +180,7 @@ fn faults_that_do_not_matter_to_a_reader_are_told_and_forbid_nothing() {
 }
 
 /// The clusters of which `qemu-img check` says that they have more users than is counted.
-fn overused(path: &Path) -> BTreeSet<u64> {
+pub(super) fn overused(path: &Path) -> BTreeSet<u64> {
     let output = std::process::Command::new("qemu-img").arg("check").arg(path).output().unwrap();
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);

@@ -3,6 +3,7 @@
 //! Method: images made by qemu-img lie in `testdata/images`, with the digests of what they hold; faulty ones are
 //! made here by changing bytes of those.
 
+mod besides;
 mod chains;
 mod content;
 mod files;

@@ -107,3 +107,49 @@ fn an_empty_image_of_2_eib_is_checked_at_once() {
         assert_eq!(open_alone(&path).unwrap().check_tables().unwrap().zero_bytes, 2 << 60);
     });
 }
+
+#[test]
+fn tables_that_are_holes_but_for_their_last_page_are_not_read() {
+    let folder = Folder::new();
+    let path = folder.unpack("empty.qcow2", "empty.qcow2");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let (cluster, tables) = (2 << 20, 500);
+    file.set_len(DATA_AT + tables * cluster).unwrap();
+    for table in 0..tables {
+        let at = L2_AT + table * cluster;
+        file.write_all_at(&(at | 1 << 63).to_be_bytes(), L1_AT + table * 8).unwrap();
+        let entry = (DATA_AT + table * cluster) | 1 << 63;
+        file.write_all_at(&entry.to_be_bytes(), at + cluster - 8).unwrap();
+    }
+    patch(&path, 20, &21u32.to_be_bytes());
+    patch(&path, 24, &(tables << 39).to_be_bytes());
+    patch(&path, 36, &u32::try_from(tables).unwrap().to_be_bytes());
+    patch(&path, 40, &L1_AT.to_be_bytes());
+    patch(&path, 48, &(2u64 << 20).to_be_bytes());
+    let image = open_alone(&path).unwrap();
+    check("check_tables and map of 1 GiB of holes", Duration::from_millis(500), || {
+        image.check_tables().unwrap();
+        assert_eq!(map_all(&*image), 1);
+    });
+}
+
+#[test]
+fn the_tables_of_65535_snapshots_are_looked_at_once_where_they_lie_on_each_other() {
+    const COUNT: u64 = 65535;
+    let folder = Folder::new();
+    let path = folder.unpack("v3-64k.qcow2", "made.qcow2");
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(16 << 30).unwrap();
+    // Each has 32 MiB, of which 64 KiB are not the next one's.
+    let entry = |number: u64| {
+        let place = DATA_AT + (number << 16);
+        [&place.to_be_bytes()[..], &(4u32 << 20).to_be_bytes(), &[0; 28]].concat()
+    };
+    file.write_all_at(&(0..COUNT).flat_map(entry).collect::<Vec<u8>>(), L2_AT).unwrap();
+    patch(&path, 60, &u32::try_from(COUNT).unwrap().to_be_bytes());
+    patch(&path, 64, &L2_AT.to_be_bytes());
+    check("a walk with 2 TiB of snapshots' tables", Duration::from_secs(2), || {
+        let faults = super::findings::faults(&path, &folder);
+        assert_eq!(faults.len() as u64, COUNT - 1, "each but the first lies on another");
+    });
+}
