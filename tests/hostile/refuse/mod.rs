@@ -5,6 +5,7 @@ mod content;
 mod header;
 mod kinds;
 mod payload;
+mod shared;
 mod tables;
 
 use std::collections::BTreeSet;
@@ -42,6 +43,8 @@ pub(crate) struct Row {
     words: &'static str,
     /// Where in the file.
     offset: Option<u64>,
+    /// Further places that the message tells.
+    names: Vec<u64>,
     /// The file that is at fault, where it is not the image.
     file: Option<&'static str>,
     /// The section of the specification whose rule it breaks.
@@ -52,7 +55,17 @@ pub(crate) struct Row {
 impl Row {
     fn made(name: impl Into<String>, make: Maker, words: &'static str) -> Self {
         let (flags, found) = (&[][..], Found::AtOnce);
-        Self { name: name.into(), make, flags, words, offset: None, file: None, section: None, found }
+        Self {
+            name: name.into(),
+            make,
+            flags,
+            words,
+            offset: None,
+            names: Vec::new(),
+            file: None,
+            section: None,
+            found,
+        }
     }
 
     /// A file of these bytes.
@@ -74,6 +87,10 @@ impl Row {
 
     fn at(self, offset: u64) -> Self {
         Self { offset: Some(offset), ..self }
+    }
+
+    fn names(self, places: impl Into<Vec<u64>>) -> Self {
+        Self { names: places.into(), ..self }
     }
 
     fn flags(self, flags: &'static [&'static str]) -> Self {
@@ -152,6 +169,12 @@ impl Row {
         if error["offset"].as_u64() != self.offset {
             wrong.push(format!("is at {}, and not at {:?}: {message}", error["offset"], self.offset));
         }
+        let says = |place: &u64| {
+            message.split(|letter: char| !letter.is_ascii_digit()).any(|word| word == place.to_string())
+        };
+        if let Some(place) = self.names.iter().find(|place| !says(place)) {
+            wrong.push(format!("does not name {place}: {message}"));
+        }
         let file = self.file.map_or_else(Default::default, |file| format!("/{file}"));
         if !error["path"].as_str().is_some_and(|path| path.ends_with(&file)) {
             wrong.push(format!("is of {}, and not of {file}: {message}", error["path"]));
@@ -214,8 +237,15 @@ fn check(rows: Vec<Row>) {
 
 #[test]
 fn no_two_rows_have_one_name_and_there_are_more_than_a_hundred() {
-    let all =
-        [header::rows(), tables::rows(), payload::rows(), chain::rows(), content::rows(), kinds::rows()];
+    let all = [
+        header::rows(),
+        tables::rows(),
+        shared::rows(),
+        payload::rows(),
+        chain::rows(),
+        content::rows(),
+        kinds::rows(),
+    ];
     let names: Vec<_> = all.into_iter().flatten().map(|row| row.name).collect();
     assert!(names.len() > 100, "{} rows", names.len());
     assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());

@@ -13,7 +13,7 @@ fn entry(name: impl Into<String>, laid: &Laid, (at, value): (u64, u64), words: &
 
 /// The same where what the entry points to is the place that is told.
 fn place(name: impl Into<String>, laid: &Laid, (at, value): (u64, u64), words: &'static str) -> Row {
-    entry(name, laid, (at, value), words).at(value & WILD)
+    entry(name, laid, (at, value), words).at(value & WILD).names([at])
 }
 
 fn l1() -> Vec<Row> {
@@ -155,7 +155,8 @@ fn compressed() -> Vec<Row> {
         let laid = Spec::packed(zstd).lay();
         let l2 = laid.l2[0];
         let place = |name: &str, at: u64, words| {
-            entry(format!("a {kind} cluster {name}"), &laid, (l2, laid.packed_entry(at, 0)), words).at(at)
+            let says = (l2, laid.packed_entry(at, 0));
+            entry(format!("a {kind} cluster {name}"), &laid, says, words).at(at).names([l2])
         };
         let end = laid.bytes.len() as u64;
         rows.extend([
