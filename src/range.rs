@@ -18,6 +18,9 @@ pub struct ByteRange {
 }
 
 impl ByteRange {
+    /// No byte.
+    pub(crate) const EMPTY: Self = Self { offset: 0, len: 0 };
+
     /// The range of `len` bytes at `offset`.
     ///
     /// # Panics

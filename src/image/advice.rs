@@ -70,6 +70,9 @@ impl ImageError {
             Self::MarkedCorrupt { .. } => "repair a copy of it with `qemu-img check -r all`".into(),
             Self::Changed { .. } => "start again when nobody changes the image".into(),
             Self::WrongKind { .. } => "name the image's file, or a block device".into(),
+            Self::NoHeader { .. } => {
+                "it was probably not transferred whole: fetch the image again and compare its digest".into()
+            }
             Self::NotQcow2 { .. } => "leave --image-format out, or say --image-format raw".into(),
             Self::Unsupported { .. } => {
                 "if the image is trusted, convert it where it was made: `qemu-img convert -O qcow2`".into()
@@ -84,7 +87,7 @@ impl ImageError {
                 "let the file's name end in .{ending} and leave --image-format out; if the disk is really meant to \
                  hold these bytes as they are, say --image-format raw --allow-nested-format"
             ),
-            Self::PackedFormat { path, codec, content } => unpacking(path, codec, content),
+            Self::PackedFormat { path, codec, content, .. } => unpacking(path, codec, content),
             Self::StreamOnDevice { .. } => "copy the stream into a file, and name that".into(),
             Self::StreamNeeds { .. } => {
                 "unpack the image, or pack it again: xz -9 and zstd --ultra -22 --long=26 ask for 64 MiB, and no more \

@@ -15,7 +15,7 @@ impl ImageError {
             Self::NameDisagrees { .. } => "name_disagrees",
             Self::NestedFormat { .. } => "nested_format",
             Self::NestedDisk { .. } => "nested_disk",
-            Self::NotQcow2 { .. } => "not_qcow2",
+            Self::NotQcow2 { .. } | Self::NoHeader { .. } => "not_qcow2",
             Self::Unsupported { .. } => "unsupported",
             Self::MarkedCorrupt { .. } => "marked_corrupt",
             Self::BadHeader { .. } => "bad_header",

@@ -56,6 +56,8 @@ pub enum ImageError {
         named: &'static str,
         /// What the content looks like.
         content: &'static str,
+        /// By which bytes, or where the bytes are missing that would make it what the name says.
+        range: ByteRange,
     },
     /// Content of a raw image begins like another disk-image format.
     #[error("the content of this raw image is itself a disk image ({content})")]
@@ -64,14 +66,20 @@ pub enum ImageError {
         path: PathBuf,
         /// The format that the content has.
         content: &'static str,
+        /// By which bytes it is known.
+        range: ByteRange,
     },
     /// The disk that a qcow2 image describes begins or ends like another disk-image format.
-    #[error("the disk in this image is itself a disk image ({content})")]
+    #[error("the disk in this image is itself a disk image ({content}), as its {guest} say")]
     NestedDisk {
-        /// The file.
+        /// The file in which these bytes lie.
         path: PathBuf,
         /// The format that the disk's content has.
         content: &'static str,
+        /// By which bytes of the disk it is known.
+        guest: ByteRange,
+        /// Where they lie in the file, compressed or not.
+        range: ByteRange,
     },
     /// Declared qcow2, but the content is something else.
     #[error("this is no qcow2 image but {content}")]
@@ -80,6 +88,18 @@ pub enum ImageError {
         path: PathBuf,
         /// What the content looks like.
         content: &'static str,
+        /// By which bytes, or where the bytes are missing that would make it qcow2.
+        range: ByteRange,
+    },
+    /// It should be qcow2 by its name or by what is said, and holds nothing.
+    #[error("there is no qcow2 header, for the file is {holds}")]
+    NoHeader {
+        /// The file.
+        path: PathBuf,
+        /// That it is empty, or holds zeroes.
+        holds: &'static str,
+        /// Where the header should begin.
+        range: ByteRange,
     },
     /// The image needs something that this reader does not do, for safety or at all.
     #[error("{feature} is not supported")]
@@ -246,9 +266,13 @@ pub enum ImageError {
         codec: &'static str,
         /// The ending that says so.
         ending: &'static str,
+        /// By which bytes it is known.
+        range: ByteRange,
     },
     /// Something else than a raw image is packed.
-    #[error("what is packed with {codec} is {content}, and only raw images are unpacked on the way")]
+    #[error(
+        "what is packed with {codec} is {content}, as its {guest} say, and only raw images are unpacked on the way"
+    )]
     PackedFormat {
         /// The file.
         path: PathBuf,
@@ -256,6 +280,8 @@ pub enum ImageError {
         codec: &'static str,
         /// What it holds.
         content: &'static str,
+        /// By which of the bytes that come out it is known.
+        guest: ByteRange,
     },
     /// A packed image lies on a device, whose end is not the stream's.
     #[error("a {codec} stream is read from a regular file, and this is a block device")]
@@ -376,6 +402,7 @@ impl ImageError {
         | Self::NestedFormat { path, .. }
         | Self::NestedDisk { path, .. }
         | Self::NotQcow2 { path, .. }
+        | Self::NoHeader { path, .. }
         | Self::Unsupported { path, .. }
         | Self::MarkedCorrupt { path, .. }
         | Self::BadHeader { path, .. }
@@ -414,7 +441,13 @@ impl ImageError {
     pub fn range(&self) -> Option<ByteRange> {
         match self {
             Self::Io { range, .. } => *range,
-            Self::Unsupported { range, .. }
+            Self::NameDisagrees { range, .. }
+            | Self::NestedFormat { range, .. }
+            | Self::NestedDisk { range, .. }
+            | Self::NotQcow2 { range, .. }
+            | Self::NoHeader { range, .. }
+            | Self::PackedUnsaid { range, .. }
+            | Self::Unsupported { range, .. }
             | Self::MarkedCorrupt { range, .. }
             | Self::BackingRefused { range, .. }
             | Self::ChainLoops { range, .. }
@@ -438,6 +471,14 @@ impl ImageError {
             Self::BeyondEnd { entry, .. } | Self::Overlap { entry, .. } => *entry,
             Self::BadEntry { range, .. } => Some(*range),
             Self::SharedCluster { entry, .. } => Some(*entry),
+            _ => None,
+        }
+    }
+
+    /// The bytes of the file's disk that it is about, where it says them.
+    pub(crate) fn guest(&self) -> Option<ByteRange> {
+        match self {
+            Self::NestedDisk { guest, .. } | Self::PackedFormat { guest, .. } => Some(*guest),
             _ => None,
         }
     }

@@ -25,7 +25,7 @@ pub(crate) enum Weight {
 
 /// What is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Scope {
+pub(crate) enum Scope {
     /// What forbids to read the image.
     Refusals,
     /// Everything that is wrong with it.

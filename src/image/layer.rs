@@ -1,6 +1,6 @@
 //! One layer of an image: a file and how its content is to be understood.
 
-use super::content::{self, Content};
+use super::content::{self, Content, Seen};
 use super::error::ImageError;
 use super::fault::{Scope, Sink};
 use super::file::SourceFile;
@@ -33,7 +33,10 @@ impl Layer {
         (budget, sink): (&mut Budget, &mut Sink<'_>),
     ) -> Result<Self, ImageError> {
         let format = match decide(&file, format, nested)? {
-            Content::Qcow2 => LayerFormat::Qcow2(Box::new(Qcow2::open(&file, budget, sink)?)),
+            // What is no version 2 or 3 is refused by its header.
+            Content::Qcow2 | Content::Qcow1 => {
+                LayerFormat::Qcow2(Box::new(Qcow2::open(&file, budget, sink)?))
+            }
             Content::Plain | Content::Foreign(_) | Content::Packed(_) => LayerFormat::Raw,
         };
         Ok(Self { file, format })
@@ -51,6 +54,20 @@ impl Layer {
         match &self.format {
             LayerFormat::Raw => Ok(Run { range, kind: RunKind::Data { host_offset: range.start() } }),
             LayerFormat::Qcow2(qcow2) => qcow2.run_at(&self.file, range),
+        }
+    }
+
+    /// The part of the disk of which one entry tells, and that of which the table around it tells, from `at` on.
+    pub(super) fn told_together(&self, at: u64) -> (ByteRange, ByteRange) {
+        let rest = |len: u64| {
+            let end = (at - at % len).saturating_add(len);
+            ByteRange::between(at, end.min(self.virtual_size()))
+        };
+        match &self.format {
+            LayerFormat::Raw => (rest(1 << 63), rest(1 << 63)),
+            LayerFormat::Qcow2(qcow2) => {
+                (rest(qcow2.header.cluster_size()), rest(1 << qcow2.header.l2_span_bits()))
+            }
         }
     }
 
@@ -101,7 +118,7 @@ impl Layer {
 pub(super) fn packed_with(file: &SourceFile, format: Format) -> Result<Option<Codec>, ImageError> {
     let named = Codec::of_name(file.path()).filter(|_| format == Format::Auto);
     let Some(named) = named else { return Ok(None) };
-    Ok((content::look(file)? == Content::Packed(named)).then_some(named))
+    Ok((content::look(file)?.content == Content::Packed(named)).then_some(named))
 }
 
 /// What the content is to be read as: qcow2, or raw for everything else.
@@ -110,35 +127,44 @@ fn decide(file: &SourceFile, format: Format, nested: Nested) -> Result<Content, 
         // Whatever it holds, and whether or not that can be read.
         return Ok(Content::Plain);
     }
-    let content = content::look(file)?;
+    let Seen { content, range } = content::look(file)?;
     let path = file.path();
     let named = path.extension().map(|ending| ending.to_ascii_lowercase());
     let named_qcow2 = named.as_ref().is_some_and(|ending| ending == "qcow2");
     let named_raw = named.as_ref().is_some_and(|ending| ending == "raw");
     let named_packed = Codec::of_name(path);
+    let disagrees =
+        |named| Err(ImageError::NameDisagrees { path: path.into(), named, content: content.name(), range });
+    let is_to_be_qcow2 = format == Format::Qcow2 || (format == Format::Auto && named_qcow2);
+    if is_to_be_qcow2
+        && content == Content::Plain
+        && let Some(holds) = content::nothing_in(file)?
+    {
+        return Err(ImageError::NoHeader { path: path.into(), holds, range });
+    }
     match (format, content) {
-        (Format::Qcow2, Content::Qcow2) => Ok(content),
-        (Format::Qcow2, _) => Err(ImageError::NotQcow2 { path: path.into(), content: content.name() }),
-        (Format::Auto, Content::Qcow2) if !named_raw && named_packed.is_none() => Ok(content),
+        (Format::Qcow2, Content::Qcow2 | Content::Qcow1) => Ok(content),
+        (Format::Qcow2, _) => Err(ImageError::NotQcow2 { path: path.into(), content: content.name(), range }),
+        (Format::Auto, Content::Qcow2 | Content::Qcow1) if !named_raw && named_packed.is_none() => {
+            Ok(content)
+        }
         (Format::Auto, Content::Plain | Content::Foreign(_) | Content::Packed(_)) if named_qcow2 => {
-            Err(ImageError::NameDisagrees { path: path.into(), named: "qcow2", content: content.name() })
+            disagrees("qcow2")
         }
         (Format::Auto, _) if named_packed.is_some_and(|named| content != Content::Packed(named)) => {
-            let named = named_packed.map_or("", Codec::name);
-            Err(ImageError::NameDisagrees { path: path.into(), named, content: content.name() })
+            disagrees(named_packed.map_or("", Codec::name))
         }
         (_, Content::Plain) => Ok(content),
-        (_, Content::Qcow2 | Content::Foreign(_) | Content::Packed(_)) if nested == Nested::Allow => {
-            Ok(Content::Plain)
-        }
-        (Format::Auto, Content::Qcow2) => {
-            Err(ImageError::NameDisagrees { path: path.into(), named: "raw", content: content.name() })
-        }
-        (_, Content::Packed(codec)) => {
-            Err(ImageError::PackedUnsaid { path: path.into(), codec: codec.name(), ending: codec.ending() })
-        }
-        (_, Content::Qcow2 | Content::Foreign(_)) => {
-            Err(ImageError::NestedFormat { path: path.into(), content: content.name() })
+        _ if nested == Nested::Allow => Ok(Content::Plain),
+        (Format::Auto, Content::Qcow2 | Content::Qcow1) => disagrees("raw"),
+        (_, Content::Packed(codec)) => Err(ImageError::PackedUnsaid {
+            path: path.into(),
+            codec: codec.name(),
+            ending: codec.ending(),
+            range,
+        }),
+        (_, Content::Qcow2 | Content::Qcow1 | Content::Foreign(_)) => {
+            Err(ImageError::NestedFormat { path: path.into(), content: content.name(), range })
         }
     }
 }

@@ -38,8 +38,13 @@ impl LayeredImage {
         &self.layers[0]
     }
 
-    /// The first extent of a range; `runs` keeps what each layer said last.
-    fn extent_at(&self, range: ByteRange, runs: &mut [Option<Run>]) -> Result<Extent, ImageError> {
+    /// The first extent of a range; `runs` keeps what each layer said last when it was asked by `look`.
+    fn extent_at(
+        &self,
+        range: ByteRange,
+        runs: &mut [Option<Run>],
+        look: &mut impl FnMut(&Layer, ByteRange) -> Result<Run, ImageError>,
+    ) -> Result<Extent, ImageError> {
         let zero = |range| Ok(Extent { range, kind: ExtentKind::Zero });
         let mut range = range;
         for (index, (layer, known)) in self.layers.iter().zip(runs).enumerate() {
@@ -50,7 +55,7 @@ impl LayeredImage {
             let visible = ByteRange::between(range.start(), end);
             let run = match known.and_then(|run| run.tail(visible.start())) {
                 Some(run) => run,
-                None => *known.insert(layer.run_at(visible)?),
+                None => *known.insert(look(layer, visible)?),
             };
             range = run.range.intersection(visible).expect("a run begins where it was asked for");
             let layer_number = u8::try_from(index).expect("a chain has at most 255 layers");
@@ -71,6 +76,15 @@ impl LayeredImage {
 
     /// The extents of a range, as many as one call may give.
     fn extents(&self, range: ByteRange) -> Result<Vec<Extent>, ImageError> {
+        self.extents_by(range, Layer::run_at)
+    }
+
+    /// The same, where `look` says what a layer has at the start of a range.
+    pub(super) fn extents_by(
+        &self,
+        range: ByteRange,
+        mut look: impl FnMut(&Layer, ByteRange) -> Result<Run, ImageError>,
+    ) -> Result<Vec<Extent>, ImageError> {
         let mut extents: Vec<Extent> = Vec::new();
         // Where one layer is cut short by another, what it said is kept for the next step: otherwise many small
         // runs below one large one would cost its length each.
@@ -80,7 +94,7 @@ impl LayeredImage {
             if at >= range.end() {
                 break;
             }
-            let extent = self.extent_at(ByteRange::between(at, range.end()), &mut runs)?;
+            let extent = self.extent_at(ByteRange::between(at, range.end()), &mut runs, &mut look)?;
             at = extent.range.end();
             match extents.last_mut() {
                 Some(last) if continues(last, &extent) => {

@@ -34,7 +34,7 @@ pub(crate) use decoder::Pulse;
 pub(crate) use disk_file::{DiskFile, backing_of};
 pub use error::{BackingFault, EntryFault, ImageError};
 pub(crate) use examine::{Examined, FaultyImage, examine};
-pub(crate) use fault::{Fault, Weight};
+pub(crate) use fault::{Fault, Scope, Weight};
 pub use file::FileIdentity;
 pub use qcow2::Packing;
 /// What a new qcow2 file is made of, for whoever writes one.
@@ -111,16 +111,31 @@ pub(crate) fn open_held(
 /// Fails if the disk that an image holds begins or ends like another disk image.
 ///
 /// Written to a raw disk, it would be one to whoever guesses its format, with the files that it names. `head` is the
-/// disk's first `HEAD_LEN` bytes, `tail` those from `TAIL_LEN` before its end on.
+/// disk's first `HEAD_LEN` bytes, `tail` those from `TAIL_LEN` before its end on, with their offset.
 ///
 /// # Errors
 ///
 /// When it does.
-pub(crate) fn refuse_nested_disk(path: &Path, head: &[u8], tail: Option<[u8; 8]>) -> Result<(), ImageError> {
-    match content::of_disk(head, tail) {
-        Some(content) => Err(ImageError::NestedDisk { path: path.into(), content: content.name() }),
-        None => Ok(()),
-    }
+pub(crate) fn refuse_nested_disk(
+    image: &dyn Image,
+    head: &[u8],
+    tail: Option<(u64, [u8; 8])>,
+) -> Result<(), ImageError> {
+    let Some(content::Seen { content, range: guest }) = content::of_disk(head, tail) else { return Ok(()) };
+    let chain = image.info().chain;
+    let path_of =
+        |layer: u8| chain.get(usize::from(layer)).map(|layer| layer.path.clone()).unwrap_or_default();
+    let (path, range) = match image.map(guest)?.first().map(|extent| extent.kind) {
+        Some(ExtentKind::Data { layer, host_offset }) => {
+            (path_of(layer), ByteRange::new(host_offset, guest.len()))
+        }
+        Some(ExtentKind::Compressed { layer, host_offset, host_len, .. }) => {
+            (path_of(layer), ByteRange::new(host_offset, host_len.into()))
+        }
+        // What is not stored holds no signature.
+        _ => (path_of(0), guest),
+    };
+    Err(ImageError::NestedDisk { path, content: content.name(), guest, range })
 }
 
 /// How an image is to be opened.

@@ -7,11 +7,11 @@ use serde::Serialize;
 use super::{Inspection, inspect};
 use crate::copy::{self, BadCluster, CopyError, Pool, Watch};
 use crate::error::{Error, ErrorKind};
-use crate::image::{self, Examined, Fault, FaultyImage, Image, ImageError, Weight};
+use crate::image::{self, Examined, Fault, FaultyImage, Image, ImageError, Scope, Weight};
 use crate::observe::{CancelToken, Observer, Phase};
-use crate::plan::open_options;
+use crate::plan::{open_options, refuse_nested_disk};
 use crate::range::ByteRange;
-use crate::request::{ImageOptions, Preflight};
+use crate::request::{ImageOptions, NestedFormat, Preflight};
 
 /// How many faults are told; further ones are counted.
 const MOST_TOLD: usize = 1000;
@@ -99,6 +99,15 @@ impl CheckReport {
         }
     }
 
+    /// The same of what an error has told already.
+    fn add_refused(&mut self, fault: &ImageError) {
+        self.findings_total += 1;
+        self.refused_total += 1;
+        if self.findings.len() < MOST_TOLD {
+            self.findings.push(finding(fault, fault.guest(), true));
+        }
+    }
+
     /// Of what forbids the image by itself.
     fn add_error(&mut self, error: ImageError, guest: Option<ByteRange>) {
         self.add(&Fault { error, guest, weight: Weight::Refused, further: 0 });
@@ -124,7 +133,7 @@ fn finding(error: &ImageError, guest: Option<ByteRange>, refused: bool) -> Findi
 /// Checks all metadata of an image and of the files below it, decodes every cluster, and tells all that is wrong.
 ///
 /// Tables are walked and clusters decoded on threads that can open nothing. Where the tables are sound, this is also
-/// what `inspect` does with `Preflight::Deep`.
+/// what `inspect` does with `Preflight::Deep`; else what can be reached through sound entries is decoded all the same.
 ///
 /// # Errors
 ///
@@ -146,23 +155,26 @@ pub fn check(path: &Path, options: &ImageOptions, observer: &dyn Observer) -> Re
     if let Some(disk) = &disk {
         walk(disk, &mut report)?;
     }
-    if report.is_refused() {
-        return Ok(report);
-    }
-    match inspect(path, options, Preflight::Deep, observer) {
-        Ok(inspection) => report.inspection = Some(inspection),
-        Err(refusal) if refusal.kind() == ErrorKind::Image => {
-            if let Some(disk) = &disk {
-                decode(disk.as_image(), &mut report, observer)?;
+    let refusal = match report.is_refused() {
+        true => None,
+        false => match inspect(path, options, Preflight::Deep, observer) {
+            Ok(inspection) => {
+                report.inspection = Some(inspection);
+                return Ok(report);
             }
-            if !report.is_refused() {
-                let Some(fault) = image_fault(&refusal) else { return Err(refusal) };
-                report.findings_total += 1;
-                report.refused_total += 1;
-                report.findings.push(finding(fault, None, true));
-            }
+            Err(refusal) if refusal.kind() == ErrorKind::Image => Some(refusal),
+            Err(error) => return Err(error),
+        },
+    };
+    if let Some(disk) = &disk {
+        decode(disk, &mut report, observer)?;
+        if options.nested == NestedFormat::Refuse {
+            look_for_nested(disk, &mut report);
         }
-        Err(error) => return Err(error),
+    }
+    if let Some(refusal) = refusal.filter(|_| !report.is_refused()) {
+        let Some(fault) = image_fault(&refusal) else { return Err(refusal) };
+        report.add_refused(fault);
     }
     Ok(report)
 }
@@ -174,7 +186,7 @@ fn image_fault(error: &Error) -> Option<&ImageError> {
 
 fn walk(disk: &FaultyImage, report: &mut CheckReport) -> Result<(), Error> {
     let walked = copy::apart(|| {
-        disk.walk(&mut |fault| {
+        disk.walk(Scope::Everything, &mut |fault| {
             report.add(&fault);
             Ok(())
         })
@@ -206,6 +218,15 @@ fn decode(image: &dyn Image, report: &mut CheckReport, observer: &dyn Observer) 
     }
     report.findings[first..].sort_by_key(|finding| finding.guest_offset);
     Ok(())
+}
+
+/// Whether what can be reached of the disk begins or ends like another disk image.
+fn look_for_nested(image: &dyn Image, report: &mut CheckReport) {
+    // What cannot be read there has been told.
+    let Err(refusal) = refuse_nested_disk(image) else { return };
+    if let Some(fault @ ImageError::NestedDisk { .. }) = image_fault(&refusal) {
+        report.add_refused(fault);
+    }
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ pub(crate) use manifest::{FETCH_BOTH, KnownManifest, read_manifest};
 pub use manifest::{ManifestUse, is_manifest};
 pub(crate) use open::{
     Check, CheckedImage, Later, SeenImage, check_tables, image_error, open_checked, open_options,
-    other_than_manifest,
+    other_than_manifest, refuse_nested_disk,
 };
 pub(crate) use overlays::built_on_kept;
 pub(crate) use packed::{ANY_SIZE, is_all_at_hand};

@@ -194,7 +194,7 @@ pub(crate) fn check_tables(image: &dyn Image) -> Result<TableReport, ImageError>
 }
 
 /// Looks at both ends of the disk that a qcow2 image describes; of others the file has been looked at.
-fn refuse_nested_disk(image: &dyn Image) -> Result<(), Error> {
+pub(crate) fn refuse_nested_disk(image: &dyn Image) -> Result<(), Error> {
     let info = image.info();
     let Some(layer) = info.chain.first().filter(|layer| layer.format == "qcow2") else { return Ok(()) };
     let read = |range, bytes: &mut [u8]| {
@@ -207,7 +207,7 @@ fn refuse_nested_disk(image: &dyn Image) -> Result<(), Error> {
     if let Some(offset) = tail_at {
         read(ByteRange::new(offset, 8), &mut tail)?;
     }
-    image::refuse_nested_disk(&layer.path, &head[..len], tail_at.map(|_| tail))
+    image::refuse_nested_disk(image, &head[..len], tail_at.map(|offset| (offset, tail)))
         .map_err(|fault| image_error(ErrorKind::Image, fault))
 }
 

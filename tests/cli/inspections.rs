@@ -110,6 +110,67 @@ fn every_cluster_that_cannot_be_decoded_is_told() {
 }
 
 #[test]
+fn clusters_that_cannot_be_decoded_are_told_beside_faulty_entries() {
+    let room = Room::new();
+    let image = room.image("zlib-64k");
+    let table = l2(&image, 0);
+    let stream = |index: u64| field(&image, table + 8 * index) & ((1 << 54) - 1);
+    let places = [stream(0), stream(4)];
+    // Between them two entries in a row, and one more behind: of what they say nothing is decoded.
+    for index in [1, 2, 9] {
+        patch(&image, table + 8 * index, &2u64.to_be_bytes());
+    }
+    for place in places {
+        patch(&image, place, &[0xff; 16]);
+    }
+    let ran = room.plain(&["inspect", "--check", "--json", text(&image)]);
+    ran.error(20);
+    let document = ran.json();
+    let expected = ["reserved_bits", "reserved_bits", "reserved_bits", "bad_compression", "bad_compression"];
+    assert_eq!(kinds(&document), expected, "{document}");
+    let guests = [3, 4].map(|index| document["findings"][index]["guest_offset"].as_u64().unwrap());
+    assert_eq!(guests, [0, 4 << 16]);
+    let offsets = [3, 4].map(|index| document["findings"][index]["offset"].as_u64().unwrap());
+    assert_eq!(offsets, places);
+    assert_eq!((&document["findings_total"], &document["refused_total"]), (&5.into(), &5.into()));
+}
+
+#[test]
+fn clusters_of_tables_that_are_sound_are_decoded_where_another_table_is_gone() {
+    let room = Room::new();
+    // An L2 table of 512 entries describes 2 MiB; the disk has one. A second layer has the fault.
+    let (image, base) = (room.image("chain-over-zlib"), room.image("zlib-64k"));
+    let table = l2(&base, 0);
+    patch(&base, field(&base, table) & ((1 << 54) - 1), &[0xff; 16]);
+    let l1 = field(&image, 40);
+    patch(&image, l1, &(1u64 << 50).to_be_bytes());
+    let folder = room.path("");
+    let words = ["inspect", "--check", "--json", text(&image), "--allow-backing", text(&folder)];
+    let ran = room.plain(&words);
+    ran.error(20);
+    let document = ran.json();
+    assert_eq!(kinds(&document), ["beyond_end", "bad_compression"], "{document}");
+    assert_eq!(document["findings"][1]["path"], text(&base));
+}
+
+#[test]
+fn a_disk_that_begins_like_another_format_is_told_beside_bad_clusters() {
+    let room = Room::new();
+    let image = room.image("v3-64k");
+    let table = l2(&image, 0);
+    let data = field(&image, table) & OFFSET;
+    patch(&image, data, b"KDMV");
+    patch(&image, table + 8, &2u64.to_be_bytes());
+    let ran = room.plain(&["inspect", "--check", "--json", text(&image)]);
+    ran.error(20);
+    let document = ran.json();
+    assert_eq!(kinds(&document), ["reserved_bits", "nested_disk"], "{document}");
+    let nested = &document["findings"][1];
+    assert_eq!((&nested["offset"], &nested["length"]), (&data.into(), &4.into()));
+    assert_eq!((&nested["guest_offset"], &nested["guest_length"]), (&0.into(), &4.into()));
+}
+
+#[test]
 fn faults_beyond_the_first_thousand_are_counted() {
     let room = Room::new();
     let image = room.image("v3-512");
@@ -159,6 +220,11 @@ fn an_image_that_cannot_be_opened_has_a_finding() {
     let ran = room.plain(&["inspect", "--check", "--json", text(&image)]);
     assert_eq!(ran.error(20)["offset"], 20);
     assert_eq!(kinds(&ran.json()), ["bad_header"]);
+    patch(&image, 72, &(1u64 << 7 | 1 << 2).to_be_bytes());
+    patch(&image, 24, &u64::MAX.to_be_bytes());
+    let ran = room.plain(&["inspect", "--check", "--json", text(&image)]);
+    assert_eq!(ran.error(20)["offset"], 20);
+    assert_eq!(kinds(&ran.json()), ["bad_header", "unsupported", "unsupported", "bad_header"]);
     let ran = room.plain(&["inspect", "--check", "--json", "missing.qcow2"]);
     ran.error(20);
     assert_eq!(kinds(&ran.json()), ["missing"]);

@@ -1,6 +1,6 @@
 //! The header extensions and the backing file's name. Section "Header extensions".
 
-use super::header::{Backing, Fields};
+use super::header::{Backing, Fields, keep};
 use crate::image::error::ImageError;
 use crate::range::ByteRange;
 
@@ -22,6 +22,7 @@ pub(super) fn backing_format(format: &str) -> Vec<u8> {
 }
 
 /// What stands behind the header's fields.
+#[derive(Default)]
 pub(super) struct Extensions {
     pub(super) backing: Option<Backing>,
     /// Whether dirty bitmaps are kept.
@@ -29,13 +30,15 @@ pub(super) struct Extensions {
 }
 
 /// Reads them; `header_len` is where they begin.
-pub(super) fn read(fields: &Fields<'_>, header_len: u64) -> Result<Extensions, ImageError> {
-    let name_range = backing_name_range(fields, header_len)?;
-    let end = name_range.map_or(fields.cluster_size(), ByteRange::start);
-    let Walked { format, bitmaps } = walk(fields, ByteRange::between(header_len, end))?;
-    let Some(range) = name_range else { return Ok(Extensions { backing: None, bitmaps }) };
-    let name = fields.bytes(range, "the backing file's name")?.to_vec();
-    Ok(Extensions { backing: Some(Backing { name, range, format }), bitmaps })
+pub(super) fn read(fields: &Fields<'_>, header_len: u64, faults: &mut Vec<ImageError>) -> Extensions {
+    let name_range = backing_name_range(fields, header_len, faults);
+    // Where neither is known, nor is where the extensions end.
+    let end = name_range.map(ByteRange::start).or(fields.cluster_size());
+    let area = end.filter(|end| *end >= header_len).map(|end| ByteRange::between(header_len, end));
+    let Walked { format, bitmaps } = area.map(|area| walk(fields, area, faults)).unwrap_or_default();
+    let name = name_range.and_then(|range| keep(fields.bytes(range, "the backing file's name"), faults));
+    let backing = name.zip(name_range).map(|(name, range)| Backing { name: name.to_vec(), range, format });
+    Extensions { backing, bitmaps }
 }
 
 #[derive(Default)]
@@ -45,27 +48,39 @@ struct Walked {
     bitmaps: bool,
 }
 
-fn backing_name_range(fields: &Fields<'_>, header_len: u64) -> Result<Option<ByteRange>, ImageError> {
+fn backing_name_range(
+    fields: &Fields<'_>,
+    header_len: u64,
+    faults: &mut Vec<ImageError>,
+) -> Option<ByteRange> {
     const OFFSET: super::header::Field = super::header::BACKING_FILE_OFFSET;
     const SIZE: super::header::Field = super::header::BACKING_FILE_SIZE;
     let (offset, len) = (fields.get(OFFSET), fields.get(SIZE));
     if offset == 0 || len == 0 {
-        return Ok(None);
+        return None;
     }
+    let before = faults.len();
     if len > NAME_MAX {
-        return Err(fields.fault(SIZE, "is more than 1023"));
+        faults.push(fields.fault(SIZE, "is more than 1023"));
     }
     if offset < header_len {
-        return Err(fields.fault(OFFSET, "lies on the header's fields"));
+        faults.push(fields.fault(OFFSET, "lies on the header's fields"));
     }
-    match offset.checked_add(len) {
-        Some(end) if end <= fields.cluster_size() => Ok(Some(ByteRange::new(offset, len))),
-        _ => Err(fields.fault(OFFSET, "leaves the header cluster")),
+    // Of a name that is too long, the beginning must be there.
+    let end = offset.checked_add(if len > NAME_MAX { 1 } else { len });
+    let leaves = match (end, fields.cluster_size()) {
+        (Some(end), Some(cluster)) => end > cluster,
+        (end, None) => end.is_none(),
+        (None, _) => true,
+    };
+    if leaves {
+        faults.push(fields.fault(OFFSET, "leaves the header cluster"));
     }
+    (faults.len() == before && fields.cluster_size().is_some()).then(|| ByteRange::new(offset, len))
 }
 
-/// Goes through the extensions within `area`.
-fn walk(fields: &Fields<'_>, area: ByteRange) -> Result<Walked, ImageError> {
+/// Goes through the extensions within `area`, up to one that leaves it.
+fn walk(fields: &Fields<'_>, area: ByteRange, faults: &mut Vec<ImageError>) -> Walked {
     let mut walked = Walked::default();
     let mut at = area.start();
     while area.end() - at >= 8 {
@@ -80,26 +95,26 @@ fn walk(fields: &Fields<'_>, area: ByteRange) -> Result<Walked, ImageError> {
         let content = ByteRange::new(at + 8, len);
         let padded_end = content.start() + len.next_multiple_of(8);
         if content.end() > area.end() {
-            return Err(fields.fault_at(
+            faults.push(fields.fault_at(
                 ByteRange::new(at + 4, 4),
                 "extension length",
                 len,
                 "leaves the space for extensions",
             ));
+            break;
         }
-        let bytes = fields.bytes(content, "a header extension")?;
+        let Some(bytes) = keep(fields.bytes(content, "a header extension"), faults) else { break };
         match kind {
             BACKING_FORMAT => walked.format = Some(bytes.to_vec()),
             BITMAPS => walked.bitmaps = true,
             EXTERNAL_DATA_FILE => {
-                return Err(
-                    fields.unsupported(ByteRange::between(at, content.end()), "an external data file")
-                );
+                let range = ByteRange::between(at, content.end());
+                faults.push(fields.unsupported(range, "an external data file"));
             }
             // Everything else may be skipped: what must not be ignored has an incompatible feature bit.
             _ => {}
         }
         at = padded_end.min(area.end());
     }
-    Ok(walked)
+    walked
 }

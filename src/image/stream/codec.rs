@@ -46,6 +46,15 @@ impl Codec {
         }
     }
 
+    /// How many bytes at the beginning tell it.
+    pub(in super::super) fn magic_len(self) -> usize {
+        match self {
+            Self::Gzip => 3,
+            Self::Xz => 6,
+            Self::Zstd => 4,
+        }
+    }
+
     /// What a file of that name is packed with.
     pub(in super::super) fn of_name(path: &Path) -> Option<Self> {
         let ending = path.extension()?;

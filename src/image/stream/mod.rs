@@ -216,13 +216,14 @@ fn inner_content(
     let found = if has_head { content::of_head(head) } else { None };
     let tail_at = size.and_then(|size| size.checked_sub(content::TAIL_LEN));
     let has_tail = tail_at.is_some_and(|at| reader.recent.copy(ByteRange::new(at, 8), &mut tail));
-    let found = found.or_else(|| if has_tail { content::of_tail(tail) } else { None });
+    let found = found.or_else(|| tail_at.filter(|_| has_tail).and_then(|at| content::of_tail(tail, at)));
     match found {
         None => Ok(()),
-        Some(content) => Err(ImageError::PackedFormat {
+        Some(seen) => Err(ImageError::PackedFormat {
             path: source.file.path().into(),
             codec: source.codec.name(),
-            content: content.name(),
+            content: seen.content.name(),
+            guest: seen.range,
         }),
     }
 }

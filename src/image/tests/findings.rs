@@ -20,7 +20,7 @@ pub(super) fn faults(path: &Path, folder: &Folder) -> Vec<Fault> {
         Ok(())
     };
     match examine(path, &options, &mut sink) {
-        Ok(Examined::Disk(disk)) => disk.walk(&mut sink).unwrap(),
+        Ok(Examined::Disk(disk)) => disk.walk(Scope::Everything, &mut sink).unwrap(),
         Ok(Examined::Packed) => panic!("{}: packed", path.display()),
         Err(error) => faults.push(fault::Fault::refused(error, None)),
     }
@@ -110,9 +110,94 @@ fn header_fields_that_are_wrong_are_told_together() {
     let expected = [24, 40, 60, 96].map(|offset| ("bad_header", Some(offset)));
     assert_eq!(places, BTreeSet::from(expected));
     assert_eq!(all.len(), 4);
-    // Without the cluster size nothing else means anything.
+    // Without the cluster size these mean the same: none has clusters of less than 512 bytes.
     patch(&path, 20, &40u32.to_be_bytes());
-    assert_eq!(told(&faults(&path, &folder)), [("bad_header", Some(20), None)]);
+    patch(&path, 40, &513u64.to_be_bytes());
+    let places = places_of(&faults(&path, &folder));
+    assert_eq!(places, [20, 24, 40, 60, 96].map(|offset| ("bad_header", Some(offset))));
+}
+
+fn places_of(faults: &[Fault]) -> Vec<(&'static str, Option<u64>)> {
+    let mut places: Vec<_> = told(faults).into_iter().map(|(code, offset, _)| (code, offset)).collect();
+    places.sort_unstable();
+    places
+}
+
+#[test]
+fn every_feature_bit_that_forbids_to_read_is_told() {
+    let folder = Folder::with(&["v3-64k.qcow2"]);
+    let path = folder.path("v3-64k.qcow2");
+    // Dirty, corrupt, a data file, bits 5, 41 and 63; encryption; clusters of 4 KiB, too small for subclusters.
+    patch(&path, 72, &(1u64 << 63 | 1 << 41 | 1 << 5 | 0b10111).to_be_bytes());
+    patch(&path, 32, &2u32.to_be_bytes());
+    patch(&path, 20, &12u32.to_be_bytes());
+    let faults = faults(&path, &folder);
+    let expected = [
+        ("bad_header", Some(20)),
+        ("marked_corrupt", Some(72)),
+        ("unsupported", Some(32)),
+        ("unsupported", Some(72)),
+        ("unsupported", Some(72)),
+    ];
+    let places = places_of(&faults);
+    assert!(expected.iter().all(|fault| places.contains(fault)), "{places:?}");
+    let texts: Vec<_> = faults.iter().map(|fault| fault.error.to_string()).collect();
+    for words in ["(by number: 5, 41, 63)", "an external data file", "encryption"] {
+        assert!(texts.iter().any(|text| text.contains(words)), "{words}: {texts:?}");
+    }
+}
+
+#[test]
+fn faults_of_extensions_and_names_are_told_beside_the_others() {
+    let folder = Folder::with(&["v3-64k.qcow2"]);
+    let path = folder.path("v3-64k.qcow2");
+    // A name of 2000 bytes on the header's fields, a data file's extension, and one that leaves the cluster.
+    patch(&path, 8, &64u64.to_be_bytes());
+    patch(&path, 16, &2000u32.to_be_bytes());
+    patch(&path, 112, b"DATA\0\0\0\x03abc\0\0\0\0\0\x12\x34\x56\x78\xff\xff\xff\xff");
+    patch(&path, 60, &70_000u32.to_be_bytes());
+    // Entries of its tables are looked at, for nothing of that changes what they mean.
+    let table = l2(&path);
+    patch(&path, table, &2u64.to_be_bytes());
+    let expected = [
+        ("bad_header", Some(8)),
+        ("bad_header", Some(16)),
+        ("bad_header", Some(60)),
+        ("bad_header", Some(132)),
+        ("reserved_bits", Some(table)),
+        ("unsupported", Some(112)),
+    ];
+    assert_eq!(places_of(&faults(&path, &folder)), expected);
+}
+
+#[test]
+fn length_and_place_of_a_table_are_told_both() {
+    let folder = Folder::with(&["v3-64k.qcow2"]);
+    let path = folder.path("v3-64k.qcow2");
+    patch(&path, 36, &u32::MAX.to_be_bytes());
+    patch(&path, 40, &((1u64 << 40) + 512).to_be_bytes());
+    patch(&path, 48, &512u64.to_be_bytes());
+    patch(&path, 56, &0u32.to_be_bytes());
+    let expected = [
+        ("bad_header", Some(36)),
+        ("bad_header", Some(40)),
+        ("bad_header", Some(48)),
+        ("bad_header", Some(56)),
+        ("beyond_end", Some((1 << 40) + 512)),
+    ];
+    assert_eq!(places_of(&faults(&path, &folder)), expected);
+}
+
+#[test]
+fn the_tables_of_an_image_that_is_marked_as_corrupt_are_looked_at() {
+    let folder = Folder::with(&["v3-64k.qcow2"]);
+    let path = folder.path("v3-64k.qcow2");
+    let table = l2(&path);
+    patch(&path, 79, &[2]);
+    patch(&path, table + 8, &2u64.to_be_bytes());
+    let expected = [("marked_corrupt", Some(72), None), ("reserved_bits", Some(table + 8), Some(65536))];
+    assert_eq!(told(&faults(&path, &folder)), expected);
+    assert!(open_alone(&path).is_err());
 }
 
 #[test]

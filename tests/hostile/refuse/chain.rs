@@ -156,11 +156,14 @@ fn formats() -> Vec<Row> {
     let vmdk =
         |folder: &Path| fs::write(folder.join("base.raw"), b"# Disk DescriptorFile\nversion=1\n").unwrap();
     let empty = |folder: &Path| fs::write(folder.join("base.raw"), b"").unwrap();
-    rows.push(said("qcow2, said to be raw", "raw", qcow2, "itself a disk image (qcow2)"));
-    rows.push(said("qcow, said to be raw", "raw", qcow1, "itself a disk image (qcow2)"));
-    rows.push(said("a vmdk descriptor, said to be raw", "raw", vmdk, "itself a disk image (vmdk)"));
-    rows.push(said("raw, said to be qcow2", "qcow2", nothing, "no qcow2 image but raw"));
-    rows.push(said("an empty file, said to be qcow2", "qcow2", empty, "no qcow2 image but raw"));
+    let said = [
+        said("qcow2, said to be raw", "raw", qcow2, "itself a disk image (qcow2)"),
+        said("qcow, said to be raw", "raw", qcow1, "itself a disk image (qcow version 1)"),
+        said("a vmdk descriptor, said to be raw", "raw", vmdk, "itself a disk image (vmdk)"),
+        said("raw, said to be qcow2", "qcow2", nothing, "no qcow2 image but raw"),
+        said("an empty file, said to be qcow2", "qcow2", empty, "no qcow2 header, for the file is empty"),
+    ];
+    rows.extend(said.map(|row| row.at(0)));
     rows
 }
 

@@ -4,10 +4,20 @@ use std::io::Write;
 use std::path::Path;
 
 use super::{Row, check};
-use crate::build::{Cluster, Spec, deflate, pattern, repeated, text, zstd};
+use crate::build::{Cluster, Spec, deflate, index, pattern, repeated, text, zstd};
 
-/// Formats that others would read something into: the name that the message has for each, and a file's bytes.
-fn foreign() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+/// A format that others would read something into.
+struct Foreign {
+    name: &'static str,
+    /// What the message calls it.
+    format: &'static str,
+    /// Where its signature is.
+    at: u64,
+    /// A file of it.
+    bytes: Vec<u8>,
+}
+
+fn foreign() -> Vec<Foreign> {
     let disk = || text(1, 64 << 10);
     let begins = |magic: &[u8]| [magic, &disk()[magic.len()..]].concat();
     let ends = |magic: &[u8]| [&disk()[..], magic, &[0; 512][magic.len()..]].concat();
@@ -18,51 +28,48 @@ fn foreign() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     };
     let flat = b"# Disk DescriptorFile\nversion=1\nCID=fffffffe\nRW 8 FLAT \"/etc/shadow\" 0\n";
     let hidden = b"\n# nothing to see\r\n\r\n  VERSION=1\nRW 8 FLAT \"/etc/shadow\" 0\n";
+    let of = |name, format, at, bytes| Foreign { name, format, at, bytes };
+    let cloop = b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n";
     vec![
-        ("vmdk (sparse)", "vmdk", begins(b"KDMV\x01\0\0\0")),
-        ("vmdk (COWD)", "vmdk", begins(b"COWD\x01\0\0\0")),
-        ("vmdk (descriptor)", "vmdk", begins(flat)),
-        ("vmdk (hidden descriptor)", "vmdk", begins(hidden)),
-        ("vhd (dynamic)", "vhd", begins(b"conectix")),
-        ("vhd (fixed)", "vhd", ends(b"conectix")),
-        ("vhdx", "vhdx", begins(b"vhdxfile")),
-        ("vdi", "vdi", inside(0x40, &0xbeda_107f_u32.to_le_bytes())),
-        ("qed", "qed", begins(b"QED\0")),
-        ("LUKS 1", "LUKS", begins(b"LUKS\xba\xbe\0\x01")),
-        ("LUKS 2", "LUKS", begins(b"LUKS\xba\xbe\0\x02")),
-        ("LUKS 2, the second header", "LUKS", begins(b"SKUL\xba\xbe\0\x02")),
-        ("parallels", "parallels", begins(b"WithoutFreeSpace")),
-        ("parallels (extended)", "parallels", begins(b"WithouFreSpacExt")),
-        ("bochs", "bochs", begins(b"Bochs Virtual HD Image")),
-        ("dmg", "dmg", ends(b"koly\0\0\0\x04")),
-        (
-            "cloop",
-            "cloop",
-            begins(b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n"),
-        ),
-        ("bzip2", "bzip2", begins(b"BZh91AY")),
-        ("zip", "zip", begins(b"PK\x03\x04")),
-        ("7z", "7z", begins(b"7z\xbc\xaf\x27\x1c")),
-        ("lz4", "lz4", begins(b"\x04\x22\x4d\x18")),
+        of("vmdk (sparse)", "vmdk", 0, begins(b"KDMV\x01\0\0\0")),
+        of("vmdk (COWD)", "vmdk", 0, begins(b"COWD\x01\0\0\0")),
+        of("vmdk (descriptor)", "vmdk", 0, begins(flat)),
+        of("vmdk (hidden descriptor)", "vmdk", 23, begins(hidden)),
+        of("vhd (dynamic)", "vhd", 0, begins(b"conectix")),
+        of("vhd (fixed)", "vhd", 64 << 10, ends(b"conectix")),
+        of("vhdx", "vhdx", 0, begins(b"vhdxfile")),
+        of("vdi", "vdi", 0x40, inside(0x40, &0xbeda_107f_u32.to_le_bytes())),
+        of("qed", "qed", 0, begins(b"QED\0")),
+        of("LUKS 1", "LUKS", 0, begins(b"LUKS\xba\xbe\0\x01")),
+        of("LUKS 2", "LUKS", 0, begins(b"LUKS\xba\xbe\0\x02")),
+        of("LUKS 2, the second header", "LUKS", 0, begins(b"SKUL\xba\xbe\0\x02")),
+        of("parallels", "parallels", 0, begins(b"WithoutFreeSpace")),
+        of("parallels (extended)", "parallels", 0, begins(b"WithouFreSpacExt")),
+        of("bochs", "bochs", 0, begins(b"Bochs Virtual HD Image")),
+        of("dmg", "dmg", 64 << 10, ends(b"koly\0\0\0\x04")),
+        of("cloop", "cloop", 0, begins(cloop)),
+        of("bzip2", "bzip2", 0, begins(b"BZh91AY")),
+        of("zip", "zip", 0, begins(b"PK\x03\x04")),
+        of("7z", "7z", 0, begins(b"7z\xbc\xaf\x27\x1c")),
+        of("lz4", "lz4", 0, begins(b"\x04\x22\x4d\x18")),
     ]
 }
 
 fn foreign_rows() -> Vec<Row> {
     let mut rows = Vec::new();
-    for (name, _, bytes) in foreign() {
-        let raw =
-            Row::named(format!("{name} as disk.raw"), "disk.raw", bytes.clone(), "is itself a disk image");
-        rows.push(raw);
-        let said =
-            Row::named(format!("{name} said to be raw"), "disk", bytes.clone(), "is itself a disk image");
-        rows.push(said.flags(&["--image-format", "raw"]));
-        rows.push(Row::new(
-            format!("{name} as image.qcow2"),
-            bytes.clone(),
-            "the name says qcow2 and the content is",
-        ));
-        let said = Row::named(format!("{name} said to be qcow2"), "disk", bytes, "no qcow2 image but");
-        rows.push(said.flags(&["--image-format", "qcow2"]));
+    for Foreign { name, format, at, bytes } in foreign() {
+        let mut row = |what: &str, file, flags, words: String| {
+            // Every word of every row is known when the tests are built, but for the formats' names here.
+            let words: &'static str = words.leak();
+            rows.push(Row::named(format!("{name} {what}"), file, bytes.clone(), words).flags(flags).at(at));
+        };
+        row("as disk.raw", "disk.raw", &[], format!("is itself a disk image ({format})"));
+        let raw = &["--image-format", "raw"];
+        row("said to be raw", "disk", raw, format!("is itself a disk image ({format})"));
+        let disagrees = format!("the name says qcow2 and the content is {format}");
+        row("as image.qcow2", "image.qcow2", &[], disagrees);
+        let qcow2 = &["--image-format", "qcow2"];
+        row("said to be qcow2", "disk", qcow2, format!("no qcow2 image but {format}"));
     }
     rows
 }
@@ -75,8 +82,11 @@ fn qcow2_and_raw() -> Vec<Row> {
     let mut iso = vec![0; 64 << 10];
     iso[0x8000..0x8006].copy_from_slice(b"\x01CD001");
     let nested = "is itself a disk image (qcow2)";
+    let (as_raw, as_qcow2) = (&["--image-format", "raw"], &["--image-format", "qcow2"]);
+    let mut sparse = vec![0; 1 << 20];
+    sparse.extend(vec![1; 512]);
     let disagrees = "the name says qcow2 and the content is raw";
-    vec![
+    let rows = vec![
         Row::named(
             "qcow2 as disk.raw",
             "disk.raw",
@@ -89,26 +99,40 @@ fn qcow2_and_raw() -> Vec<Row> {
             qcow2.clone(),
             "the name says raw and the content is qcow2",
         ),
-        Row::named("qcow2 said to be raw", "disk", qcow2.clone(), nested).flags(&["--image-format", "raw"]),
+        Row::named("qcow2 said to be raw", "disk", qcow2.clone(), nested).flags(as_raw),
         Row::named("qcow2 as disk.gz", "disk.gz", qcow2, "the name says gzip and the content is qcow2"),
         Row::named(
             "qcow as disk.raw",
             "disk.raw",
             qcow1.clone(),
-            "the name says raw and the content is qcow2",
+            "the name says raw and the content is qcow version 1",
         ),
-        Row::named("qcow as disk.qcow", "disk.qcow", qcow1.clone(), "qcow version 1").at(4),
-        Row::named("qcow said to be raw", "disk", qcow1, nested).flags(&["--image-format", "raw"]),
+        Row::named("qcow said to be raw", "disk", qcow1.clone(), "is itself a disk image (qcow version 1)")
+            .flags(as_raw),
         Row::new("noise as image.qcow2", pattern(3, 70_000), disagrees),
         Row::new("a GPT disk as image.qcow2", gpt, disagrees),
         Row::new("an ISO 9660 as image.qcow2", iso, disagrees),
-        Row::new("nothing as image.qcow2", Vec::new(), disagrees),
+        Row::new("zeroes with something behind them as image.qcow2", sparse, disagrees),
+        Row::new("nothing as image.qcow2", Vec::new(), "no qcow2 header, for the file is empty"),
+        Row::new("a zero as image.qcow2", vec![0], "no qcow2 header, for the file is all zeroes"),
+        Row::new("zeroes as image.qcow2", vec![0; 1 << 20], "no qcow2 header, for the file is all zeroes"),
+        Row::new("many zeroes as image.qcow2", vec![0; 30 << 20], "zeroes for as far as it was looked at"),
         Row::new("three bytes of the magic", b"QFI".to_vec(), disagrees),
         Row::named("noise said to be qcow2", "disk", pattern(3, 70_000), "no qcow2 image but raw")
-            .flags(&["--image-format", "qcow2"]),
-        Row::named("nothing said to be qcow2", "disk", Vec::new(), "no qcow2 image but raw")
-            .flags(&["--image-format", "qcow2"]),
-    ]
+            .flags(as_qcow2),
+        Row::named("nothing said to be qcow2", "disk", Vec::new(), "no qcow2 header, for the file is empty")
+            .flags(as_qcow2),
+        Row::named(
+            "zeroes said to be qcow2",
+            "disk",
+            vec![0; 70_000],
+            "no qcow2 header, for the file is all",
+        )
+        .flags(as_qcow2),
+    ];
+    let mut rows: Vec<_> = rows.into_iter().map(|row| row.at(0)).collect();
+    rows.push(Row::named("qcow as disk.qcow", "disk.qcow", qcow1, "qcow version 1").at(4));
+    rows
 }
 
 fn gzip(content: &[u8]) -> Vec<u8> {
@@ -129,8 +153,9 @@ fn packed() -> Vec<Row> {
         Row::named("qcow2 in zstd", "disk.raw.zst", zstd(&qcow2), only),
         Row::named("vmdk in gzip", "disk.raw.gz", gzip(&vmdk), only),
         Row::named("gzip in zstd", "disk.raw.zst", zstd(&gzip(&text(1, 9000))), only),
-        Row::named("gzip as disk.raw", "disk.raw", gzip(&text(1, 9000)), "the content is gzip"),
-        Row::new("gzip as image.qcow2", gzip(&text(1, 9000)), "the name says qcow2 and the content is gzip"),
+        Row::named("gzip as disk.raw", "disk.raw", gzip(&text(1, 9000)), "the content is gzip").at(0),
+        Row::new("gzip as image.qcow2", gzip(&text(1, 9000)), "the name says qcow2 and the content is gzip")
+            .at(0),
     ]
 }
 
@@ -138,7 +163,7 @@ fn packed() -> Vec<Row> {
 fn nested() -> Vec<Row> {
     const WORDS: &str = "the disk in this image is itself a disk image";
     let mut rows = Vec::new();
-    for (name, format, bytes) in foreign() {
+    for Foreign { name, at, bytes, .. } in foreign() {
         let disk =
             |cluster: Vec<u8>| Cluster::Stream { stream: deflate(&cluster), sectors: None, content: cluster };
         let clusters = bytes.chunks(4096).map(|cluster| {
@@ -148,15 +173,21 @@ fn nested() -> Vec<Row> {
         });
         let mut spec = Spec { clusters: clusters.collect(), ..Spec::packed(false) };
         spec.size = bytes.len() as u64;
-        rows.push(Row::new(format!("{name} in a qcow2 image"), spec.lay().bytes, WORDS));
-        assert!(!format.is_empty());
+        let laid = spec.lay();
+        let place = laid.places[index(at / 4096)];
+        rows.push(Row::new(format!("{name} in a qcow2 image"), laid.bytes, WORDS).at(place));
     }
     let inner = Spec::default().lay().bytes;
     let cluster = |at: usize| inner[at..at + 4096].to_vec();
     let stream = |content: Vec<u8>| Cluster::Stream { stream: deflate(&content), sectors: None, content };
     let spec =
         Spec { clusters: vec![stream(cluster(0)), stream(cluster(4096))], ..Spec::packed(false) }.sized();
-    rows.push(Row::new("qcow2 in a qcow2 image", spec.clone().lay().bytes, WORDS));
+    let laid = spec.clone().lay();
+    let place = laid.places[0];
+    rows.push(Row::new("qcow2 in a qcow2 image", laid.bytes, WORDS).at(place));
+    let stored = Spec::default().lay().with(|laid| laid.put(laid.places[0], b"KDMV"));
+    let stored_at = stored.places[0];
+    rows.push(Row::new("vmdk in a qcow2 image, not compressed", stored.bytes, WORDS).at(stored_at));
     let over = move |folder: &Path| {
         std::fs::write(folder.join("base.qcow2"), spec.clone().lay().bytes).unwrap();
         let path = folder.join("top.qcow2");
@@ -165,7 +196,9 @@ fn nested() -> Vec<Row> {
     };
     rows.push(
         Row::made("qcow2 in the base of a qcow2 image", Box::new(over), WORDS)
-            .flags(&["--allow-backing", "images"]),
+            .flags(&["--allow-backing", "images"])
+            .in_file("base.qcow2")
+            .at(place),
     );
     rows
 }

@@ -15,7 +15,8 @@ pub(crate) use parts::FilePart;
 use serde::{Deserialize, Serialize};
 
 use super::entry;
-use super::header::{self, Compression, NewHeader, Version};
+use super::header::Compression;
+use super::new_header::{self, NewHeader, Version};
 use crate::range::ByteRange;
 use space::Space;
 
@@ -225,7 +226,7 @@ impl ImageWriter {
             l1_offset,
             refcount_table: refcounts.table,
         };
-        Finished { parts, header: header::encode(&header), file_bytes: refcounts.end }
+        Finished { parts, header: new_header::encode(&header), file_bytes: refcounts.end }
     }
 
     fn close_l2(&mut self) {
