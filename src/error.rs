@@ -160,6 +160,7 @@ struct Inner {
     range: Option<ByteRange>,
     source: Option<Box<dyn StdError + Send + Sync>>,
     also: Vec<Error>,
+    faults_total: Option<u64>,
 }
 
 impl Error {
@@ -178,6 +179,7 @@ impl Error {
             range: None,
             source: None,
             also: Vec::new(),
+            faults_total: None,
         }))
     }
 
@@ -230,6 +232,13 @@ impl Error {
         self
     }
 
+    /// The same error, which is the first of so many faults.
+    #[must_use]
+    pub(crate) fn counting(mut self, faults_total: u64) -> Self {
+        self.0.faults_total = Some(faults_total);
+        self
+    }
+
     /// The kind, to branch on.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -264,6 +273,14 @@ impl Error {
     #[must_use]
     pub fn also(&self) -> &[Error] {
         &self.0.also
+    }
+
+    /// How many faults an image has, where it is refused for several: the first are here and in `also`.
+    ///
+    /// `check` tells them all.
+    #[must_use]
+    pub fn faults_total(&self) -> Option<u64> {
+        self.0.faults_total
     }
 }
 

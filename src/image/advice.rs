@@ -127,7 +127,7 @@ pub(crate) fn unpack_and(path: &Path, codec: &str, then: &str) -> String {
 }
 
 /// A path as a word for a shell.
-fn in_shell(path: &Path) -> String {
+pub(crate) fn in_shell(path: &Path) -> String {
     let text = path.display().to_string();
     let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+=:@%".contains(letter);
     if text.chars().all(is_plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }

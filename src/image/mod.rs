@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub(crate) use advice::unpack_and;
+pub(crate) use advice::{in_shell, unpack_and};
 pub(crate) use content::{HEAD_LEN, TAIL_LEN};
 pub use decoder::Decoder;
 pub(crate) use decoder::Pulse;

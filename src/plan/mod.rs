@@ -8,6 +8,7 @@ mod container;
 mod duplicates;
 mod earlier;
 mod fit;
+mod further;
 mod guest;
 mod keep;
 mod linked;

@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use super::manifest::{CheckFault, FETCH_BOTH, KnownManifest};
-use super::packed;
 use super::{ImageBytes, unreadable};
+use super::{further, packed};
 use crate::copy::{self, CopyError, Pool, Sink, Transfer, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::guard;
@@ -132,7 +132,7 @@ pub(crate) fn open_checked(
     if let Some(manifest) = manifest.as_ref().filter(|_| packed.is_none()) {
         manifest.check_size(image.as_ref(), path)?;
     }
-    let mut tables = check_tables(image.as_ref()).map_err(|fault| image_error(ErrorKind::Image, fault))?;
+    let mut tables = check_tables(image.as_ref()).map_err(|fault| further::refusal(fault, path, options))?;
     if packed.is_none() {
         checked("image", format!("all metadata of {path:?}"));
     }
@@ -170,7 +170,10 @@ pub(crate) fn open_checked(
     let decoded = match check.preflight {
         Preflight::Tables => None,
         Preflight::Auto | Preflight::Digest if !(compares_file && is_said_in_part(manifest.as_ref())) => None,
-        _ => Some(pass.decode_everything(manifest.as_ref())?),
+        _ => Some(
+            pass.decode_everything(manifest.as_ref())
+                .map_err(|refusal| further::bad_cluster(refusal, path, options))?,
+        ),
     };
     if decoded.is_some() {
         checked("content", "every cluster of the image decodes".into());
@@ -238,7 +241,7 @@ fn check_digests(
 }
 
 fn open(path: &Path, options: &ImageOptions) -> Result<image::Opened, Error> {
-    image::open_any(path, &open_options(options)).map_err(|fault| image_error(ErrorKind::Image, fault))
+    image::open_any(path, &open_options(options)).map_err(|fault| further::refusal(fault, path, options))
 }
 
 /// How an image is opened, in the reader's words.

@@ -229,3 +229,58 @@ fn an_image_that_cannot_be_opened_has_a_finding() {
     ran.error(20);
     assert_eq!(kinds(&ran.json()), ["missing"]);
 }
+
+#[test]
+fn a_rebuild_that_is_refused_shows_the_first_faults_and_how_many_there_are() {
+    let room = Room::new();
+    let image = room.image("v3-64k");
+    let table = l2(&image, 0);
+    let bad = |index: u64| patch(&image, table + 8 * index, &2u64.to_be_bytes());
+    let disk = room.old_disk("disk.raw", 2 << 20);
+    let before = Seen::of(&disk);
+    bad(3);
+    let error = room.rebuild(&[text(&image), text(&disk)]).error(20);
+    assert!(error.get("faults_total").is_none() && error["also"] == Value::Array(vec![]), "{error}");
+    (4..10).for_each(bad);
+    let ran = room.rebuild(&[text(&image), text(&disk)]);
+    let error = ran.error(20);
+    assert!(before == Seen::of(&disk));
+    let also = error["also"].as_array().unwrap();
+    let offsets: Vec<_> = std::iter::once(&error).chain(also).map(|fault| fault["offset"].as_u64()).collect();
+    assert_eq!(offsets, [3, 4, 5, 6, 7].map(|index| Some(table + 8 * index)));
+    assert_eq!((&error["faults_total"], &error["kind"]), (&7.into(), &"image".into()));
+    assert!(also.iter().all(|fault| fault["code"] == 20 && fault["target_state"] == "untouched"), "{error}");
+    let command = format!("7 faults were found, and `reimage inspect --check {}` tells all", text(&image));
+    assert!(error["hint"].as_str().unwrap().ends_with(&command), "{error}");
+    for place in [3, 7].map(|index| format!("at bytes {}..", table + 8 * index)) {
+        assert!(ran.stderr.contains(&place), "{ran:?}");
+    }
+    assert_eq!(ran.stderr.matches("hint:").count(), 2, "{ran:?}");
+}
+
+#[test]
+fn faults_of_a_header_and_of_tables_below_are_shown_together() {
+    let room = Room::new();
+    let (image, base) = (room.image("chain-over-zlib"), room.image("zlib-64k"));
+    patch(&image, 96, &9u32.to_be_bytes());
+    patch(&base, l2(&base, 0), &2u64.to_be_bytes());
+    let folder = room.path("");
+    let disk = room.old_disk("disk.raw", 2 << 20);
+    let error = room.rebuild(&[text(&image), text(&disk), "--allow-backing", text(&folder)]).error(20);
+    assert_eq!((&error["offset"], &error["faults_total"]), (&96.into(), &2.into()), "{error}");
+    assert_eq!(error["also"][0]["path"], text(&base), "{error}");
+    let hint = error["hint"].as_str().unwrap();
+    assert!(hint.contains("inspect --check --allow-backing "), "{hint}");
+}
+
+#[test]
+fn a_deep_preflight_that_fails_names_the_command_that_tells_every_bad_cluster() {
+    let room = Room::new();
+    let image = room.image("zlib-64k");
+    let stream = field(&image, l2(&image, 0) + 8 * 4) & ((1 << 54) - 1);
+    patch(&image, stream, &[0xff; 16]);
+    let disk = room.old_disk("disk.raw", 2 << 20);
+    let error = room.rebuild(&[text(&image), text(&disk), "--preflight", "deep"]).error(20);
+    let hint = error["hint"].as_str().unwrap();
+    assert!(hint.contains(&format!("`reimage inspect --check {}`", text(&image))), "{hint}");
+}

@@ -1,5 +1,6 @@
 //! How a command fails: the chain of causes and a hint for a person, a document for a program, an exit code.
 
+use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
@@ -87,6 +88,9 @@ pub(crate) struct ErrorDocument {
     length: Option<u64>,
     /// Further refusals that were found in the same run.
     also: Vec<ErrorDocument>,
+    /// How many faults the image has, where it is refused for several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    faults_total: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -125,6 +129,7 @@ impl ErrorDocument {
                 offset: None,
                 length: None,
                 also: Vec::new(),
+                faults_total: None,
             },
         }
     }
@@ -143,6 +148,7 @@ impl ErrorDocument {
             offset: first.and_then(|finding| finding.offset),
             length: first.and_then(|finding| finding.length),
             also: Vec::new(),
+            faults_total: None,
         }
     }
 
@@ -157,6 +163,7 @@ impl ErrorDocument {
             offset: error.range().map(|range| range.start()),
             length: error.range().map(|range| range.len()),
             also: error.also().iter().map(Self::of_error).collect(),
+            faults_total: error.faults_total(),
         }
     }
 
@@ -167,26 +174,25 @@ impl ErrorDocument {
     }
 
     fn text(&self) -> String {
-        let mut text = format!("error: {}\n", clean(&self.message));
-        let mut add = |line: String| {
-            text.push_str(&line);
-            text.push('\n');
-        };
-        if let Some(hint) = &self.hint {
-            add(format!("  hint: {}", clean(hint)));
-        }
-        for other in &self.also {
-            add(format!("also: {}", clean(&other.message)));
-            if let Some(hint) = &other.hint {
-                add(format!("  hint: {}", clean(hint)));
-            }
-        }
+        let mut text = String::new();
+        self.add_text("error", &mut text, &mut BTreeSet::new());
         match self.target_state {
             TargetState::Untouched if self.kind == ErrorKind::Usage => {}
-            TargetState::Untouched => add("the target is untouched".to_owned()),
-            state => add(format!("the target is {state}")),
+            TargetState::Untouched => text.push_str("the target is untouched\n"),
+            state => text.push_str(&format!("the target is {state}\n")),
         }
         text
+    }
+
+    /// What went wrong, then what did so besides; a hint is given once.
+    fn add_text<'a>(&'a self, word: &str, text: &mut String, hints: &mut BTreeSet<&'a str>) {
+        text.push_str(&format!("{word}: {}\n", clean(&self.message)));
+        if let Some(hint) = self.hint.as_deref().filter(|hint| hints.insert(hint)) {
+            text.push_str(&format!("  hint: {}\n", clean(hint)));
+        }
+        for other in &self.also {
+            other.add_text("also", text, hints);
+        }
     }
 
     /// The message and the exit code, for an event.
