@@ -15,6 +15,7 @@ mod refusals;
 mod results;
 mod seeds;
 mod status;
+mod steering;
 mod streams;
 mod trust;
 mod undo;

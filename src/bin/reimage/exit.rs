@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::output::{self, Output};
 use crate::show::{self, clean};
-use crate::signals;
+use crate::{signals, steering};
 
 /// Why a command could not be carried out.
 #[derive(Debug)]
@@ -169,8 +169,7 @@ impl ErrorDocument {
 
     /// The document as standard output gets it.
     fn json(&self, report: Option<&CheckReport>) -> String {
-        serde_json::to_string_pretty(&Document { error: self, report })
-            .expect("an error document is plain data")
+        steering::json(&Document { error: self, report })
     }
 
     fn text(&self) -> String {

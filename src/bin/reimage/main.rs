@@ -15,6 +15,7 @@ mod progress;
 mod request;
 mod show;
 mod signals;
+mod steering;
 mod trust;
 mod undo;
 mod watchdog;

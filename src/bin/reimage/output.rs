@@ -7,6 +7,7 @@ use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 
 use crate::exit::Failure;
+use crate::steering;
 
 /// In which form results are printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,7 +43,7 @@ impl Output {
     fn form<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> String {
         match self {
             Self::Text => text(value),
-            Self::Json => serde_json::to_string_pretty(value).expect("results are plain data"),
+            Self::Json => steering::json(value),
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::args::ProgressKind;
 use crate::exit::{ErrorDocument, Failure};
 use crate::output;
 use crate::show::{bytes, clean};
+use crate::steering;
 
 /// Between the progress events of a phase, so that with the first ones of up to six phases, which are always told, there
 /// are at most ten in a second.
@@ -241,9 +242,8 @@ impl Progress {
 
 fn event_line(form: Form, line: &Line<'_>) {
     if form == Form::Json {
-        let mut text = serde_json::to_vec(line).expect("events are plain data");
-        text.push(b'\n');
-        let _ = io::stderr().lock().write_all(&text);
+        let text = steering::json_line(line) + "\n";
+        let _ = io::stderr().lock().write_all(text.as_bytes());
     }
 }
 

@@ -5,7 +5,6 @@ mod findings;
 mod manifest;
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use reimage::{
     ByteRange, CredentialKind, DataDiskReport, GptPlan, ImageInfo, InstanceState, InstanceStatus,
@@ -16,6 +15,7 @@ use reimage::{
 pub(crate) use captured::captured;
 pub(crate) use findings::{checked, counted};
 
+pub(crate) use crate::steering::{clean, clean_name, clean_path};
 use crate::{picture, undo};
 pub(crate) use manifest::{drift, manifest, manifest_used, signers, verified};
 
@@ -426,32 +426,6 @@ pub(crate) fn bytes(len: u64) -> String {
     if tenth == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenth} {unit}") }
 }
 
-/// Text that cannot steer a terminal; line ends stay.
-pub(crate) fn clean(text: &str) -> String {
-    text.split('\n').map(clean_name).collect::<Vec<_>>().join("\n")
-}
-
-/// A name that somebody else gave, so that it cannot steer a terminal or pretend to be another line.
-pub(crate) fn clean_name(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        // Bidirectional controls reorder what is around them.
-        let reorders =
-            matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || reorders || matches!(c, '\u{2028}' | '\u{2029}') {
-            safe.extend(c.escape_default());
-        } else {
-            safe.push(c);
-        }
-    }
-    safe
-}
-
-/// A path as `clean_name` shows it.
-pub(crate) fn clean_path(path: &Path) -> String {
-    clean_name(&path.to_string_lossy())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -486,11 +460,5 @@ mod tests {
             assert_eq!(utc(seconds), text);
         }
         utc(u64::MAX);
-    }
-
-    #[test]
-    fn a_name_cannot_steer_a_terminal() {
-        assert_eq!(clean_name("a\u{1b}[2Jb\nc\u{202e}"), "a\\u{1b}[2Jb\\nc\\u{202e}");
-        assert_eq!(clean("first\nsecond\r"), "first\nsecond\\r");
     }
 }
