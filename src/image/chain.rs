@@ -1,6 +1,6 @@
 //! The files that an image names: opened only inside the folders that the caller allowed.
 //!
-//! A name from an image is hostile. It is resolved against the image's own folder, made canonical, compared
+//! A name from an image is hostile. It is followed from the image's own folder to a path without links, which is compared
 //! with the allowed folders component by component, and then opened beneath that folder in a way that follows
 //! no link, so that nothing can be exchanged between the look and the open.
 
@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::error::{BackingFault, ImageError};
 use super::fault::{Fault, Sink, refuse};
 use super::file::SourceFile;
+use super::follow::{Astray, follow};
 use super::layer::{Layer, LayerFormat};
 use super::qcow2::{Backing, Budget};
 use super::{Format, OpenOptions};
@@ -124,7 +125,10 @@ fn open_backing(
     let name = plain_name(&backing.name).map_err(refused)?;
     let image = from.canonicalize().map_err(failed("finding the image's folder"))?;
     let base = image.parent().unwrap_or(Path::new("/"));
-    let path = base.join(name).canonicalize().map_err(failed("finding the backing file"))?;
+    let path = follow(base, name, folders).map_err(|astray| match astray {
+        Astray::Outside => refused(BackingFault::NotAllowed),
+        Astray::Inside(error) => failed("finding the backing file")(error),
+    })?;
     // `starts_with` compares whole components.
     let folder = folders.iter().find(|folder| path.starts_with(folder));
     let folder = folder.ok_or_else(|| refused(BackingFault::NotAllowed))?;

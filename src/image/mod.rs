@@ -14,6 +14,7 @@ mod error;
 mod examine;
 mod fault;
 mod file;
+mod follow;
 mod layer;
 mod layered;
 mod qcow2;

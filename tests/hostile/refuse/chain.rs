@@ -56,7 +56,10 @@ fn outside() -> Vec<Row> {
         fs::write(alike.join("base.raw"), b"secret").unwrap();
     }
     type Case = (&'static str, &'static [u8], fn(&Path));
-    let names: [Case; 11] = [
+    fn link_nowhere(folder: &Path) {
+        symlink("../missing.raw", folder.join("nowhere.raw")).unwrap();
+    }
+    let names: [Case; 17] = [
         ("/etc/passwd", b"/etc/passwd", nothing),
         ("a name with ..", b"../secret.raw", secret),
         ("a name with .. and more", b"./.././images/../secret.raw", secret),
@@ -68,6 +71,13 @@ fn outside() -> Vec<Row> {
         ("/dev/stdin", b"/dev/stdin", nothing),
         ("/dev/zero", b"/dev/zero", nothing),
         ("a folder that begins alike", b"../images-private/base.raw", alike),
+        // What is not there gets the same answer: whether it is there is not for the image's maker to know.
+        ("what is not there outside", b"/etc/no-such-file", nothing),
+        ("what is not there above", b"../missing.raw", nothing),
+        ("a folder that is not there outside", b"/no-such-folder/x/y.raw", nothing),
+        ("a link to what is not there outside", b"nowhere.raw", link_nowhere),
+        ("what comes back from a folder outside", b"../disks/../images/base.raw", nothing),
+        ("what comes back from a folder that is not there", b"../missing/../images/base.raw", nothing),
     ];
     let row =
         |(name, file, prepare): Case| over(format!("over {name}"), (file, "raw"), prepare, WORDS).at(NAME_AT);
