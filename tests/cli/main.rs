@@ -21,4 +21,9 @@ mod trust;
 mod undo;
 mod without_image;
 
+#[path = "../shared/seen.rs"]
+mod seen;
+#[path = "../shared/stored_images.rs"]
+#[allow(dead_code, reason = "not all of it is used here")]
+mod stored_images;
 mod support;

@@ -2,12 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+pub(crate) use crate::seen::Seen;
+use crate::stored_images;
 
 pub(crate) const PASSWORD: &str = "correct horse battery staple";
 
@@ -43,12 +45,7 @@ impl Room {
 
     /// One of the files in `testdata/images`, unpacked.
     pub(crate) fn stored(&self, name: &str) -> PathBuf {
-        let path = format!("{}/testdata/images/{name}.zst", env!("CARGO_MANIFEST_DIR"));
-        let packed = fs::read(path).unwrap();
-        let len = zstd_safe::get_frame_content_size(&packed).ok().flatten().unwrap();
-        let mut content = vec![0; usize::try_from(len).unwrap()];
-        zstd_safe::decompress(&mut content[..], &packed).unwrap();
-        self.file(name, content)
+        self.file(name, stored_images::unpacked(name))
     }
 
     /// The command with its words, and a state folder and a home of its own.
@@ -124,41 +121,11 @@ impl Ran {
     }
 }
 
-/// What a file is now: bytes, inode, time of change.
-#[derive(PartialEq, Eq)]
-pub(crate) struct Seen {
-    bytes: Vec<u8>,
-    inode: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Seen {
-    #[track_caller]
-    pub(crate) fn of(path: &Path) -> Self {
-        let metadata = fs::metadata(path).unwrap();
-        Self {
-            bytes: fs::read(path).unwrap(),
-            inode: metadata.ino(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    /// Fails if the file is not as it was.
-    #[track_caller]
-    pub(crate) fn check(&self, path: &Path) {
-        assert!(Self::of(path) == *self, "{path:?} is not what it was");
-    }
-}
-
 /// Size and SHA-256 of an image's disk by qemu-img.
 #[track_caller]
 pub(crate) fn expected(name: &str) -> (u64, String) {
-    let table = include_str!("../../testdata/images/expected.txt");
-    let line = table.lines().find(|line| line.split(' ').next() == Some(name)).unwrap();
-    let mut words = line.split(' ').skip(1);
-    (words.next().unwrap().parse().unwrap(), words.next().unwrap().to_owned())
+    let stored = stored_images::all().into_iter().find(|stored| stored.name == name).unwrap();
+    (stored.size, stored.sha256)
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {

@@ -2,80 +2,16 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
 use reimage::{
-    ByteRange, CancelToken, Credential, Disk, Error, ErrorKind, ImageOptions, Preflight, Promise, Request,
-    Target, TargetError, TargetState, VerifiedChunk,
+    CancelToken, Credential, Error, ErrorKind, ImageOptions, Preflight, Promise, Request, Target, TargetState,
 };
 
+use crate::memory_disk::MemoryDisk;
 use crate::watched::watched;
 
 /// What was on the disk before.
 pub(crate) const OLD: u8 = 0xaa;
-
-/// A disk in memory.
-#[derive(Clone)]
-struct Memory(Arc<Mutex<Vec<u8>>>);
-
-impl Memory {
-    fn of_size(size: usize) -> Self {
-        Self(Arc::new(Mutex::new(vec![OLD; size])))
-    }
-}
-
-fn place(range: ByteRange) -> std::ops::Range<usize> {
-    usize::try_from(range.start()).unwrap()..usize::try_from(range.end()).unwrap()
-}
-
-impl Disk for Memory {
-    fn size(&self) -> u64 {
-        self.0.lock().unwrap().len() as u64
-    }
-
-    fn sector_size(&self) -> u32 {
-        512
-    }
-
-    fn read(&self, range: ByteRange, buffer: &mut [u8]) -> Result<(), TargetError> {
-        let disk = self.0.lock().unwrap();
-        buffer[..disk[place(range)].len()].copy_from_slice(&disk[place(range)]);
-        Ok(())
-    }
-
-    fn next_data(&self, offset: u64) -> Result<Option<ByteRange>, TargetError> {
-        Ok(Some(ByteRange::between(offset, self.size())).filter(|rest| !rest.is_empty()))
-    }
-}
-
-impl Target for Memory {
-    fn identity(&self) -> Option<String> {
-        Some("the disk of this test".to_owned())
-    }
-
-    fn is_new(&self) -> bool {
-        false
-    }
-
-    fn write(&self, chunk: &VerifiedChunk) -> Result<(), TargetError> {
-        let mut disk = self.0.lock().unwrap();
-        disk[place(chunk.range())].copy_from_slice(chunk.bytes());
-        // The last sector is written whole.
-        let end = place(chunk.range()).end;
-        let padded = end.next_multiple_of(512).min(disk.len());
-        disk[end..padded].fill(0);
-        Ok(())
-    }
-
-    fn write_zeroes(&self, range: ByteRange) -> Result<(), TargetError> {
-        self.0.lock().unwrap()[place(range)].fill(0);
-        Ok(())
-    }
-
-    fn sync(&self) -> Result<(), TargetError> {
-        Ok(())
-    }
-}
 
 /// What went wrong, as a caller sees it.
 #[derive(Debug)]
@@ -150,11 +86,11 @@ impl Asked {
         options
     }
 
-    fn inspect(&self, preflight: Preflight) -> Result<(), Fault> {
+    pub(crate) fn inspect(&self, preflight: Preflight) -> Result<(), Fault> {
         reimage::inspect(&self.image, &self.options(), preflight, &()).map(drop).map_err(Fault::from)
     }
 
-    fn rebuild(&self, disk: &Memory) -> Result<(), Fault> {
+    fn rebuild(&self, disk: &MemoryDisk) -> Result<(), Fault> {
         let mut request = Request::new(&self.image, "");
         request.options.state_dir = self.folder.join("state");
         request.options.image = self.options();
@@ -166,11 +102,11 @@ impl Asked {
 
     /// All three answers, in this thread.
     pub(crate) fn answers(&self) -> Answers {
-        let disk = Memory::of_size(self.disk_size);
+        let disk = MemoryDisk::of(vec![OLD; self.disk_size]);
         let tables = self.inspect(Preflight::Tables);
         let deep = self.deep.then(|| self.inspect(Preflight::Deep));
         let rebuild = self.rebuild(&disk);
-        let disk = std::mem::take(&mut *disk.0.lock().unwrap());
+        let disk = std::mem::take(&mut *disk.bytes());
         Answers { tables, deep, rebuild, disk, memory: 0 }
     }
 }

@@ -4,8 +4,12 @@
 //! `rng_seed`; each goes through the library, and what comes of it is compared with the verdict and the bytes of a
 //! slow reader that shares no code with the library.
 
+#[path = "../shared/memory_disk.rs"]
+mod memory_disk;
 #[path = "../slow_reader/mod.rs"]
 mod slow_reader;
+#[path = "../shared/stored_images.rs"]
+mod stored_images;
 
 mod campaign;
 mod draft;
@@ -16,6 +20,7 @@ mod oracle;
 mod parsers;
 mod random;
 mod stored;
+mod sweep;
 mod watched;
 
 #[global_allocator]

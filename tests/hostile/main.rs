@@ -10,3 +10,6 @@ mod build;
 mod kept;
 mod refuse;
 mod run;
+#[path = "../shared/seen.rs"]
+#[allow(dead_code, reason = "not all of it is used here")]
+mod seen;

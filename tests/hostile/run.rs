@@ -1,13 +1,14 @@
 //! Runs the real program, and says what it printed, how long it took and how much memory it had.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+use crate::seen::Seen;
 
 /// Whoever has not answered by then hangs.
 const HANGS: Duration = Duration::from_secs(30);
@@ -120,27 +121,6 @@ impl Room {
             false => Some("the disk is not what it was"),
             true if names != 1 => Some("something was left beside the disk"),
             true => None,
-        }
-    }
-}
-
-/// What a file is now: bytes, inode, time of change.
-#[derive(PartialEq, Eq)]
-struct Seen {
-    bytes: Vec<u8>,
-    inode: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Seen {
-    fn of(path: &Path) -> Self {
-        let metadata = fs::metadata(path).unwrap();
-        Self {
-            bytes: fs::read(path).unwrap(),
-            inode: metadata.ino(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
 }

@@ -15,6 +15,8 @@ mod ownership;
 mod qcow2_rs;
 mod sizes;
 mod speed;
+#[path = "../../../tests/shared/stored_images.rs"]
+mod stored_images;
 mod streams;
 mod tables;
 pub(crate) mod written;
@@ -27,6 +29,7 @@ use sha2::Digest as _;
 use tempfile::TempDir;
 
 use super::*;
+pub(crate) use stored_images::{below, unpacked, write_sparse};
 
 /// A folder of unpacked images, which goes away with the value.
 pub(crate) struct Folder(TempDir);
@@ -60,51 +63,9 @@ impl Folder {
     }
 }
 
-pub(super) fn unpacked(stored: &str) -> Vec<u8> {
-    let path = stored_images().join(format!("{stored}.zst"));
-    let packed = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let len = zstd_safe::get_frame_content_size(&packed).ok().flatten().expect("zstd says the length");
-    let mut content = vec![0; usize::try_from(len).unwrap()];
-    zstd_safe::decompress(&mut content[..], &packed).unwrap();
-    content
-}
-
-pub(crate) fn write_sparse(path: &Path, content: &[u8]) {
-    let file = std::fs::File::create(path).unwrap();
-    for (index, block) in content.chunks(4096).enumerate() {
-        if block.iter().any(|byte| *byte != 0) {
-            file.write_all_at(block, u64::try_from(index * 4096).unwrap()).unwrap();
-        }
-    }
-    file.set_len(u64::try_from(content.len()).unwrap()).unwrap();
-}
-
-fn stored_images() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/images")
-}
-
 /// Every stored qcow2 image with the size and the SHA-256 of what it holds.
 pub(crate) fn expected() -> Vec<(String, u64, String)> {
-    let text = std::fs::read_to_string(stored_images().join("expected.txt")).unwrap();
-    text.lines()
-        .map(|line| {
-            let mut words = line.split(' ');
-            let mut next = || words.next().unwrap().to_owned();
-            (next(), next().parse().unwrap(), next())
-        })
-        .collect()
-}
-
-/// The files below a stored image.
-pub(crate) fn below(name: &str) -> &'static [&'static str] {
-    match name {
-        "chain-top" => &["chain-mid.qcow2", "chain-base.raw"],
-        "chain-mid" | "chain-v2" => &["chain-base.raw"],
-        "chain-over-zlib" => &["zlib-64k.qcow2"],
-        "chain-subclusters" => &["zstd-64k.qcow2"],
-        "chain-mid-longer" => &["zstd-4k.qcow2"],
-        _ => &[],
-    }
+    stored_images::all().into_iter().map(|image| (image.name, image.size, image.sha256)).collect()
 }
 
 pub(crate) fn open_alone(path: &Path) -> Result<Box<dyn Image>, ImageError> {

@@ -4,7 +4,7 @@ use crate::draft::Draft;
 use crate::random::Random;
 
 /// Every field's place and length, and whether it is an offset.
-const FIELDS: [(u64, usize, bool); 16] = [
+pub(crate) const FIELDS: [(u64, usize, bool); 15] = [
     (0, 4, false),
     (4, 4, false),
     (8, 8, true),
@@ -20,7 +20,6 @@ const FIELDS: [(u64, usize, bool); 16] = [
     (64, 8, true),
     (96, 4, false),
     (100, 4, false),
-    (24, 8, false),
 ];
 
 pub(super) fn header(draft: &mut Draft, random: &mut Random) {
@@ -52,7 +51,7 @@ pub(super) fn features(draft: &mut Draft, random: &mut Random) {
     }
 }
 
-const EXTENSIONS: [u64; 7] =
+pub(crate) const EXTENSIONS: [u64; 7] =
     [0, 0xe279_2aca, 0x6803_f857, 0x2385_2875, 0x0537_be77, 0x4441_5441, 0x1234_5678];
 
 /// One more extension before those that are there, or one of them changed.

@@ -6,6 +6,7 @@ mod tables;
 
 use crate::draft::Draft;
 use crate::random::Random;
+pub(crate) use header::{EXTENSIONS, FIELDS};
 
 /// A kind of damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -49,7 +49,7 @@ fn change(input: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
             at = random.place(input.len() + 1);
         }
     }
-    match random.below(11) {
+    match random.below(15) {
         0 | 1 if !input.is_empty() => {
             let at = at.min(input.len() - 1);
             input[at] ^= 1 << random.below(8);
@@ -81,6 +81,35 @@ fn change(input: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
             let from = random.place(other.len() + 1);
             input.truncate(at);
             input.extend(&other[from..]);
+        }
+        9 => {
+            // Up to the end of a word.
+            let end = input.iter().skip(at).position(|byte| b" \n,:\"".contains(byte)).map(|len| at + len);
+            input.truncate(end.unwrap_or(at));
+        }
+        10 => {
+            // Without a line.
+            let start =
+                input[..at.min(input.len())].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            let end = input.iter().skip(start).position(|byte| *byte == b'\n').map(|len| start + len + 1);
+            input.drain(start..end.unwrap_or(input.len()));
+        }
+        11 => {
+            // A number in bytes, most often where numbers lie.
+            let value =
+                random.pick(&[0, 1, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 1 << 40, 1 << 63, u64::MAX]);
+            let (at, len) = (at - at % 4, random.pick(&[4, 8]));
+            let bytes = match random.once_in(2) {
+                true => value.to_le_bytes()[..len].to_vec(),
+                false => value.to_be_bytes()[8 - len..].to_vec(),
+            };
+            let end = (at + len).min(input.len());
+            input.splice(at.min(end)..end, bytes);
+        }
+        12 => {
+            let (open, close): (&[u8], &[u8]) = random.pick(&[(b"[", b"]"), (b"{a: ", b"}"), (b"[[", b"]]")]);
+            let times = random.pick(&[10, 100, 10_000]);
+            input.splice(at..at, [open.repeat(times), close.repeat(times)].concat());
         }
         8 => {
             let brackets: [&[u8]; 5] = [b"[", b"{", b"(", b"- ", b"a: "];

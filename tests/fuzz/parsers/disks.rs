@@ -5,7 +5,7 @@ use std::path::Path;
 
 use reimage::{ImageOptions, Inspection, Preflight};
 
-use super::{check, check_some, contents, files, testdata};
+use super::{check, check_some, contents, files, gpt, testdata};
 use crate::engine::Asked;
 use crate::random::Random;
 use crate::stored;
@@ -35,8 +35,10 @@ fn has_table(content: &[u8]) -> bool {
         // What is in the middle of the disk is no table's.
         let middle = END..content.len() - END;
         assert!(answers.disk[middle.clone()] == content[middle], "the middle of the disk is another");
+        gpt::check_moved(content, &answers.disk);
     }
     let layout = look("disk.raw", content).map(|found| found.layout);
+    gpt::check_believed(content, layout.as_ref().and_then(|layout| layout.table));
     layout.is_some_and(|layout| layout.table.is_some() && layout.partitions.len() < 4096)
 }
 
@@ -44,7 +46,7 @@ fn has_table(content: &[u8]) -> bool {
 const HEAD: usize = 34 * 512;
 
 /// A disk of 8 MiB, as the tables were made for, that begins and ends with what there is.
-fn disk(ends: &[u8]) -> Vec<u8> {
+pub(super) fn disk(ends: &[u8]) -> Vec<u8> {
     let (head, tail) = ends.split_at(ends.len().min(HEAD));
     let mut disk = head.to_vec();
     disk.resize((8_usize << 20).saturating_sub(tail.len()).max(head.len()), 0);
@@ -53,7 +55,7 @@ fn disk(ends: &[u8]) -> Vec<u8> {
 }
 
 /// Partition tables whose checksums are right again after the damage, so that more of it is looked at.
-fn with_checksums(input: &[u8]) -> Vec<u8> {
+pub(super) fn with_checksums(input: &[u8]) -> Vec<u8> {
     let mut disk = input.to_vec();
     let len = disk.len();
     for at in [512, 4096, len.saturating_sub(512)] {
@@ -76,7 +78,7 @@ fn with_checksums(input: &[u8]) -> Vec<u8> {
     disk
 }
 
-fn crc32(bytes: &[u8]) -> u32 {
+pub(super) fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();
     crc.update(bytes);
     crc.sum()
@@ -85,11 +87,11 @@ fn crc32(bytes: &[u8]) -> u32 {
 #[test]
 fn damaged_partition_tables_are_read_or_left_alone() {
     let part = |name: &str| std::fs::read(testdata("layout").join(name)).unwrap();
-    // MBR with an extended partition that leads to itself.
+    // MBR with an extended partition, whose first record leads to itself: it counts from the partition's beginning.
     let mut mbr = vec![0; 8192];
-    for at in [0, 4096] {
+    for (at, next) in [(0, 8), (4096, 0)] {
         mbr[at + 446..at + 462].copy_from_slice(&[0x80, 0, 2, 0, 0x83, 0, 3, 0, 8, 0, 0, 0, 8, 0, 0, 0]);
-        mbr[at + 462..at + 478].copy_from_slice(&[0, 0, 2, 0, 5, 0, 3, 0, 8, 0, 0, 0, 255, 7, 0, 0]);
+        mbr[at + 462..at + 478].copy_from_slice(&[0, 0, 2, 0, 5, 0, 3, 0, next, 0, 0, 0, 255, 7, 0, 0]);
         mbr[at + 510..at + 512].copy_from_slice(&[0x55, 0xaa]);
     }
     let corpus = [
@@ -149,8 +151,10 @@ fn labels_with_wild_numbers_are_read_or_left_alone() {
             disk
         })
         .collect();
-    // An image that begins like another format is refused.
-    let corpus = [corpus, vec![b"KDMV".to_vec()]].concat();
+    // An image that begins like another format is refused, and so is a text that names others.
+    let formats =
+        [&b"KDMV"[..], b"# Disk DescriptorFile\n", b"# nothing\n\n  version=1\n", b"#", b"QFI\xfb\0\0\0\x01"];
+    let corpus = [corpus, formats.map(<[u8]>::to_vec).to_vec()].concat();
     check("label", &corpus, |input| inspect("disk.raw", input));
 }
 

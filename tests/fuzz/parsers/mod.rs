@@ -6,6 +6,8 @@
 
 mod damage;
 mod disks;
+mod gpt;
+mod json;
 mod program;
 mod state;
 mod texts;
@@ -57,10 +59,16 @@ fn check(name: &str, corpus: &[Vec<u8>], parse: fn(&[u8]) -> bool) {
 /// The same with so many inputs, unless the environment says how many.
 #[track_caller]
 fn check_some((name, usual): (&str, u64), corpus: &[Vec<u8>], parse: fn(&[u8]) -> bool) {
-    let (mut taken, mut refused) = (0, 0);
     let whole = corpus.iter().cloned().map(|input| (0, input));
     let harmed = inputs(usual).map(|rng_seed| (rng_seed, damaged(corpus, &mut Random::new(rng_seed))));
-    for (rng_seed, input) in whole.chain(harmed) {
+    check_inputs(name, whole.chain(harmed), parse);
+}
+
+/// The same with these inputs, each with its `rng_seed`.
+#[track_caller]
+fn check_inputs(name: &str, inputs: impl Iterator<Item = (u64, Vec<u8>)>, parse: fn(&[u8]) -> bool) {
+    let (mut taken, mut refused) = (0, 0);
+    for (rng_seed, input) in inputs {
         let given = input.clone();
         let why = match watched(move || parse(&given)) {
             Ok((_, memory)) if memory > MEMORY_MAX => format!("{memory} bytes of memory"),

@@ -14,8 +14,10 @@ const CODES: [i32; 9] = [0, 2, 10, 11, 12, 13, 14, 20, 21];
 fn plan(folder: &Path, flag: &str, words: &[&str], input: &[u8]) -> Option<i32> {
     let file = folder.join("input.toml");
     std::fs::write(&file, input).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_reimage"))
-        .arg("plan")
+    // In so many KiB of address space, most of which the threads' stacks take.
+    let limited = format!("ulimit -v {}; exec \"$0\" \"$@\"", 512 << 10);
+    let output = Command::new("sh")
+        .args(["-c", &limited, env!("CARGO_BIN_EXE_reimage"), "plan"])
         .args(words)
         .args([Path::new(flag), &file])
         .args(["--keep-image-credentials", "--json", "--progress", "none", "--state-dir"])
