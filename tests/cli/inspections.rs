@@ -284,3 +284,19 @@ fn a_deep_preflight_that_fails_names_the_command_that_tells_every_bad_cluster() 
     let hint = error["hint"].as_str().unwrap();
     assert!(hint.contains(&format!("`reimage inspect --check {}`", text(&image))), "{hint}");
 }
+
+#[test]
+fn what_should_be_qcow2_and_holds_nothing_was_not_transferred_whole() {
+    let room = Room::new();
+    for (name, bytes) in [("empty.qcow2", vec![]), ("zero.qcow2", vec![0; 1 << 20])] {
+        let image = room.file(name, bytes);
+        for words in [&["inspect", "--json"][..], &["inspect", "--json", "--check"]] {
+            let error = room.plain(&[words, &[text(&image)]].concat()).error(20);
+            let hint = error["hint"].as_str().unwrap();
+            assert!(hint.contains("not transferred whole") && !hint.contains("rename"), "{error}");
+            assert!(error["message"].as_str().unwrap().contains("there is no qcow2 header"), "{error}");
+        }
+        // As a raw disk it is what it is.
+        room.plain(&["inspect", "--json", "--image-format", "raw", text(&image)]).document();
+    }
+}

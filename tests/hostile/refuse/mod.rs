@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::build::zstd;
 use crate::run::{Ran, Room, reimage};
 
@@ -133,6 +135,10 @@ impl Row {
             let words = [&["inspect", "--json", image], self.flags, deep].concat();
             note("inspect", self.faults(&in_time(|| reimage(room.path(), &words)), 20));
         }
+        if self.found != Found::ByTheDisk {
+            let words = [&["inspect", "--check", "--json", image], self.flags].concat();
+            note("inspect --check", self.faults_of_check(&in_time(|| reimage(room.path(), &words))));
+        }
         if self.found == Found::WhenDecoded {
             let ran = room.rebuild(image, self.flags);
             note("replaced", self.faults(&ran, 32));
@@ -148,6 +154,25 @@ impl Row {
         let mut wrong = self.faults_of(&ran, 32, &["invalidated", "partial"]);
         if !room.disk().starts_with(b"reimage: unfinished rebuild") {
             wrong.push("the disk does not say that it is unfinished".into());
+        }
+        wrong
+    }
+
+    /// The same of a check, among whose findings is what the row is about.
+    fn faults_of_check(&self, ran: &Ran) -> Vec<String> {
+        let findings = ran.document["findings"].as_array().cloned().unwrap_or_default();
+        let is_it = |finding: &Value| {
+            let message = finding["message"].as_str().unwrap_or_default();
+            message.contains(self.words)
+                && finding["offset"].as_u64() == self.offset
+                && finding["refused"] == true
+        };
+        let mut wrong = Vec::new();
+        if ran.code != Some(20) || !findings.iter().any(is_it) {
+            wrong.push(format!("does not find {:?} at {:?}: {ran:?}", self.words, self.offset));
+        }
+        if ran.stderr.contains("panicked") || ran.memory > MOST_MEMORY || ran.wall > MOST_TIME {
+            wrong.push(format!("{:?}, {} MiB: {}", ran.wall, ran.memory >> 20, ran.stderr));
         }
         wrong
     }
