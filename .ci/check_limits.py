@@ -1,6 +1,7 @@
 """Memory and time do not grow with the image, but with what it holds."""
 
 import os
+import struct
 import subprocess
 
 import host
@@ -16,7 +17,7 @@ def limits(program, scratch, tally):
     room = os.statvfs(scratch.folder)
     if room.f_bavail * room.f_frsize < needed:
         raise host.Broken(f"{scratch.folder} needs {needed} bytes of room")
-    for part in (much_data, much_metadata, nothing, little_address_space, large_clusters):
+    for part in (much_data, much_metadata, refused, nothing, little_address_space, large_clusters):
         part(program, scratch, tally)
 
 
@@ -56,6 +57,28 @@ def much_metadata(program, scratch, tally):
     run(program, tally, "256 GiB of metadata", image, target)
     os.unlink(image)
     os.unlink(target)
+
+
+def refused(program, scratch, tally):
+    """The longest L1 table there is, four million streams, and a wrong entry at the end of it all."""
+    cluster, tables, streams, room = 512, 1_980_000, 4 * MIB, 4 * MIB
+    l1, l2 = 2 * cluster, 2 * cluster + 8 * room
+    data = l2 + tables * cluster
+    image = host.make(scratch / "refused.qcow2", 64 * GIB)
+    header = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", 3, 0, 0, 9, 64 * room * cluster, 0, room, l1, cluster, 1, 0, 0)
+    host.write(image, header + struct.pack(">QQQII", 0, 0, 0, 4, 104))
+    with open(image, "r+b") as file:
+        file.seek(l1)
+        file.write(b"".join(struct.pack(">Q", 1 << 63 | l2 + number * cluster) for number in range(tables)))
+        file.seek(data - 8 * streams)
+        file.write(b"".join(struct.pack(">Q", 1 << 62 | data + number * cluster) for number in range(streams - 1)))
+        file.write(struct.pack(">Q", 1 << 63 | 1 << 50))
+    outcome = program.measured("inspect", image)
+    tally.expect(outcome.code == 20, "a refused image with long tables", outcome)
+    memory, seconds = outcome.usage
+    print(f"  a refused image with long tables: {memory / MIB:.1f} MiB, {seconds:.2f} s of CPU")
+    tally.expect(memory < MOST_MEMORY, "a refused image with long tables: memory", f"{memory} bytes")
+    os.unlink(image)
 
 
 def nothing(program, scratch, tally):

@@ -37,7 +37,7 @@ pub(crate) type Sink<'a> = dyn FnMut(Fault) -> Result<(), ImageError> + 'a;
 
 impl Fault {
     /// One for which the image is refused.
-    pub(super) fn refused(error: ImageError, guest: Option<ByteRange>) -> Self {
+    pub(crate) fn refused(error: ImageError, guest: Option<ByteRange>) -> Self {
         Self { error, guest, weight: Weight::Refused, further: 0 }
     }
 

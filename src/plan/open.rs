@@ -132,7 +132,13 @@ pub(crate) fn open_checked(
     if let Some(manifest) = manifest.as_ref().filter(|_| packed.is_none()) {
         manifest.check_size(image.as_ref(), path)?;
     }
-    let mut tables = check_tables(image.as_ref()).map_err(|fault| further::refusal(fault, path, options))?;
+    let mut tables = match check_tables(image.as_ref()) {
+        Ok(tables) => tables,
+        Err(fault) => {
+            drop(image);
+            return Err(further::refusal(fault, path, options));
+        }
+    };
     if packed.is_none() {
         checked("image", format!("all metadata of {path:?}"));
     }

@@ -259,6 +259,28 @@ fn a_rebuild_that_is_refused_shows_the_first_faults_and_how_many_there_are() {
 }
 
 #[test]
+fn a_refusal_counts_faults_only_so_far_and_its_command_opens_the_image_as_it_was_opened() {
+    let room = Room::new();
+    let image = room.image("v3-64k");
+    let wrong = 2u64.to_be_bytes().repeat(1001);
+    patch(&image, l2(&image, 0), &wrong[8..]);
+    let named = room.path("disk.raw");
+    std::fs::rename(&image, &named).unwrap();
+    // The disk has 32 clusters, and all of its entries but those are for what is behind its end.
+    patch(&named, 24, &(64u64 << 20).to_be_bytes());
+    let words = ["inspect", "--json", "--image-format", "qcow2", "--allow-nested-format", text(&named)];
+    let error = room.plain(&words).error(20);
+    let hint = error["hint"].as_str().unwrap();
+    let opened = "inspect --check --image-format qcow2 --allow-nested-format ";
+    assert!(hint.contains("1000 faults were found") && hint.contains(opened), "{hint}");
+    assert_eq!(error["faults_total"], 1000);
+    patch(&named, l2(&named, 0), &wrong);
+    let error = room.plain(&words).error(20);
+    assert!(error["hint"].as_str().unwrap().contains("more than 1000 faults were found"), "{error}");
+    assert_eq!((error.get("faults_total"), error["also"].as_array().unwrap().len()), (None, 4), "{error}");
+}
+
+#[test]
 fn faults_of_a_header_and_of_tables_below_are_shown_together() {
     let room = Room::new();
     let (image, base) = (room.image("chain-over-zlib"), room.image("zlib-64k"));
