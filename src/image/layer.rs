@@ -4,7 +4,7 @@ use super::content::{self, Content, Seen};
 use super::error::ImageError;
 use super::fault::{Scope, Sink};
 use super::file::SourceFile;
-use super::qcow2::{Budget, Compression, Qcow2};
+use super::qcow2::{Budget, Compression, ENTRIES_MAX, Qcow2};
 use super::run::{Run, RunKind};
 use super::stream::Codec;
 use super::{Format, LayerInfo, Nested};
@@ -14,6 +14,16 @@ use crate::range::ByteRange;
 pub(super) struct Layer {
     pub(super) file: SourceFile,
     pub(super) format: LayerFormat,
+}
+
+/// How far what a layer tells at an offset of its disk reaches.
+pub(super) struct Reach {
+    /// The rest of that of which one entry tells.
+    pub(super) entry: ByteRange,
+    /// The rest of that of which the table around it tells.
+    pub(super) table: ByteRange,
+    /// How many bytes one look at entries takes in at most.
+    pub(super) most: u64,
 }
 
 /// How a layer's content is to be understood.
@@ -57,18 +67,21 @@ impl Layer {
         }
     }
 
-    /// The part of the disk of which one entry tells, and that of which the table around it tells, from `at` on.
-    pub(super) fn told_together(&self, at: u64) -> (ByteRange, ByteRange) {
+    /// How far what its entries tell at an offset of its disk reaches.
+    pub(super) fn reach_at(&self, at: u64) -> Reach {
+        let (entry, table, most) = match &self.format {
+            LayerFormat::Raw => (1 << 63, 1 << 63, u64::MAX),
+            LayerFormat::Qcow2(qcow2) => (
+                qcow2.header.cluster_size(),
+                1 << qcow2.header.l2_span_bits(),
+                qcow2.header.cluster_size() * u64::from(ENTRIES_MAX),
+            ),
+        };
         let rest = |len: u64| {
             let end = (at - at % len).saturating_add(len);
             ByteRange::between(at, end.min(self.virtual_size()))
         };
-        match &self.format {
-            LayerFormat::Raw => (rest(1 << 63), rest(1 << 63)),
-            LayerFormat::Qcow2(qcow2) => {
-                (rest(qcow2.header.cluster_size()), rest(1 << qcow2.header.l2_span_bits()))
-            }
-        }
+        Reach { entry: rest(entry), table: rest(table), most }
     }
 
     /// Checks all tables, whatever part of them is needed.

@@ -12,7 +12,7 @@ use crate::image::run::{Run, RunKind};
 use crate::range::ByteRange;
 
 /// How many table entries one run may take, so that no call runs long.
-const ENTRIES_MAX: u32 = 65536;
+pub(in crate::image) const ENTRIES_MAX: u32 = 65536;
 
 impl Qcow2 {
     /// The first run of a range, which is not empty and within the virtual disk.

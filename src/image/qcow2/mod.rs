@@ -22,6 +22,7 @@ mod write;
 pub(crate) use entry::{OFFSET_MASK, plain as plain_entry};
 pub(crate) use header::Compression;
 pub(super) use header::{Backing, Corrupt, Header};
+pub(super) use map::ENTRIES_MAX;
 pub(crate) use new_header::{NewHeader, Version, encode as encode_header, room_for_name};
 use tables::Tables;
 pub use write::Packing;
