@@ -19,7 +19,7 @@ pub use crate::sys::landlock::Sandbox;
 pub(crate) use check::{Exceptions, Piece, ReadBack, Scope, check, repair};
 pub(crate) use error::CopyError;
 pub(crate) use farm::Pool;
-pub(crate) use faults::{BadCluster, bad_clusters};
+pub(crate) use faults::{BadCluster, Tables, bad_clusters};
 pub(crate) use manifest::{ByManifest, Standing, digest_file};
 pub(crate) use pack::{OnBad, Pack, Packed, pack};
 pub(crate) use patience::{MayOpen, patiently};

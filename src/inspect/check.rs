@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{Inspection, inspect};
-use crate::copy::{self, BadCluster, CopyError, Pool, Watch};
+use crate::copy::{self, BadCluster, CopyError, Pool, Tables, Watch};
 use crate::error::{Error, ErrorKind};
 use crate::image::{self, Examined, Fault, FaultyImage, Image, ImageError, Scope, Weight};
 use crate::observe::{CancelToken, Observer, Phase};
@@ -78,6 +78,11 @@ pub struct CheckReport {
     pub findings_total: u64,
     /// For how many of them a rebuild refuses the image.
     pub refused_total: u64,
+    /// From which byte of the disk on no cluster was decoded, if that ended early.
+    ///
+    /// Where entries are faulty, no more is decoded than files of twice the length can hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub undecoded_from: Option<u64>,
 }
 
 impl CheckReport {
@@ -133,7 +138,8 @@ fn finding(error: &ImageError, guest: Option<ByteRange>, refused: bool) -> Findi
 /// Checks all metadata of an image and of the files below it, decodes every cluster, and tells all that is wrong.
 ///
 /// Tables are walked and clusters decoded on threads that can open nothing. Where the tables are sound, this is also
-/// what `inspect` does with `Preflight::Deep`; else what can be reached through sound entries is decoded all the same.
+/// what `inspect` does with `Preflight::Deep`; else what can be reached through sound entries is decoded all the same,
+/// as far as `CheckReport::undecoded_from` says.
 ///
 /// # Errors
 ///
@@ -210,9 +216,10 @@ fn decode(image: &dyn Image, report: &mut CheckReport, observer: &dyn Observer) 
     let phase = Phase::Preflight;
     let watch = Watch { observer, cancel: &cancel, phase, bytes_total, stall_timeout: None };
     let first = report.findings.len();
+    let tables = if report.is_refused() { Tables::Faulty } else { Tables::Sound };
     let found = |BadCluster { guest, error }| report.add_error(error, Some(guest));
-    match copy::bad_clusters(&pool, image, found, &watch) {
-        Ok(()) => {}
+    match copy::bad_clusters(&pool, (image, tables), found, &watch) {
+        Ok(undecoded_from) => report.undecoded_from = undecoded_from,
         Err(CopyError::Image(fault)) => report.add_error(fault, None),
         Err(fault) => return Err(failed(fault)),
     }

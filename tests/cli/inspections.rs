@@ -154,6 +154,33 @@ fn clusters_of_tables_that_are_sound_are_decoded_where_another_table_is_gone() {
 }
 
 #[test]
+fn how_far_clusters_were_decoded_is_told_where_entries_share_them_without_end() {
+    let room = Room::new();
+    let image = room.image("zlib-64k");
+    let (table, size) = (l2(&image, 0), 8192 << 16);
+    let check = || {
+        let ran = room.plain(&["inspect", "--check", "--json", text(&image)]);
+        ran.error(20);
+        ran.json()
+    };
+    patch(&image, table + 8 * 7, &field(&image, table).to_be_bytes());
+    let document = check();
+    assert!(kinds(&document) == ["shared_cluster"] && document.get("undecoded_from").is_none(), "{document}");
+    // All entries that the table has.
+    patch(&image, 24, &u64::to_be_bytes(size));
+    patch(&image, table, &field(&image, table).to_be_bytes().repeat(8192));
+    let document = check();
+    let end = document["undecoded_from"].as_u64().unwrap();
+    let file_size = fs::metadata(&image).unwrap().len();
+    assert!(end > 0 && end < size && end <= 2 * 1032 * file_size, "{end} of {size}, {file_size}");
+    let ran = room.plain(&["inspect", "--check", text(&image)]);
+    assert!(
+        ran.stdout.contains(&format!("clusters from byte {end} of the disk on were not decoded")),
+        "{ran:?}"
+    );
+}
+
+#[test]
 fn a_disk_that_begins_like_another_format_is_told_beside_bad_clusters() {
     let room = Room::new();
     let image = room.image("v3-64k");

@@ -7,6 +7,9 @@ use reimage::{CheckReport, Finding};
 use super::{clean, clean_path};
 use crate::picture;
 
+/// Why not all of an image was decoded.
+const TOO_MUCH: &str = "those before it took twice as much of the files as these hold";
+
 /// All that a check found, and what the image is where that can be said.
 pub(crate) fn checked(report: &CheckReport) -> String {
     let mut text = report.inspection.as_ref().map(picture::inspection).unwrap_or_default();
@@ -24,6 +27,9 @@ pub(crate) fn checked(report: &CheckReport) -> String {
     let untold = report.findings_total - report.findings.len() as u64;
     if untold > 0 {
         let _ = writeln!(text, "and {untold} more");
+    }
+    if let Some(offset) = report.undecoded_from {
+        let _ = writeln!(text, "clusters from byte {offset} of the disk on were not decoded: {TOO_MUCH}");
     }
     text
 }
