@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use super::error::{BackingFault, ImageError};
 use super::fault::{Fault, Sink, refuse};
 use super::file::SourceFile;
-use super::follow::{Astray, follow};
+use super::follow::{Allowed, Astray, follow};
 use super::layer::{Layer, LayerFormat};
 use super::qcow2::{Backing, Budget};
 use super::{Format, OpenOptions};
@@ -42,10 +42,10 @@ pub(super) fn open(
     sink: &mut Sink<'_>,
 ) -> Result<Vec<Layer>, ImageError> {
     let mut budget = Budget::new(TABLES_MAX);
-    let folders = canonical_folders(options.backing_folders)?;
+    let allowed = allowed(options.backing_folders, top.path())?;
     let mut layers = vec![Layer::open(top, options.format, options.nested, (&mut budget, sink))?];
     loop {
-        match open_next(&layers, (options, &folders), (&mut budget, sink)) {
+        match open_next(&layers, (options, &allowed), (&mut budget, sink)) {
             Ok(Some(layer)) => layers.push(layer),
             Ok(None) => return Ok(layers),
             Err(fault) => {
@@ -59,12 +59,12 @@ pub(super) fn open(
 /// Opens the file that the last layer names, if it names one.
 fn open_next(
     layers: &[Layer],
-    (options, folders): (&OpenOptions<'_>, &[PathBuf]),
+    (options, allowed): (&OpenOptions<'_>, &Allowed),
     (budget, sink): (&mut Budget, &mut Sink<'_>),
 ) -> Result<Option<Layer>, ImageError> {
     let Some((layer, backing)) = layers.last().and_then(names_another) else { return Ok(None) };
     let from = layer.file.path().to_path_buf();
-    let (file, format) = open_backing(&from, backing, folders)?;
+    let (file, format) = open_backing(&from, backing, allowed)?;
     let identity = file.identity();
     let same = |other: &Layer| {
         let other = other.file.identity();
@@ -87,7 +87,7 @@ fn names_another(layer: &Layer) -> Option<(&Layer, &Backing)> {
     }
 }
 
-fn canonical_folders(folders: &[PathBuf]) -> Result<Vec<PathBuf>, ImageError> {
+fn allowed(folders: &[PathBuf], image: &Path) -> Result<Allowed, ImageError> {
     let canonical = |folder: &PathBuf| {
         folder.canonicalize().map_err(|source| ImageError::Io {
             doing: "looking for an allowed folder",
@@ -96,13 +96,15 @@ fn canonical_folders(folders: &[PathBuf]) -> Result<Vec<PathBuf>, ImageError> {
             source,
         })
     };
-    folders.iter().map(canonical).collect()
+    let own = std::path::absolute(image).ok().and_then(|image| Some(image.parent()?.to_owned()));
+    let written = folders.iter().filter_map(|folder| std::path::absolute(folder).ok()).chain(own).collect();
+    Ok(Allowed { folders: folders.iter().map(canonical).collect::<Result<_, _>>()?, written })
 }
 
 fn open_backing(
     from: &Path,
     backing: &Backing,
-    folders: &[PathBuf],
+    allowed: &Allowed,
 ) -> Result<(SourceFile, Format), ImageError> {
     let refused = |why| ImageError::BackingRefused {
         path: from.into(),
@@ -118,19 +120,19 @@ fn open_backing(
             _ => ImageError::Io { doing, path: from.into(), range: None, source },
         }
     };
-    if folders.is_empty() {
+    if allowed.folders.is_empty() {
         return Err(refused(BackingFault::NotAllowed));
     }
     let format = backing_format(backing).map_err(refused)?;
     let name = plain_name(&backing.name).map_err(refused)?;
     let image = from.canonicalize().map_err(failed("finding the image's folder"))?;
     let base = image.parent().unwrap_or(Path::new("/"));
-    let path = follow(base, name, folders).map_err(|astray| match astray {
+    let path = follow(base, name, allowed).map_err(|astray| match astray {
         Astray::Outside => refused(BackingFault::NotAllowed),
         Astray::Inside(error) => failed("finding the backing file")(error),
     })?;
     // `starts_with` compares whole components.
-    let folder = folders.iter().find(|folder| path.starts_with(folder));
+    let folder = allowed.folders.iter().find(|folder| path.starts_with(folder));
     let folder = folder.ok_or_else(|| refused(BackingFault::NotAllowed))?;
     let inside = path.strip_prefix(folder).unwrap_or(Path::new(""));
     if inside.as_os_str().is_empty() || !std::fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
@@ -206,7 +208,8 @@ mod tests {
         let backing = Backing { name, range, format: Some(b"raw".to_vec()) };
         let image = allowed.join("top.qcow2");
         std::fs::write(&image, b"").unwrap();
-        let error = open_backing(&image, &backing, &[allowed.canonicalize().unwrap()]).err().unwrap();
+        let allowed = super::allowed(&[allowed], &image).unwrap();
+        let error = open_backing(&image, &backing, &allowed).err().unwrap();
         assert!(matches!(error, ImageError::BackingRefused { why: BackingFault::NotAllowed, .. }), "{error}");
     }
 }

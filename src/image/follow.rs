@@ -4,12 +4,21 @@
 //! whether or not anything is there, and so does one that would come back into them by way of what is there.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 /// How many links are followed: what the kernel does (`MAXSYMLINKS` of linux/namei.h).
 const LINKS_MAX: u32 = 40;
+
+/// Where images may lead.
+pub(super) struct Allowed {
+    /// The folders that are allowed; canonical.
+    pub(super) folders: Vec<PathBuf>,
+    /// The same and the image's own folder as the caller wrote them, absolute: what the caller says is no secret.
+    pub(super) written: Vec<PathBuf>,
+}
 
 /// Why a name leads to nothing that may be opened.
 #[derive(Debug)]
@@ -29,51 +38,66 @@ enum From {
     Link,
 }
 
-/// Where a name leads, seen from a folder: a path without links, in one of the folders.
-///
-/// `base` and `folders` are canonical.
-pub(super) fn follow(base: &Path, name: &Path, folders: &[PathBuf]) -> Result<PathBuf, Astray> {
+/// Where a name leads, seen from a folder, which is canonical: a path without links, in one of the folders.
+pub(super) fn follow(base: &Path, name: &Path, allowed: &Allowed) -> Result<PathBuf, Astray> {
+    let Allowed { folders, written } = allowed;
     let is_inside = |at: &Path| folders.iter().any(|folder| at.starts_with(folder));
     let is_on_the_way = |at: &Path| {
-        is_inside(at) || base.starts_with(at) || folders.iter().any(|folder| folder.starts_with(at))
+        let leads_there = |folder: &PathBuf| folder.starts_with(at);
+        is_inside(at) || base.starts_with(at) || folders.iter().chain(written).any(leads_there)
     };
     let mut steps: VecDeque<_> = steps_of(name, From::Name).collect();
     let (mut at, mut links, mut has_strayed) = (base.to_path_buf(), 0, false);
     while let Some((step, from)) = steps.pop_front() {
+        let astray = |error| if is_inside(&at) { Astray::Inside(error) } else { Astray::Outside };
         match step {
             Step::Root => at = "/".into(),
             // Only where something is can one turn back, and whether something is there is nobody's business.
             Step::Up if has_strayed && from == From::Name => return Err(Astray::Outside),
-            Step::Up => drop(at.pop()),
-            Step::Stay => {}
+            Step::Up | Step::Stay => {
+                // Nothing goes on behind what is no folder.
+                at.join(".").symlink_metadata().map_err(astray)?;
+                if step == Step::Up {
+                    at.pop();
+                }
+            }
             Step::Into(name) => {
-                let astray = |error| if is_inside(&at) { Astray::Inside(error) } else { Astray::Outside };
                 let next = at.join(&name);
-                if next.symlink_metadata().map_err(astray)?.is_symlink() {
-                    links += 1;
-                    if links > LINKS_MAX {
+                match next.read_link() {
+                    // What such a link says is not where the kernel goes, and that it is there tells of a process.
+                    Ok(_) if is_of_processes(&at) => return Err(Astray::Outside),
+                    Ok(_) if links == LINKS_MAX => {
                         return Err(astray(io::Error::from_raw_os_error(libc::ELOOP)));
                     }
-                    let target = next.read_link().map_err(astray)?;
-                    steps_of(&target, From::Link).rev().for_each(|step| steps.push_front(step));
-                    continue;
+                    Ok(target) => {
+                        links += 1;
+                        steps_of(&target, From::Link).rev().for_each(|step| steps.push_front(step));
+                        continue;
+                    }
+                    // readlink(2): it is there, and no link.
+                    Err(error) if error.raw_os_error() == Some(libc::EINVAL) => at = next,
+                    Err(error) => return Err(astray(error)),
                 }
-                at = next;
             }
         }
         let is_end_of_link = from == From::Link && steps.front().is_none_or(|(_, from)| *from == From::Name);
-        if is_end_of_link && is_inside(&at) {
-            // The host's own link leads here, as `/srv/images` may do.
-            has_strayed = false;
-        } else if !is_on_the_way(&at) {
+        if !is_on_the_way(&at) {
             has_strayed = true;
+        } else if is_end_of_link {
+            // The host's own link leads here, as `/srv/images` and `/var/lib/libvirt` may do.
+            has_strayed = false;
         }
     }
     if has_strayed || !is_inside(&at) { Err(Astray::Outside) } else { Ok(at) }
 }
 
+/// Whether a folder is of proc(5), or cannot be asked.
+fn is_of_processes(folder: &Path) -> bool {
+    rustix::fs::statfs(folder).map_or(true, |system| system.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
 /// One step of a way.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 enum Step {
     Root,
     Up,
@@ -81,14 +105,16 @@ enum Step {
     Into(OsString),
 }
 
+/// The steps of a path; unlike [`Path::components`], what stands behind its last slash counts.
 fn steps_of(path: &Path, from: From) -> impl DoubleEndedIterator<Item = (Step, From)> {
-    let step = |component: Component<'_>| match component {
-        Component::RootDir | Component::Prefix(_) => Step::Root,
-        Component::ParentDir => Step::Up,
-        Component::CurDir => Step::Stay,
-        Component::Normal(name) => Step::Into(name.to_owned()),
+    let bytes = path.as_os_str().as_bytes();
+    let root = bytes.starts_with(b"/").then_some(Step::Root);
+    let step = |part: &[u8]| match part {
+        b"" | b"." => Step::Stay,
+        b".." => Step::Up,
+        name => Step::Into(OsStr::from_bytes(name).to_owned()),
     };
-    path.components().map(move |component| (step(component), from))
+    root.into_iter().chain(bytes.split(|byte| *byte == b'/').map(step)).map(move |step| (step, from))
 }
 
 #[cfg(test)]
@@ -99,9 +125,18 @@ mod tests {
 
     /// What a name leads to: `Ok` with its place below the folder, or what is said of it.
     fn led(folder: &Path, base: &str, name: &str) -> Result<PathBuf, String> {
-        let (images, more) = (folder.join("images"), folder.join("more"));
+        led_as_written(folder, (base, name), &[])
+    }
+
+    fn led_as_written(
+        folder: &Path,
+        (base, name): (&str, &str),
+        written: &[&str],
+    ) -> Result<PathBuf, String> {
         let name = name.replace("$", folder.to_str().unwrap());
-        follow(&folder.join(base), Path::new(&name), &[images, more])
+        let folders = vec![folder.join("images"), folder.join("more")];
+        let allowed = Allowed { folders, written: written.iter().map(|name| folder.join(name)).collect() };
+        follow(&folder.join(base), Path::new(&name), &allowed)
             .map(|path| path.strip_prefix(folder).unwrap().to_path_buf())
             .map_err(|astray| match astray {
                 Astray::Outside => "outside".to_owned(),
@@ -126,6 +161,7 @@ mod tests {
         symlink("../other/not-there/secret", folder.join("images/nowhere")).unwrap();
         symlink("base", folder.join("images/second")).unwrap();
         symlink("circle", folder.join("images/circle")).unwrap();
+        symlink("base/", folder.join("images/slash")).unwrap();
         (temporary, folder)
     }
 
@@ -142,6 +178,12 @@ mod tests {
             ("images", "$/links/relative/base", "images/base"),
             ("images", "$/links/absolute/deep/../base", "images/base"),
             ("images", "../links/relative/base", "images/base"),
+            ("images", ".//deep/./base", "images/deep/base"),
+            // A link to what is above a folder, in one that is not on the way.
+            ("images", "$/links/up/images/base", "images/base"),
+            ("images", "../links/up/images/deep/../base", "images/base"),
+            ("other/there", "../../links/up/more/base", "more/base"),
+            ("images", "$/links/root$/images/base", "images/base"),
         ] {
             let expected = if expected == "images/second" { "images/base" } else { expected };
             assert_eq!(led(&folder, base, name), Ok(expected.into()), "{name} from {base}");
@@ -151,6 +193,11 @@ mod tests {
         for (name, errno) in [
             ("missing", libc::ENOENT),
             ("base/x", libc::ENOTDIR),
+            ("base/", libc::ENOTDIR),
+            ("base/.", libc::ENOTDIR),
+            ("base/../base", libc::ENOTDIR),
+            ("second/", libc::ENOTDIR),
+            ("slash", libc::ENOTDIR),
             ("circle", libc::ELOOP),
             (&"a".repeat(300), libc::ENAMETOOLONG),
         ] {
@@ -178,9 +225,14 @@ mod tests {
             "$/other/there/../../images/base",
             "$/other/not-there/../../images/base",
             "$/links/root/proc/1/root/../images/base",
-            "$/links/up/images/base",
+            "$/links/up/../images/secret",
+            "$/links/up/other/there/../../images/base",
+            "$/links/up/other/there/secret",
+            "$/links/up/other/not-there/secret",
             "$/links/not-there/images/base",
-            "$/links/root$/images/base",
+            "$/links/../images/base",
+            "$/other/there/secret/",
+            "$/other/there/secret/.",
             "/proc/self/root$/images/base",
             "/proc/4194305/root$/images/base",
             &format!("$/other/there/{}", "a".repeat(300)),
@@ -188,5 +240,55 @@ mod tests {
         ] {
             assert_eq!(led(&folder, "images", name), Err("outside".to_owned()), "{name}");
         }
+    }
+
+    #[test]
+    fn what_the_caller_wrote_is_no_secret() {
+        let (_temporary, folder) = folder();
+        let name = "$/links/../links/absolute/base";
+        assert_eq!(led(&folder, "images", name), Err("outside".to_owned()));
+        let written = ["links/absolute"];
+        assert_eq!(led_as_written(&folder, ("images", name), &written), Ok("images/base".into()));
+        let beside = "$/links/there/../absolute/base";
+        assert_eq!(led_as_written(&folder, ("images", beside), &written), Err("outside".to_owned()));
+    }
+
+    #[test]
+    fn whether_a_process_holds_a_file_of_a_folder_open_is_not_told() {
+        let (_temporary, folder) = folder();
+        let held = std::fs::File::open(folder.join("images/base")).unwrap();
+        let working = std::fs::File::open(folder.join("images")).unwrap();
+        let number = |file: &std::fs::File| std::os::fd::AsRawFd::as_raw_fd(file);
+        for name in [
+            format!("/proc/self/fd/{}", number(&held)),
+            format!("/proc/{}/fd/{}", std::process::id(), number(&held)),
+            format!("/dev/fd/{}", number(&held)),
+            format!("/proc/self/fd/{}/../base", number(&held)),
+            format!("/proc/self/fd/{}/base", number(&working)),
+            "/proc/self/fd/1000000".to_owned(),
+        ] {
+            assert_eq!(led(&folder, "images", &name), Err("outside".to_owned()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_becomes_a_link_meanwhile_is_the_one_or_the_other() {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let (_temporary, folder) = folder();
+        symlink("../more", folder.join("images/other")).unwrap();
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (one, other) = (folder.join("images/deep"), folder.join("images/other"));
+                while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    renameat_with(CWD, &one, CWD, &other, RenameFlags::EXCHANGE).unwrap();
+                }
+            });
+            let either = ["more/base", "images/deep/base"].map(|name| Ok(name.into()));
+            let wrong =
+                (0..20_000).map(|_| led(&folder, "images", "deep/base")).find(|led| !either.contains(led));
+            is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(wrong, None);
+        });
     }
 }

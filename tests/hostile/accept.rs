@@ -336,6 +336,13 @@ fn chains() -> Vec<Row> {
         symlink("below/base.raw", folder.join("link.raw")).unwrap();
         symlink("below", folder.join("other")).unwrap();
     };
+    let by_links = |folder: &Path, base: &[u8]| {
+        let room = folder.parent().unwrap();
+        fs::write(folder.join("base.raw"), base).unwrap();
+        fs::create_dir_all(room.join("var/lib")).unwrap();
+        symlink(room, room.join("var/lib/room")).unwrap();
+        symlink(folder, room.join("var/lib/images")).unwrap();
+    };
     let long = [b"./".repeat(507), b"base.raw".to_vec(), b"".to_vec()].concat();
     assert!(long.len() > 1000);
     let base = || pattern(60, 28_672);
@@ -349,6 +356,10 @@ fn chains() -> Vec<Row> {
         over("over a link that stays inside", (named(b"link.raw"), base()), inside),
         over("over a folder's link that stays inside", (named(b"other/base.raw"), base()), inside),
         over("over a name with .. that stays inside", (named(b"below/../below/base.raw"), base()), inside),
+        over("over a link to its folder", (named(b"../var/lib/images/base.raw"), base()), by_links),
+        over("over a link to above", (named(b"../var/lib/room/images/base.raw"), base()), by_links),
+        over("as it is written", (named(b"../var/lib/../lib/room/images/base.raw"), base()), by_links)
+            .flags(&["--allow-backing", "var/lib/room/images"]),
         over(
             "version 2 over raw",
             (

@@ -59,7 +59,10 @@ fn outside() -> Vec<Row> {
     fn link_nowhere(folder: &Path) {
         symlink("../missing.raw", folder.join("nowhere.raw")).unwrap();
     }
-    let names: [Case; 17] = [
+    fn working(folder: &Path) {
+        symlink("/proc/self/cwd/images/base.raw", folder.join("link.raw")).unwrap();
+    }
+    let names: [Case; 23] = [
         ("/etc/passwd", b"/etc/passwd", nothing),
         ("a name with ..", b"../secret.raw", secret),
         ("a name with .. and more", b"./.././images/../secret.raw", secret),
@@ -68,6 +71,13 @@ fn outside() -> Vec<Row> {
         ("a folder's link that leads out", b"out/secret.raw", folder_link_out),
         ("/proc/self/fd/0", b"/proc/self/fd/0", nothing),
         ("/proc/self/root", b"/proc/self/root/etc/passwd", nothing),
+        // The program holds the image itself open.
+        ("/proc/self/fd/3", b"/proc/self/fd/3", nothing),
+        ("/proc/self/fd/4", b"/proc/self/fd/4", nothing),
+        ("/proc/self/fd/5", b"/proc/self/fd/5", nothing),
+        ("what is beside an open file", b"/proc/self/fd/3/../base.raw", nothing),
+        ("/proc/self/cwd", b"/proc/self/cwd/images/base.raw", nothing),
+        ("a link to /proc/self/cwd", b"link.raw", working),
         ("/dev/stdin", b"/dev/stdin", nothing),
         ("/dev/zero", b"/dev/zero", nothing),
         ("a folder that begins alike", b"../images-private/base.raw", alike),
@@ -131,6 +141,10 @@ fn kinds() -> Vec<Row> {
     let device = |file: &'static [u8]| {
         over(format!("over the device {}", file.escape_ascii()), (file, "raw"), nothing, WORDS).at(NAME_AT)
     };
+    let behind = |what: &str, file: &'static [u8]| {
+        over(format!("over a file with {what} behind it"), (file, "raw"), nothing, "does not exist")
+            .at(NAME_AT)
+    };
     let devices = &["--allow-backing", "/dev"];
     vec![
         row("a FIFO", b"fifo", fifo),
@@ -145,6 +159,9 @@ fn kinds() -> Vec<Row> {
         over("over links in a circle", (b"a", "raw"), looping, "through links in a circle").at(NAME_AT),
         over("over a file as if it were a folder", (b"base.raw/x", "raw"), nothing, "does not exist")
             .at(NAME_AT),
+        behind("a slash", b"base.raw/"),
+        behind("a slash and a dot", b"base.raw/."),
+        behind("..", b"base.raw/../base.raw"),
         over("over a name that is too long", (&[b'a'; 300], "raw"), nothing, "longer than a file's name")
             .at(NAME_AT),
     ]
