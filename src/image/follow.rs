@@ -140,7 +140,9 @@ mod tests {
             .map(|path| path.strip_prefix(folder).unwrap().to_path_buf())
             .map_err(|astray| match astray {
                 Astray::Outside => "outside".to_owned(),
-                Astray::Inside(error) => error.raw_os_error().unwrap().to_string(),
+                Astray::Inside(error) => {
+                    error.raw_os_error().map_or(error.to_string(), |errno| errno.to_string())
+                }
             })
     }
 
