@@ -124,25 +124,22 @@ impl Qcow2 {
         let mut held = Held::from(first);
         let bits = self.header.cluster_bits;
         let mut tell = |error: ImageError| if first == 0 { sink(Fault::told(error, None)) } else { Ok(()) };
-        for range in besides.snapshot_l1() {
-            each_number(file, *range, |value, at| {
-                match self.check_snapshot_l2(file, besides, value, ByteRange::new(at, 8)) {
-                    Ok(0) => {}
-                    Ok(table) => held.add(table >> bits, Holder::Snapshot, HELD_MAX),
-                    Err(error) => tell(error)?,
-                }
-                Ok(())
-            })?;
-        }
-        for range in besides.bitmap_tables() {
-            each_number(file, *range, |value, at| {
-                match self.check_bitmap(file, besides, value, ByteRange::new(at, 8)) {
-                    Ok(0) => {}
-                    Ok(offset) => held.add(offset >> bits, Holder::Bitmap, HELD_MAX),
-                    Err(error) => tell(error)?,
-                }
-                Ok(())
-            })?;
+        type Check = fn(&Qcow2, &SourceFile, &Besides, u64, ByteRange) -> Result<u64, ImageError>;
+        let tables: [(&[ByteRange], Check, Holder); 2] = [
+            (besides.snapshot_l1(), Self::check_snapshot_l2, Holder::Snapshot),
+            (besides.bitmap_tables(), Self::check_bitmap, Holder::Bitmap),
+        ];
+        for (ranges, check, holder) in tables {
+            for range in ranges {
+                each_number(file, *range, |value, at| {
+                    match check(self, file, besides, value, ByteRange::new(at, 8)) {
+                        Ok(0) => {}
+                        Ok(offset) => held.add(offset >> bits, holder, HELD_MAX),
+                        Err(error) => tell(error)?,
+                    }
+                    Ok(())
+                })?;
+            }
         }
         self.add_spare(file, &mut held)?;
         Ok(held.sorted())
