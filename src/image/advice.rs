@@ -25,8 +25,12 @@ impl ImageError {
                 "Extended L2 Entries"
             }
             Self::BadEntry { table: "L1" | "snapshot's L1", .. } => "L1 table entry",
-            Self::BadEntry { table: "L2", .. } | Self::SharedCluster { .. } => "L2 table entry",
-            Self::BadEntry { table: "refcount table", .. } => "Host cluster management",
+            Self::BadEntry { table: "L2", .. } | Self::SharedCluster { .. } | Self::SaidAlone { .. } => {
+                "L2 table entry"
+            }
+            Self::BadEntry { table: "refcount table", .. } | Self::RefcountTooLow { .. } => {
+                "Host cluster management"
+            }
             Self::BadEntry { table: "snapshot table", .. } => "Snapshots",
             Self::BadEntry { table: "bitmaps extension", .. } => "Bitmaps extension",
             Self::BadEntry { table: "bitmap directory", .. } => "Bitmap directory",
@@ -83,6 +87,11 @@ impl ImageError {
             | Self::SharedCluster { .. } => {
                 "the image is damaged, or made to do harm: fetch it again and compare its digest".into()
             }
+            Self::RefcountTooLow { .. } | Self::SaidAlone { .. } => {
+                "reading is not concerned, but whoever writes to the image may overwrite what others use: repair a \
+                 copy of it with `qemu-img check -r all`"
+                    .into()
+            }
             Self::PackedUnsaid { ending, .. } => format!(
                 "let the file's name end in .{ending} and leave --image-format out; if the disk is really meant to \
                  hold these bytes as they are, say --image-format raw --allow-nested-format"
@@ -98,7 +107,7 @@ impl ImageError {
             Self::BadCompression { .. } | Self::BadStream { .. } => {
                 "the image is damaged: fetch it again and compare its digest".into()
             }
-            Self::TooMuchMetadata { .. } | Self::TooScattered { .. } => {
+            Self::TooMuchMetadata { .. } | Self::TooScattered { .. } | Self::CheckIncomplete { .. } => {
                 "convert the image to larger clusters: `qemu-img convert -O qcow2 -o cluster_size=64k`".into()
             }
             Self::BackingRefused { .. } | Self::ChainLoops { .. } | Self::ChainTooDeep { .. } => {

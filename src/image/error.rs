@@ -1,7 +1,7 @@
 //! Why an image is refused or cannot be read.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::range::ByteRange;
 
@@ -197,6 +197,50 @@ pub enum ImageError {
         /// Which bytes of the disk that one is about.
         other_guest: ByteRange,
     },
+    /// More use a cluster than its reference count says.
+    #[error(
+        "the image uses this cluster {}, and its reference count is {count}{}",
+        times(*uses), both_pointed_to(*entry, *other_entry)
+    )]
+    RefcountTooLow {
+        /// The file.
+        path: PathBuf,
+        /// Where the cluster is.
+        range: ByteRange,
+        /// How often it is used.
+        uses: u32,
+        /// What is counted.
+        count: u64,
+        /// Where one of the entries is that point there, if any does; one of the disk's before one of a snapshot's.
+        entry: Option<ByteRange>,
+        /// Where another one is.
+        other_entry: Option<ByteRange>,
+    },
+    /// An entry of the disk says that it alone uses a cluster, and others use it, too.
+    #[error(
+        "the entry at {} says that it alone uses this cluster, and the image uses it {uses} times{}",
+        entry.start(), pointed_to(*other_entry)
+    )]
+    SaidAlone {
+        /// The file.
+        path: PathBuf,
+        /// Where the cluster is.
+        range: ByteRange,
+        /// How often it is used.
+        uses: u32,
+        /// Where the entry is that says so.
+        entry: ByteRange,
+        /// Where another one is that points there, if one does.
+        other_entry: Option<ByteRange>,
+    },
+    /// Not all was looked at that no rebuild needs.
+    #[error(
+        "what snapshots and bitmaps have, and reference counts, were not looked at to the end: too much lies too far apart in the file"
+    )]
+    CheckIncomplete {
+        /// The file.
+        path: PathBuf,
+    },
     /// What belongs to the disk lies too far apart in a file that is too long.
     #[error("the file is too long, and what belongs to the disk lies too far apart in it")]
     TooScattered {
@@ -327,9 +371,24 @@ pub enum ImageError {
     },
 }
 
+/// How often something is.
+fn times(count: u32) -> String {
+    if count == 1 { "once".into() } else { format!("{count} times") }
+}
+
 /// Who says so, behind what is wrong with a place.
 fn pointed_to(entry: Option<ByteRange>) -> String {
     entry.map(|entry| format!(" (the entry at {} points there)", entry.start())).unwrap_or_default()
+}
+
+/// The same of two.
+fn both_pointed_to(entry: Option<ByteRange>, other: Option<ByteRange>) -> String {
+    match (entry, other) {
+        (Some(entry), Some(other)) => {
+            format!(" (the entries at {} and {} point there)", entry.start(), other.start())
+        }
+        (entry, _) => pointed_to(entry),
+    }
 }
 
 /// What is wrong with a table entry.
@@ -390,41 +449,6 @@ pub enum BackingFault {
 }
 
 impl ImageError {
-    /// The file that it is about.
-    #[must_use]
-    pub fn path(&self) -> Option<&Path> {
-        let (Self::Io { path, .. }
-        | Self::Missing { path }
-        | Self::WrongKind { path, .. }
-        | Self::BeingWritten { path }
-        | Self::Changed { path }
-        | Self::NameDisagrees { path, .. }
-        | Self::NestedFormat { path, .. }
-        | Self::NestedDisk { path, .. }
-        | Self::NotQcow2 { path, .. }
-        | Self::NoHeader { path, .. }
-        | Self::Unsupported { path, .. }
-        | Self::MarkedCorrupt { path, .. }
-        | Self::BadHeader { path, .. }
-        | Self::BeyondEnd { path, .. }
-        | Self::BadEntry { path, .. }
-        | Self::Overlap { path, .. }
-        | Self::SharedCluster { path, .. }
-        | Self::TooScattered { path }
-        | Self::TooMuchMetadata { path, .. }
-        | Self::BackingRefused { path, .. }
-        | Self::ChainLoops { path, .. }
-        | Self::ChainTooDeep { path, .. }
-        | Self::BadCompression { path, .. }
-        | Self::PackedUnsaid { path, .. }
-        | Self::PackedFormat { path, .. }
-        | Self::StreamOnDevice { path, .. }
-        | Self::BadStream { path, .. }
-        | Self::StreamNeeds { path, .. }
-        | Self::StreamTooLong { path, .. }) = self;
-        Some(path)
-    }
-
     /// Whether it tells of a packed image something that only decoding it shows.
     pub(crate) fn is_of_stream(&self) -> bool {
         matches!(
@@ -434,53 +458,6 @@ impl ImageError {
                 | Self::StreamTooLong { .. }
                 | Self::PackedFormat { .. }
         )
-    }
-
-    /// The bytes of that file that it is about.
-    #[must_use]
-    pub fn range(&self) -> Option<ByteRange> {
-        match self {
-            Self::Io { range, .. } => *range,
-            Self::NameDisagrees { range, .. }
-            | Self::NestedFormat { range, .. }
-            | Self::NestedDisk { range, .. }
-            | Self::NotQcow2 { range, .. }
-            | Self::NoHeader { range, .. }
-            | Self::PackedUnsaid { range, .. }
-            | Self::Unsupported { range, .. }
-            | Self::MarkedCorrupt { range, .. }
-            | Self::BackingRefused { range, .. }
-            | Self::ChainLoops { range, .. }
-            | Self::ChainTooDeep { range, .. }
-            | Self::BadHeader { range, .. }
-            | Self::BeyondEnd { range, .. }
-            | Self::BadEntry { range, .. }
-            | Self::Overlap { range, .. }
-            | Self::SharedCluster { range, .. }
-            | Self::BadCompression { range, .. }
-            | Self::BadStream { range, .. }
-            | Self::StreamNeeds { range, .. } => Some(*range),
-            _ => None,
-        }
-    }
-
-    /// Where in that file the table entry is that says so, where one does.
-    #[must_use]
-    pub fn entry(&self) -> Option<ByteRange> {
-        match self {
-            Self::BeyondEnd { entry, .. } | Self::Overlap { entry, .. } => *entry,
-            Self::BadEntry { range, .. } => Some(*range),
-            Self::SharedCluster { entry, .. } => Some(*entry),
-            _ => None,
-        }
-    }
-
-    /// The bytes of the file's disk that it is about, where it says them.
-    pub(crate) fn guest(&self) -> Option<ByteRange> {
-        match self {
-            Self::NestedDisk { guest, .. } | Self::PackedFormat { guest, .. } => Some(*guest),
-            _ => None,
-        }
     }
 
     /// Whether the disk could not read these bytes, as of a sector that has gone bad: others may be read all the same.

@@ -17,6 +17,7 @@ mod file;
 mod follow;
 mod layer;
 mod layered;
+mod places;
 mod qcow2;
 mod run;
 mod stream;

@@ -208,6 +208,8 @@ fn entries() -> Vec<Row> {
     let mut state = small.lay();
     let table = state.grow(512);
     let cluster = state.grow(512);
+    state.count(table);
+    state.count(cluster);
     state.put64(state.l1 + 8, table | COPIED);
     state.put64(table, cluster | COPIED);
     let short = Spec::extended(vec![Cluster::Data(1), Cluster::Sub { seed: 2, data: 0x7, zero: 0 }]).lay();

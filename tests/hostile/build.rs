@@ -452,6 +452,12 @@ impl Laid {
         at
     }
 
+    /// Says of a cluster, in the first block of reference counts of 16 bits, that it is used once.
+    pub(crate) fn count(&mut self, at: u64) {
+        let cluster = self.spec.cluster();
+        self.put(2 * cluster + at / cluster * 2, &1_u16.to_be_bytes());
+    }
+
     /// The first cluster's border behind the file's end.
     pub(crate) fn end(&self) -> u64 {
         (self.bytes.len() as u64).next_multiple_of(self.spec.cluster())

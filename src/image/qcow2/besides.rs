@@ -150,12 +150,12 @@ impl Qcow2 {
     pub(super) fn walk_held(
         &self,
         file: &SourceFile,
-        mut besides: Besides,
+        besides: &mut Besides,
         sink: &mut Sink<'_>,
     ) -> Result<(), ImageError> {
         for _ in 1..PARTS_MAX {
             let Some(first) = besides.held.next else { break };
-            besides.held = self.held_from(file, &besides, first, sink)?;
+            besides.held = self.held_from(file, besides, first, sink)?;
             let mut inspector = Inspector::of(self, file);
             self.each_slot(file, |slot| {
                 let Ok(slot) = slot else { return Ok(()) };
@@ -164,6 +164,11 @@ impl Qcow2 {
                 let apart = besides.check_held(file, self.header.cluster_bits, (placed, share));
                 apart.or_else(|error| sink(Fault::told(error, Some(slot.guest))))
             })?;
+        }
+        let is_left = std::mem::take(&mut besides.held).next.is_some();
+        // What the others say is seen by whoever counts.
+        if is_left && self.header.dirty {
+            sink(Fault::told(ImageError::CheckIncomplete { path: file.path().into() }, None))?;
         }
         Ok(())
     }
@@ -236,6 +241,19 @@ impl Besides {
     /// Where snapshots' L1 tables are.
     pub(super) fn snapshot_l1(&self) -> &[ByteRange] {
         self.snapshot_l1.ranges()
+    }
+
+    /// The offsets of all refcount blocks, sorted.
+    pub(super) fn blocks(&self) -> &[u64] {
+        &self.blocks
+    }
+
+    /// The first cluster of each table that only snapshots and bitmaps need, and the first behind it.
+    pub(super) fn structures(&self, cluster_bits: u32) -> impl Iterator<Item = (u64, u64)> {
+        let areas = self.areas.iter().map(|(area, _)| *area);
+        // What else is in the cluster in which the L1 table ends begins within it.
+        let whole = areas.filter(move |area| area.start().is_multiple_of(1 << cluster_bits));
+        whole.map(move |area| (area.start() >> cluster_bits, area.end().div_ceil(1 << cluster_bits)))
     }
 
     /// Where bitmaps' tables are.

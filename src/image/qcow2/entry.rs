@@ -5,7 +5,8 @@ use super::owners::Stream;
 use crate::image::error::EntryFault;
 
 pub(crate) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
-const COPIED: u64 = 1 << 63;
+/// Nobody else uses what is pointed to.
+pub(super) const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const READS_AS_ZERO: u64 = 1;
 

@@ -15,7 +15,7 @@ use crate::range::ByteRange;
 /// How many of them are listed at once, 16 MiB; for the others the tables are walked again.
 const HELD_MAX: usize = 2 << 20;
 
-/// How often that is done. What is left then is not looked at.
+/// How often that is done.
 pub(super) const PARTS_MAX: u32 = 64;
 
 /// Who holds a cluster.
@@ -145,7 +145,7 @@ impl Qcow2 {
         Ok(held.sorted())
     }
 
-    fn check_snapshot_l2(
+    pub(super) fn check_snapshot_l2(
         &self,
         file: &SourceFile,
         besides: &Besides,
@@ -168,7 +168,7 @@ impl Qcow2 {
         Ok(offset)
     }
 
-    fn check_bitmap(
+    pub(super) fn check_bitmap(
         &self,
         file: &SourceFile,
         besides: &Besides,

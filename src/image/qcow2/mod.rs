@@ -3,6 +3,7 @@
 mod besides;
 mod bitmaps;
 mod clusters;
+mod contradictions;
 mod entry;
 mod extensions;
 mod features;
@@ -13,9 +14,12 @@ mod naming;
 mod new_header;
 mod owners;
 mod placed;
+mod recount;
+mod refcounts;
 mod slots;
 mod snapshots;
 mod tables;
+mod uses;
 mod walk;
 mod write;
 

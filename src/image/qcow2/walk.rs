@@ -2,7 +2,8 @@
 //! which cluster of the file.
 
 use super::Qcow2;
-use super::besides::Beside;
+use super::besides::{Beside, Besides};
+use super::contradictions::Told;
 use super::entry::{self, Entry, OFFSET_MASK};
 use super::owners::{Found, Owners, ROOM, Reach, Room, Stream};
 use super::placed::Placed;
@@ -64,16 +65,36 @@ impl Qcow2 {
         scope: Scope,
         sink: &mut Sink<'_>,
     ) -> Result<(), ImageError> {
-        let besides = match scope {
-            Scope::Refusals => None,
-            Scope::Everything => Some(self.read_besides(file, sink)?),
+        if scope == Scope::Refusals {
+            return self.walk_entries(room, file, (scope, None), sink);
+        }
+        let mut told = Told::default();
+        let mut noting = |fault: Fault| {
+            told.note(&fault, self.header.cluster_size());
+            sink(fault)
         };
+        let mut besides = self.read_besides(file, &mut noting)?;
+        self.walk_entries(room, file, (scope, Some(&besides)), &mut noting)?;
+        self.walk_held(file, &mut besides, &mut noting)?;
+        told.finish();
+        self.recount(file, &besides, &told, sink)
+    }
+
+    /// Checks each entry, and what more than one have; for whom it is given, also what lies on what reading needs
+    /// nothing of.
+    fn walk_entries(
+        &self,
+        room: Room,
+        file: &SourceFile,
+        (scope, besides): (Scope, Option<&Besides>),
+        sink: &mut Sink<'_>,
+    ) -> Result<(), ImageError> {
         let clusters = file.len().div_ceil(self.header.cluster_size());
         let mut found = Found::default();
         let (mut doubts, mut scattered) = (Doubts::of(self.header.cluster_size(), scope), 0);
         let mut next = Some(0);
         let mut is_first = true;
-        let mut beside = besides.as_ref().map(|besides| Beside::of(self, file, besides));
+        let mut beside = besides.map(|besides| Beside::of(self, file, besides));
         while let Some(first) = next {
             let mut owners = Owners::of(self.header.cluster_bits, first, clusters, room);
             let mut inspector = Inspector::of(self, file);
@@ -109,8 +130,7 @@ impl Qcow2 {
             next = rest.map(|rest| rest.first);
         }
         self.name_meetings(file, (&found.meetings, Weight::Refused), sink)?;
-        self.name_meetings(file, (&found.in_last_sector, Weight::Told), sink)?;
-        besides.map_or(Ok(()), |besides| self.walk_held(file, besides, sink))
+        self.name_meetings(file, (&found.in_last_sector, Weight::Told), sink)
     }
 
     /// Whether a stream needs bytes from an offset on that its entry says may be its own.

@@ -13,6 +13,7 @@ mod measured;
 mod mutation;
 mod ownership;
 mod qcow2_rs;
+mod recount;
 mod sizes;
 mod speed;
 #[path = "../../../tests/shared/stored_images.rs"]

@@ -150,6 +150,7 @@ fn the_tables_of_65535_snapshots_are_looked_at_once_where_they_lie_on_each_other
     patch(&path, 64, &L2_AT.to_be_bytes());
     check("a walk with 2 TiB of snapshots' tables", Duration::from_secs(2), || {
         let faults = super::findings::faults(&path, &folder);
-        assert_eq!(faults.len() as u64, COUNT - 1, "each but the first lies on another");
+        let overlaps = faults.iter().filter(|fault| fault.error.code() == "overlap").count();
+        assert_eq!(overlaps as u64, COUNT - 1, "each but the first lies on another");
     });
 }
