@@ -237,10 +237,9 @@ impl Qcow2 {
         let header = &self.header;
         let end = header.cluster_size() >> header.l2_entry_bits();
         self.each_entry(file, (window, Part { table, first: 0, end, following }), |entry| {
+            let entry = entry.map_err(|unreadable| unreadable.error)?;
             // What is wrong with it is told where it is needed.
-            if let Ok(entry) = entry
-                && let Some(used) = self.used_by(file, (entry.value, entry.bitmap))
-            {
+            if let Some(used) = self.used_by(file, (entry.value, entry.bitmap)) {
                 visit(entry, used);
             }
             Ok(())
