@@ -25,6 +25,7 @@ import check_limits
 import check_lying_disk
 import check_manifest
 import check_once
+import check_overlaps
 import check_qcow2_targets
 import check_real_faults
 import check_refusals
@@ -79,6 +80,7 @@ SECTIONS = {
     "real faults": check_real_faults.real_faults,
     "cut off": check_cut_off.cut_off,
     "hostile": check_hostile.hostile,
+    "overlaps": check_overlaps.overlaps,
     "kills": check_kills.kills,
     "capture": check_capture.captures_section,
     "lying disk": check_lying_disk.lying_disk,
