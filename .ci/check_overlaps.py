@@ -223,7 +223,7 @@ class Check:
         why = f"{dict(found.kinds)} of {found.total}\n    {said.text[:600]}"
         wanted = said.all
         if damage.unfollowed:
-            wanted = {at >> bits for at, sure in damage.unfollowed.values() if sure or at >> bits in said.all}
+            wanted = {at >> bits for at, sure in damage.unfollowed.values() if sure or at >> bits in said.overlapping}
         if found.is_cut:
             self.see(kind, {"more than are told": 1})
             self.tally.expect(found.total >= len(wanted), f"{name}: as much is told", why)

@@ -13,12 +13,13 @@ class Damage:
         self.image, self.rng, self.active = image, rng, image.active
         self.areas = image.areas()
         self.snapshot_entries = [entry for disk in image.snapshots for entry in disk.entries if entry.value & ~COPIED]
-        self.snapshot_tables = [table for disk in image.snapshots for table in disk.tables]
         self.mend()
 
     def mend(self):
         """Takes all of it back."""
         self.image.mend()
+        # The L1 entries of snapshots, and their L2 tables.
+        self.snapshot_tables = [table for disk in self.image.snapshots for table in disk.tables]
         # Entries that are not followed, by their offsets, each with the offset that is told of it, and whether it is so
         # whatever is counted there.
         self.unfollowed = {}
@@ -185,8 +186,9 @@ class Damage:
         if mine is None or other is None:
             return False
         self.image.put_number(mine.at, other.l1)
-        for at, _ in mine.tables:
-            self.unfollowed.pop(at, None)
+        for table in mine.tables:
+            self.unfollowed.pop(table[0], None)
+        self.snapshot_tables = [table for table in self.snapshot_tables if table not in mine.tables]
         self.unfollowed[mine.at] = other.l1, True
         return True
 
@@ -244,6 +246,7 @@ class Damage:
         if offset in (None, 0, entry[1]):
             return False
         self.image.put_number(entry[0], offset)
+        self.unfollowed.pop(entry[0], None)
         if name == "an L2 table":
             self.unfollowed[entry[0]] = offset, True
         return True
