@@ -292,13 +292,17 @@ mod tests {
         }
         let source = SourceFile::open(&path).unwrap();
         let qcow2 = Qcow2::open(&source, &mut Budget::new(64 << 20), &mut refuse).unwrap();
+        recounted(&source, &qcow2, bounds)
+    }
+
+    fn recounted(source: &SourceFile, qcow2: &Qcow2, bounds: Bounds) -> Vec<(&'static str, u64)> {
         let mut told = Vec::new();
         let mut sink = |fault: Fault| {
             told.push((fault.error.code(), fault.error.range().map_or(0, ByteRange::start)));
             Ok(())
         };
-        let besides = qcow2.read_besides(&source, &mut sink).unwrap();
-        qcow2.recount_in(bounds, &source, (&besides, &Told::default()), &mut sink).unwrap();
+        let besides = qcow2.read_besides(source, &mut sink).unwrap();
+        qcow2.recount_in(bounds, source, (&besides, &Told::default()), &mut sink).unwrap();
         told
     }
 
@@ -309,10 +313,21 @@ mod tests {
         let expected: Vec<_> = places.map(|place| ("refcount_too_low", place)).collect();
         assert_eq!(told(BOUNDS), expected);
         let few = UsesRoom { clusters: 64, listed: 16 };
-        assert_eq!(told(Bounds { uses: few, tables: few, ..BOUNDS }), expected);
+        let two = UsesRoom { clusters: 1, listed: 2 };
+        assert_eq!(told(Bounds { uses: few, tables: two, ..BOUNDS }), expected);
         let fewer = told(Bounds { uses: UsesRoom { clusters: 64, listed: 6 }, ..BOUNDS });
         assert_eq!(fewer.iter().filter(|(code, _)| *code == "check_incomplete").count(), 1, "{fewer:?}");
         assert!(fewer.len() > 64, "what was counted is told: {fewer:?}");
         assert!(fewer[1..].iter().all(|fault| expected.contains(fault)), "{fewer:?}");
+    }
+    #[test]
+    fn structures_that_are_too_long_are_not_counted_and_that_is_told() {
+        let folder = Folder::new();
+        let source = SourceFile::open(&folder.unpack("snapshots.qcow2", "made.qcow2")).unwrap();
+        let qcow2 = Qcow2::open(&source, &mut Budget::new(64 << 20), &mut refuse).unwrap();
+        let all = |structures| recounted(&source, &qcow2, Bounds { structures, ..BOUNDS });
+        // The snapshot table, and two L1 tables.
+        assert_eq!(all(3), []);
+        assert_eq!(all(2), [("check_incomplete", 0)]);
     }
 }

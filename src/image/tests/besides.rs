@@ -15,19 +15,19 @@ const CLUSTER: u64 = 65536;
 
 /// Where things are in an image with two snapshots or one bitmap; where there is none, 0.
 #[derive(Default)]
-struct Places {
-    l1: u64,
-    l2: u64,
+pub(super) struct Places {
+    pub(super) l1: u64,
+    pub(super) l2: u64,
     snapshots: u64,
     /// The second snapshot's tables.
     snapshot_l1: u64,
     snapshot_l2: u64,
-    directory: u64,
-    bitmap_table: u64,
-    bitmap: u64,
-    refcount_block: u64,
+    pub(super) directory: u64,
+    pub(super) bitmap_table: u64,
+    pub(super) bitmap: u64,
+    pub(super) refcount_block: u64,
     /// A cluster that is counted, and nobody's.
-    spare: u64,
+    pub(super) spare: u64,
 }
 
 fn with_snapshots(folder: &Folder) -> (PathBuf, Places) {
@@ -47,7 +47,7 @@ fn with_snapshots(folder: &Folder) -> (PathBuf, Places) {
 }
 
 /// An image with a bitmap of one cluster, and all that belongs to it counted.
-fn with_bitmap(folder: &Folder) -> (PathBuf, Places) {
+pub(super) fn with_bitmap(folder: &Folder) -> (PathBuf, Places) {
     let path = folder.unpack("v3-64k.qcow2", "made.qcow2");
     let directory = path.metadata().unwrap().len().next_multiple_of(CLUSTER);
     let (bitmap_table, bitmap) = (directory + CLUSTER, directory + 2 * CLUSTER);

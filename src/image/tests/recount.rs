@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use super::besides::{Places, with_bitmap};
 use super::findings::{faults, l2, overused};
 use super::*;
 
@@ -99,6 +100,8 @@ fn what_snapshots_share_with_each_other_and_with_the_disk_must_be_counted() {
     let (data, entries) = (made.data, [made.snapshot_l2 + 8, made.snapshot_l2 + 9 * 8]);
     let words = [format!("(the entries at {} and {} point there)", entries[0], entries[1])];
     made.put(entries[1], data).check(&[("refcount_too_low", data, None)], &words);
+    // Who may write to a cluster is said by the disk's entries alone.
+    made.put(entries[0], COPIED | data).put(entries[1], COPIED | data).count(data, 2).check(&[], &[]);
     // A snapshot's entry on data of the disk.
     let made = Made::new();
     let (active, entry) = (made.active, made.snapshot_l2 + 9 * 8);
@@ -181,6 +184,43 @@ fn a_cluster_that_is_used_and_free_by_its_count_is_told_whatever_it_is() {
         made.count(offset, 0).check(&[("refcount_too_low", offset, guest)], &[words]);
         made.count(offset, 1).check(&[], &[]);
     }
+}
+
+#[test]
+fn bitmaps_and_what_is_kept_behind_the_disks_end_are_counted() {
+    let folder = Folder::new();
+    let (path, places) = with_bitmap(&folder);
+    let Places { l1, directory, bitmap_table, bitmap, refcount_block, spare, .. } = places;
+    let count = |offset: u64, count: u16| {
+        patch(&path, refcount_block + offset / CLUSTER * 2, &count.to_be_bytes());
+    };
+    #[track_caller]
+    fn check(path: &Path, folder: &Folder, expected: &[(u64, Option<u64>)]) {
+        let faults = faults(path, folder);
+        let start = |range: Option<ByteRange>| range.map(ByteRange::start);
+        let told: Vec<_> = faults
+            .iter()
+            .map(|fault| (start(fault.error.range()).unwrap(), start(fault.error.entry())))
+            .collect();
+        assert_eq!(told, expected, "{faults:?}");
+        assert!(faults.iter().all(|fault| fault.error.code() == "refcount_too_low"), "{faults:?}");
+    }
+    for offset in [directory, bitmap_table, bitmap] {
+        count(offset, 0);
+        check(&path, &folder, &[(offset, None)]);
+        count(offset, 1);
+    }
+    // An L2 table for what is behind the disk's end, and its one cluster.
+    let cluster = spare + CLUSTER;
+    patch(&path, cluster + CLUSTER - 1, &[0]);
+    patch(&path, 32, &2u64.to_be_bytes());
+    patch(&path, l1 + 8, &(COPIED | spare).to_be_bytes());
+    patch(&path, spare + 24, &(COPIED | cluster).to_be_bytes());
+    count(cluster, 1);
+    check(&path, &folder, &[]);
+    count(spare, 0);
+    count(cluster, 0);
+    check(&path, &folder, &[(spare, Some(l1 + 8)), (cluster, Some(spare + 24))]);
 }
 
 #[test]
