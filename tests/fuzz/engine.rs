@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use reimage::{
-    CancelToken, Credential, Error, ErrorKind, ImageOptions, Preflight, Promise, Request, Target, TargetState,
+    CancelToken, Credential, Error, ErrorKind, Finding, ImageOptions, Preflight, Promise, Request, Target,
+    TargetState,
 };
 
 use crate::memory_disk::MemoryDisk;
@@ -88,6 +89,11 @@ impl Asked {
 
     pub(crate) fn inspect(&self, preflight: Preflight) -> Result<(), Fault> {
         reimage::inspect(&self.image, &self.options(), preflight, &()).map(drop).map_err(Fault::from)
+    }
+
+    /// All that is wrong with the image.
+    pub(crate) fn check(&self) -> Result<Vec<Finding>, Fault> {
+        reimage::check(&self.image, &self.options(), &()).map(|report| report.findings).map_err(Fault::from)
     }
 
     fn rebuild(&self, disk: &MemoryDisk) -> Result<(), Fault> {

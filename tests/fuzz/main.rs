@@ -18,6 +18,7 @@ mod memory;
 mod mutate;
 mod oracle;
 mod parsers;
+mod payload;
 mod random;
 mod stored;
 mod sweep;

@@ -1,5 +1,6 @@
 //! The slow reader is right: qemu-img reads the same, of whole images and of damaged ones.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use sha2::Digest as _;
@@ -23,17 +24,16 @@ fn the_slow_reader_reads_of_every_stored_image_what_qemu_img_reads() {
 }
 
 /// What `qemu-img convert` makes of an image, if it takes it.
-fn qemu_img(case: &Case) -> Option<Vec<u8>> {
-    let output = case.folder.path().join("qemu.raw");
+pub(crate) fn qemu_img(image: &Path, output: &Path) -> Option<Vec<u8>> {
     let status = Command::new("timeout")
         .args(["20", "qemu-img", "convert", "-f", "qcow2", "-O", "raw"])
-        .args([&case.image(), &output])
+        .args([image, output])
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .status()
         .unwrap();
     assert_ne!(status.code(), Some(127), "qemu-img is not installed");
-    status.success().then(|| std::fs::read(&output).unwrap())
+    status.success().then(|| std::fs::read(output).unwrap())
 }
 
 /// Where both read an image, they read the same. qemu-img may refuse what the slow reader takes (bitmaps that are
@@ -51,7 +51,10 @@ fn of_a_damaged_image_the_slow_reader_reads_what_qemu_img_reads() {
         if verdict.as_ref().is_ok_and(|disk| disk.bytes.is_none()) {
             continue;
         }
-        match (verdict.ok().and_then(|disk| disk.bytes), qemu_img(&case)) {
+        match (
+            verdict.ok().and_then(|disk| disk.bytes),
+            qemu_img(&case.image(), &case.folder.path().join("qemu.raw")),
+        ) {
             (Some(bytes), Some(found)) => {
                 let len = bytes.len().min(found.len());
                 if bytes[..len] != found[..len] || bytes.len().abs_diff(found.len()) >= 512 {
