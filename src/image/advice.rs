@@ -92,6 +92,7 @@ impl ImageError {
                  copy of it with `qemu-img check -r all`"
                     .into()
             }
+            Self::CheckIncomplete { .. } => "no rebuild needs that; `qemu-img check` may look at the rest".into(),
             Self::PackedUnsaid { ending, .. } => format!(
                 "let the file's name end in .{ending} and leave --image-format out; if the disk is really meant to \
                  hold these bytes as they are, say --image-format raw --allow-nested-format"
@@ -107,7 +108,7 @@ impl ImageError {
             Self::BadCompression { .. } | Self::BadStream { .. } => {
                 "the image is damaged: fetch it again and compare its digest".into()
             }
-            Self::TooMuchMetadata { .. } | Self::TooScattered { .. } | Self::CheckIncomplete { .. } => {
+            Self::TooMuchMetadata { .. } | Self::TooScattered { .. } => {
                 "convert the image to larger clusters: `qemu-img convert -O qcow2 -o cluster_size=64k`".into()
             }
             Self::BackingRefused { .. } | Self::ChainLoops { .. } | Self::ChainTooDeep { .. } => {

@@ -48,6 +48,7 @@ impl EntryFault {
             Self::ReservedBits => "reserved_bits",
             Self::Misaligned => "misaligned",
             Self::SharedTable { .. } => "shared_table",
+            Self::TooLong => "too_long",
             Self::DataAndZero => "data_and_zero",
             Self::DataWithoutCluster => "data_without_cluster",
         }

@@ -208,7 +208,7 @@ pub enum ImageError {
         /// Where the cluster is.
         range: ByteRange,
         /// How often it is used.
-        uses: u32,
+        uses: u64,
         /// What is counted.
         count: u64,
         /// Where one of the entries is that point there, if any does; one of the disk's before one of a snapshot's.
@@ -227,7 +227,7 @@ pub enum ImageError {
         /// Where the cluster is.
         range: ByteRange,
         /// How often it is used.
-        uses: u32,
+        uses: u64,
         /// Where the entry is that says so.
         entry: ByteRange,
         /// Where another one is that points there, if one does.
@@ -235,7 +235,8 @@ pub enum ImageError {
     },
     /// Not all was looked at that no rebuild needs.
     #[error(
-        "what snapshots and bitmaps have, and reference counts, were not looked at to the end: too much lies too far apart in the file"
+        "what snapshots and bitmaps have, and reference counts, were not looked at to the end: for so small a file that is \
+         too much, or lies too far apart"
     )]
     CheckIncomplete {
         /// The file.
@@ -372,7 +373,7 @@ pub enum ImageError {
 }
 
 /// How often something is.
-fn times(count: u32) -> String {
+fn times(count: u64) -> String {
     if count == 1 { "once".into() } else { format!("{count} times") }
 }
 
@@ -407,6 +408,9 @@ pub enum EntryFault {
         /// Where in the file the other entry begins.
         other: u64,
     },
+    /// It gives a table that is longer than any may be.
+    #[error("gives a table of more than 32 MiB")]
+    TooLong,
     /// A subcluster is said to be both data and zero.
     #[error("says of a subcluster that it is data and zero")]
     DataAndZero,

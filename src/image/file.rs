@@ -67,6 +67,8 @@ pub(super) struct SourceFile {
     stamp: Stamp,
     /// Where each known stretch begins, with its end; `None` when the file has no holes.
     stretches: Option<Mutex<BTreeMap<u64, (u64, Stretch)>>>,
+    /// How many bytes are no holes.
+    stored: u64,
     reads: UncachedReads,
 }
 
@@ -123,7 +125,8 @@ impl SourceFile {
         };
         let nanoseconds =
             |(seconds, more): (i64, i64)| seconds.saturating_mul(1_000_000_000).saturating_add(more);
-        let may_have_holes = !is_device && metadata.blocks().saturating_mul(512) < len;
+        let stored = metadata.blocks().saturating_mul(512);
+        let may_have_holes = !is_device && stored < len;
         Ok(Self {
             identity: FileIdentity {
                 path: path.into(),
@@ -137,6 +140,7 @@ impl SourceFile {
             },
             stamp,
             stretches: may_have_holes.then(Mutex::default),
+            stored: if may_have_holes { stored } else { len },
             reads,
             file,
         })
@@ -148,6 +152,11 @@ impl SourceFile {
 
     pub(super) fn len(&self) -> u64 {
         self.stamp.len
+    }
+
+    /// How many of its bytes are no holes.
+    pub(super) fn stored_len(&self) -> u64 {
+        self.stored
     }
 
     pub(super) fn identity(&self) -> &FileIdentity {

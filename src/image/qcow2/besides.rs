@@ -4,7 +4,7 @@
 
 use super::Qcow2;
 use super::entry::OFFSET_MASK;
-use super::held::{Held, PARTS_MAX, Share, bad_entry};
+use super::held::{HELD_ROOM, Held, HeldRoom, Share, bad_entry};
 use super::placed::Placed;
 use super::slots::Slot;
 use super::snapshots::Table;
@@ -16,8 +16,8 @@ use crate::image::file::SourceFile;
 use crate::range::{ByteRange, RangeSet};
 
 /// Where the structures lie that reading needs nothing of.
-#[derive(Default)]
 pub(super) struct Besides {
+    room: HeldRoom,
     /// The offsets of all refcount blocks, sorted.
     blocks: Vec<u64>,
     /// What is longer, in whole clusters, sorted and apart.
@@ -32,7 +32,17 @@ impl Qcow2 {
     ///
     /// What lies on something else is not followed: it may say anything.
     pub(super) fn read_besides(&self, file: &SourceFile, sink: &mut Sink<'_>) -> Result<Besides, ImageError> {
-        let mut besides = Besides::default();
+        self.read_besides_in(HELD_ROOM, file, sink)
+    }
+
+    /// The same in so much memory.
+    fn read_besides_in(
+        &self,
+        room: HeldRoom,
+        file: &SourceFile,
+        sink: &mut Sink<'_>,
+    ) -> Result<Besides, ImageError> {
+        let mut besides = Besides::of(room);
         let l1_end = self.header.l1_table.end();
         let l1_rest = ByteRange::between(l1_end, l1_end.next_multiple_of(self.header.cluster_size()));
         let mut areas = vec![Placed::alone("the cluster in which the L1 table ends", l1_rest)];
@@ -118,7 +128,9 @@ impl Qcow2 {
             let error = bad_entry(file, "refcount table", (ByteRange::new(at, 8), value), why);
             sink(Fault::told(error, None))?;
         }
-        Ok(sound.into_iter().map(|(block, _)| block).collect())
+        let mut blocks: Vec<u64> = sound.into_iter().map(|(block, _)| block).collect();
+        blocks.shrink_to_fit();
+        Ok(blocks)
     }
 
     /// Checks an entry of the refcount table.
@@ -153,7 +165,7 @@ impl Qcow2 {
         besides: &mut Besides,
         sink: &mut Sink<'_>,
     ) -> Result<(), ImageError> {
-        for _ in 1..PARTS_MAX {
+        for _ in 1..besides.room.parts {
             let Some(first) = besides.held.next else { break };
             besides.held = self.held_from(file, besides, first, sink)?;
             let mut inspector = Inspector::of(self, file);
@@ -238,6 +250,24 @@ impl<'a> Beside<'a> {
 }
 
 impl Besides {
+    /// Nothing yet.
+    fn of(room: HeldRoom) -> Self {
+        let (blocks, areas, held) = (Vec::new(), Vec::new(), Held::default());
+        Self {
+            room,
+            blocks,
+            areas,
+            snapshot_l1: RangeSet::default(),
+            bitmap_tables: RangeSet::default(),
+            held,
+        }
+    }
+
+    /// How many clusters that are held may be looked for.
+    pub(super) fn room(&self) -> HeldRoom {
+        self.room
+    }
+
     /// Where snapshots' L1 tables are.
     pub(super) fn snapshot_l1(&self) -> &[ByteRange] {
         self.snapshot_l1.ranges()
@@ -340,4 +370,46 @@ fn apart(
         }
     }
     Ok(apart)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::image::fault::refuse;
+    use crate::image::qcow2::Budget;
+    use crate::image::tests::Folder;
+
+    #[test]
+    fn what_no_part_has_room_for_is_told_where_nobody_counts_it() {
+        for is_dirty in [0, 1] {
+            let folder = Folder::new();
+            let path = folder.unpack("v3-512.qcow2", "made.qcow2");
+            // One snapshot with an L1 table of 64 entries, each with an L2 table.
+            let (snapshots, l1): (u64, u64) = (1 << 20, (1 << 20) + 512);
+            let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(2 << 20).unwrap();
+            file.write_all_at(&[&l1.to_be_bytes()[..], &64_u32.to_be_bytes()].concat(), snapshots).unwrap();
+            for number in 0..64 {
+                file.write_all_at(&(l1 + 512 + number * 512).to_be_bytes(), l1 + number * 8).unwrap();
+            }
+            file.write_all_at(&[&1_u32.to_be_bytes()[..], &snapshots.to_be_bytes()].concat(), 60).unwrap();
+            file.write_all_at(&[is_dirty], 79).unwrap();
+            let source = SourceFile::open(&path).unwrap();
+            let qcow2 = Qcow2::open(&source, &mut Budget::new(64 << 20), &mut refuse).unwrap();
+            for (parts, is_told) in [(16, false), (2, is_dirty == 1)] {
+                let mut told = Vec::new();
+                let mut sink = |fault: Fault| {
+                    told.push(fault.error.code());
+                    Ok(())
+                };
+                let room = HeldRoom { listed: 16, parts };
+                let mut besides = qcow2.read_besides_in(room, &source, &mut sink).unwrap();
+                qcow2.walk_held(&source, &mut besides, &mut sink).unwrap();
+                let expected: &[&str] = if is_told { &["check_incomplete"] } else { &[] };
+                assert_eq!(told, expected, "{parts} parts");
+            }
+        }
+    }
 }

@@ -2,14 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::Qcow2;
-use super::besides::Besides;
 use super::owners::MEETINGS_MAX;
-use super::recount::EntryUse;
-use super::uses::{Users, UsesRoom};
+use super::recount::{Bounds, Counted, EntryUse, TableOnce, Work};
+use super::uses::{MANY_LEAST, Users};
 use crate::image::error::ImageError;
 use crate::image::fault::{Fault, Sink};
-use crate::image::file::SourceFile;
 use crate::range::{ByteRange, RangeSet};
 
 /// How many faults are remembered, so that no cluster is told of twice.
@@ -29,7 +26,8 @@ impl Told {
         else {
             return;
         };
-        if self.count < TOLD_MAX {
+        // Of what is longer not all lies on something else.
+        if self.count < TOLD_MAX && range.len() <= cluster_size {
             self.count += 1;
             let start = range.start() - range.start() % cluster_size;
             self.clusters.insert(ByteRange::between(start, range.end().next_multiple_of(cluster_size)));
@@ -54,26 +52,43 @@ struct Contradiction {
     count: u64,
 }
 
+impl Contradiction {
+    /// Whether it is one, if the cluster is used so often.
+    fn is_one(self, uses: u64) -> bool {
+        self.count < uses || uses > 1 && self.users.said_alone()
+    }
+
+    /// Whether only counting again tells how often.
+    fn is_of_many(self) -> bool {
+        self.users.count() == Users::MANY
+    }
+}
+
 /// All of one layer.
 #[derive(Default)]
 pub(super) struct Contradictions {
     kept: HashMap<u64, Contradiction>,
     /// How many more there are.
     further: u64,
+    /// Whether there may be others.
+    are_others: bool,
 }
 
 impl Contradictions {
     /// Compares what uses a cluster with its reference count.
     pub(super) fn look(&mut self, cluster: u64, users: Users, count: u64) {
-        let is_low = count < u64::from(users.count());
-        let is_sound = !is_low && (users.count() < 2 || !users.said_alone());
-        if is_sound {
+        let found = Contradiction { users, count };
+        let uses = if found.is_of_many() { MANY_LEAST } else { u64::from(users.count()) };
+        let is_one = found.is_one(uses);
+        if !is_one && !found.is_of_many() {
             return;
         }
         if self.kept.len() < MEETINGS_MAX {
-            self.kept.insert(cluster, Contradiction { users, count });
-        } else {
+            self.kept.insert(cluster, found);
+        } else if is_one {
             self.further += 1;
+        } else {
+            self.are_others = true;
         }
     }
 }
@@ -88,14 +103,14 @@ struct User {
     said_alone: bool,
 }
 
-/// The first two of each.
+/// The first two of each, and how often it is used by entries.
 #[derive(Default)]
-struct Named(HashMap<u64, [Option<User>; 2]>);
+struct Named(HashMap<u64, ([Option<User>; 2], u64)>);
 
 impl Named {
     /// The first that says that it is alone comes first.
     fn add(&mut self, cluster: u64, user: User) {
-        let users = self.0.entry(cluster).or_default();
+        let (users, _) = self.0.entry(cluster).or_default();
         if users.iter().flatten().any(|known| known.at == user.at) {
             return;
         }
@@ -108,77 +123,84 @@ impl Named {
     }
 }
 
-impl Qcow2 {
+impl Counted<'_> {
     /// Tells of each that is remembered, and with the last how many are not.
     pub(super) fn name_contradictions(
-        &self,
-        file: &SourceFile,
-        besides: &Besides,
-        (found, room): (Contradictions, UsesRoom),
+        self,
+        bounds: Bounds,
+        found: Contradictions,
         sink: &mut Sink<'_>,
     ) -> Result<(), ImageError> {
         if found.kept.is_empty() {
             return Ok(());
         }
-        let bits = self.header.cluster_bits;
         let mut named = Named::default();
-        let mut add = |cluster: u64, user: User| {
+        let result = self.name_users(bounds, &found, &mut named);
+        let mut all: Vec<_> = found.kept.iter().collect();
+        all.sort_unstable_by_key(|(cluster, _)| **cluster);
+        let mut last = None;
+        for (cluster, said) in all {
+            let (users, uses) = named.0.get(cluster).copied().unwrap_or_default();
+            let uses = if said.is_of_many() { uses } else { u64::from(said.users.count()) };
+            if said.is_one(uses) {
+                let fault = self.fault_of(*cluster, (*said, uses), users);
+                last.replace(fault).map_or(Ok(()), &mut *sink)?;
+            }
+        }
+        last.map_or(Ok(()), |fault| sink(Fault { further: found.further, ..fault }))?;
+        if found.are_others {
+            sink(Fault::told(ImageError::CheckIncomplete { path: self.file.path().into() }, None))?;
+        }
+        result
+    }
+
+    /// Finds who uses the clusters that were found.
+    fn name_users(self, bounds: Bounds, found: &Contradictions, named: &mut Named) -> Result<(), ImageError> {
+        let Self { qcow2, file, .. } = self;
+        let bits = qcow2.header.cluster_bits;
+        let mut work = Work::of(bounds, file);
+        let mut add = |cluster: u64, user: User, times: u32| {
             if found.kept.contains_key(&cluster) {
                 named.add(cluster, user);
+                named.0.entry(cluster).or_default().1 += u64::from(times);
             }
         };
-        self.each_slot(file, |slot| {
+        qcow2.each_slot(file, |slot| {
             let Ok(slot) = slot else { return Ok(()) };
-            let Some(EntryUse { clusters, said_alone }) = self.used_by(file, (slot.value, slot.bitmap))
-            else {
-                return Ok(());
-            };
-            for cluster in clusters.0..=clusters.1 {
-                add(cluster, User { at: slot.at, guest: Some(slot.guest), said_alone });
+            if let Some(EntryUse { clusters, said_alone }) = qcow2.used_by(file, (slot.value, slot.bitmap)) {
+                for cluster in clusters.0..=clusters.1 {
+                    add(cluster, User { at: slot.at, guest: Some(slot.guest), said_alone }, 0);
+                }
             }
             Ok(())
         })?;
-        self.each_table(file, besides, |table| {
-            add(table.offset >> bits, User { at: table.at, guest: None, said_alone: table.said_alone });
+        self.each_table(&mut work, |table| {
+            add(table.offset >> bits, User { at: table.at, guest: None, said_alone: table.said_alone }, 1);
         })?;
-        self.each_table_once(room, file, besides, |table, _, window, following| {
-            self.each_use(file, (window, table, following), |entry, used| {
-                for cluster in used.clusters.0..=used.clusters.1 {
-                    add(cluster, User { at: entry.at, guest: None, said_alone: false });
+        self.each_table_once_again(bounds, &mut work, |table| {
+            let TableOnce { offset, users, .. } = table;
+            let is_of_disk = qcow2.tables.has_l2_table(offset);
+            self.each_use(table, |entry, used| {
+                if let Some(EntryUse { clusters, said_alone }) = used {
+                    let user = User { at: entry.at, guest: None, said_alone: is_of_disk && said_alone };
+                    (clusters.0..=clusters.1).for_each(|cluster| add(cluster, user, users.count()));
                 }
+                Ok(())
             })
-        })?;
-        let mut all: Vec<_> = found.kept.iter().collect();
-        all.sort_unstable_by_key(|(cluster, _)| **cluster);
-        let last = all.len() - 1;
-        for (index, (cluster, said)) in all.into_iter().enumerate() {
-            let users = named.0.get(cluster).copied().unwrap_or_default();
-            let further = if index == last { found.further } else { 0 };
-            sink(Fault { further, ..self.fault_of(file, *cluster, *said, users) })?;
-        }
-        Ok(())
+        })
     }
 
-    fn fault_of(
-        &self,
-        file: &SourceFile,
-        cluster: u64,
-        said: Contradiction,
-        users: [Option<User>; 2],
-    ) -> Fault {
-        let bits = self.header.cluster_bits;
+    fn fault_of(self, cluster: u64, (said, uses): (Contradiction, u64), users: [Option<User>; 2]) -> Fault {
+        let bits = self.qcow2.header.cluster_bits;
         let [first, second] = users;
-        let (path, range) = (file.path().into(), ByteRange::new(cluster << bits, 1 << bits));
-        let (uses, entry, other) =
-            (said.users.count(), first.map(|user| user.at), second.map(|user| user.at));
+        let (path, range) = (self.file.path().into(), ByteRange::new(cluster << bits, 1 << bits));
+        let (entry, other_entry) = (first.map(|user| user.at), second.map(|user| user.at));
         let guest = first.and_then(|user| user.guest);
         let error = match entry {
-            Some(entry) if said.count >= u64::from(uses) => {
-                ImageError::SaidAlone { path, range, uses, entry, other_entry: other }
+            Some(entry) if said.count >= uses => {
+                ImageError::SaidAlone { path, range, uses, entry, other_entry }
             }
-            _ => {
-                ImageError::RefcountTooLow { path, range, uses, count: said.count, entry, other_entry: other }
-            }
+            _ => ImageError::RefcountTooLow { path, range, uses, count: said.count, entry, other_entry },
         };
         Fault::told(error, guest)
     }

@@ -7,7 +7,7 @@ use crate::image::error::EntryFault;
 pub(crate) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 /// Nobody else uses what is pointed to.
 pub(super) const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
+pub(super) const COMPRESSED: u64 = 1 << 62;
 const READS_AS_ZERO: u64 = 1;
 
 /// What an L2 entry says about its cluster.

@@ -63,7 +63,7 @@ const CLUSTER_BITS_MOST: u32 = 21;
 const NOWHERE: ByteRange = ByteRange::EMPTY;
 
 /// Bounds that qemu sets too.
-const L1_BYTES_MAX: u64 = 32 << 20;
+pub(super) const L1_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u64 = 65536;
 /// The fixed part of a snapshot table's entry.

@@ -12,11 +12,17 @@ use crate::image::fault::{Fault, Sink};
 use crate::image::file::SourceFile;
 use crate::range::ByteRange;
 
-/// How many of them are listed at once, 16 MiB; for the others the tables are walked again.
-const HELD_MAX: usize = 2 << 20;
+/// How many clusters that are held may be looked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeldRoom {
+    /// How many are listed at once; for the others the tables are walked again.
+    pub(super) listed: usize,
+    /// How often that is done.
+    pub(super) parts: u32,
+}
 
-/// How often that is done.
-pub(super) const PARTS_MAX: u32 = 64;
+/// A list of 16 MiB.
+pub(super) const HELD_ROOM: HeldRoom = HeldRoom { listed: 2 << 20, parts: 64 };
 
 /// Who holds a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +54,8 @@ impl Holder {
 /// Those of a stretch of the file.
 #[derive(Debug, Default)]
 pub(super) struct Held {
+    /// How many may be listed.
+    most: usize,
     /// Eight times a cluster's number and which of the holders it is; sorted.
     list: Vec<u64>,
     first: u64,
@@ -57,11 +65,11 @@ pub(super) struct Held {
 }
 
 impl Held {
-    fn from(first: u64) -> Self {
-        Self { list: Vec::new(), first, end: u64::MAX, next: None }
+    fn from(first: u64, most: usize) -> Self {
+        Self { most, list: Vec::new(), first, end: u64::MAX, next: None }
     }
 
-    fn add(&mut self, cluster: u64, holder: Holder, most: usize) {
+    fn add(&mut self, cluster: u64, holder: Holder) {
         if cluster < self.first {
             return;
         }
@@ -70,10 +78,10 @@ impl Held {
             return;
         }
         self.list.push(cluster << 3 | holder as u64);
-        if self.list.len() >= most {
+        if self.list.len() >= self.most {
             self.list.sort_unstable();
             self.list.dedup();
-            if let Some(middle) = self.list.get(most / 2) {
+            if let Some(middle) = self.list.get(self.most / 2) {
                 // A cluster has at most five holders.
                 self.end = (middle >> 3).max(self.first + 1);
                 let len = self.list.partition_point(|held| held >> 3 < self.end);
@@ -121,7 +129,7 @@ impl Qcow2 {
         first: u64,
         sink: &mut Sink<'_>,
     ) -> Result<Held, ImageError> {
-        let mut held = Held::from(first);
+        let mut held = Held::from(first, besides.room().listed);
         let bits = self.header.cluster_bits;
         let mut tell = |error: ImageError| if first == 0 { sink(Fault::told(error, None)) } else { Ok(()) };
         type Check = fn(&Qcow2, &SourceFile, &Besides, u64, ByteRange) -> Result<u64, ImageError>;
@@ -134,17 +142,24 @@ impl Qcow2 {
                 each_number(file, *range, |value, at| {
                     match check(self, file, besides, value, ByteRange::new(at, 8)) {
                         Ok(0) => {}
-                        Ok(offset) => held.add(offset >> bits, holder, HELD_MAX),
+                        Ok(offset) => held.add(offset >> bits, holder),
                         Err(error) => tell(error)?,
                     }
                     Ok(())
                 })?;
             }
         }
+        each_number(file, self.spare_l1(), |value, at| {
+            match self.check_spare_l2(file, besides, value, ByteRange::new(at, 8)) {
+                Ok(_) => Ok(()),
+                Err(error) => tell(error),
+            }
+        })?;
         self.add_spare(file, &mut held)?;
         Ok(held.sorted())
     }
 
+    /// Checks an entry of a snapshot's L1 table.
     pub(super) fn check_snapshot_l2(
         &self,
         file: &SourceFile,
@@ -152,13 +167,34 @@ impl Qcow2 {
         value: u64,
         at: ByteRange,
     ) -> Result<u64, ImageError> {
-        let bad = |why| bad_entry(file, "snapshot's L1", (at, value), why);
+        self.check_other_l2(file, besides, (value, at), ("snapshot's L1", Holder::Snapshot))
+    }
+
+    /// Checks an L1 entry for what is behind the disk's end.
+    pub(super) fn check_spare_l2(
+        &self,
+        file: &SourceFile,
+        besides: &Besides,
+        value: u64,
+        at: ByteRange,
+    ) -> Result<u64, ImageError> {
+        self.check_other_l2(file, besides, (value, at), ("L1", Holder::SpareTable))
+    }
+
+    fn check_other_l2(
+        &self,
+        file: &SourceFile,
+        besides: &Besides,
+        (value, at): (u64, ByteRange),
+        (l1, holder): (&'static str, Holder),
+    ) -> Result<u64, ImageError> {
+        let bad = |why| bad_entry(file, l1, (at, value), why);
         let offset = l2_table_offset(value, self.header.cluster_bits).map_err(bad)?;
         if offset == 0 {
             return Ok(0);
         }
         let table = ByteRange::new(offset, self.header.cluster_size());
-        let placed = Placed::by(at, Holder::Snapshot.what(), table);
+        let placed = Placed::by(at, holder.what(), table);
         if table.end() > file.len() {
             return Err(placed.beyond_end(file));
         }
@@ -168,6 +204,7 @@ impl Qcow2 {
         Ok(offset)
     }
 
+    /// Checks an entry of a bitmap's table.
     pub(super) fn check_bitmap(
         &self,
         file: &SourceFile,
@@ -218,7 +255,7 @@ impl Qcow2 {
                     _ => (entry.value & OFFSET_MASK, Holder::SpareCluster),
                 };
                 if offset != 0 && offset < file.len() {
-                    held.add(offset >> bits, holder, HELD_MAX);
+                    held.add(offset >> bits, holder);
                 }
                 Ok(())
             })
@@ -230,22 +267,24 @@ impl Qcow2 {
         tables.sort_unstable();
         tables.dedup();
         for table in tables {
-            held.add(table >> bits, Holder::SpareTable, HELD_MAX);
+            held.add(table >> bits, Holder::SpareTable);
             add_part(Part { table, first: 0, end: entries, following: &[] }, held)?;
         }
         Ok(())
     }
 
+    /// The L1 entries that the disk does not need.
+    fn spare_l1(&self) -> ByteRange {
+        let l1 = self.header.l1_table;
+        let needed = l1.start() + self.header.l1_entries_needed() * 8;
+        ByteRange::between(needed.min(l1.end()), l1.end())
+    }
+
     /// The L2 tables of L1 entries that the disk does not need, and that no entry has which it needs.
     fn spare_tables(&self, file: &SourceFile) -> Result<Vec<u64>, ImageError> {
         let header = &self.header;
-        let l1 = header.l1_table;
-        let needed = l1.start() + header.l1_entries_needed() * 8;
         let mut tables = Vec::new();
-        if needed >= l1.end() {
-            return Ok(tables);
-        }
-        each_number(file, ByteRange::between(needed, l1.end()), |value, _| {
+        each_number(file, self.spare_l1(), |value, _| {
             if let Ok(table) = l2_table_offset(value, header.cluster_bits)
                 && table != 0
                 && table.saturating_add(header.cluster_size()) <= file.len()

@@ -4,8 +4,11 @@ use super::Qcow2;
 use super::map::be64;
 use super::tables::{Found, Window};
 use crate::image::error::ImageError;
-use crate::image::file::SourceFile;
+use crate::image::file::{SourceFile, Stretch};
 use crate::range::ByteRange;
+
+/// How much of a block is read at once: where clusters lie apart, so do their counts.
+const PIECE_LEN: u64 = 4096;
 
 /// Reads them one after the other; those asked for in the order of the file are read once.
 pub(super) struct Refcounts<'a> {
@@ -14,9 +17,43 @@ pub(super) struct Refcounts<'a> {
     /// The offsets of the blocks that are where they may be, sorted.
     blocks: &'a [u64],
     table: Window,
-    block: Window,
+    piece: Piece,
     /// The number of a table's entry that was looked at last, and what it gives.
     last: Option<(u64, Block)>,
+}
+
+/// A few bytes of a block, or a hole of it.
+struct Piece {
+    /// What of the file it is.
+    range: ByteRange,
+    /// None of a hole.
+    bytes: Vec<u8>,
+}
+
+impl Piece {
+    fn none() -> Self {
+        Self { range: ByteRange::EMPTY, bytes: Vec::new() }
+    }
+
+    /// The bytes of a block from an offset on, as far as they are at hand; none if that is in a hole.
+    fn bytes_at(&mut self, file: &SourceFile, block: ByteRange, at: u64) -> Result<&[u8], ImageError> {
+        if !self.range.contains(at) {
+            self.range = ByteRange::EMPTY;
+            self.bytes.clear();
+            let (stretch, part) = file.sectors_at(ByteRange::between(at, block.end()));
+            if stretch == Stretch::Hole {
+                self.range = part;
+            } else {
+                let start = (at - at % PIECE_LEN).max(block.start());
+                let piece = ByteRange::between(start, (at - at % PIECE_LEN + PIECE_LEN).min(block.end()));
+                self.bytes.resize(usize::try_from(piece.len()).expect("a piece is short"), 0);
+                file.read_exact_at(&mut self.bytes, piece.start())?;
+                self.range = piece;
+            }
+        }
+        let skip = usize::try_from(at - self.range.start()).unwrap_or(usize::MAX);
+        Ok(self.bytes.get(skip..).unwrap_or_default())
+    }
 }
 
 /// What an entry of the refcount table gives.
@@ -24,7 +61,7 @@ pub(super) struct Refcounts<'a> {
 enum Block {
     /// Nothing: all its clusters are free.
     Free,
-    /// A block that is not where it may be: it may say anything.
+    /// A block that is not where it may be, or that serves twice: it may say anything.
     Unknown,
     /// One that is there, as far as the file goes.
     Stored(ByteRange),
@@ -32,10 +69,10 @@ enum Block {
 
 impl<'a> Refcounts<'a> {
     pub(super) fn of(qcow2: &'a Qcow2, file: &'a SourceFile, blocks: &'a [u64]) -> Self {
-        Self { qcow2, file, blocks, table: Window::default(), block: Window::default(), last: None }
+        Self { qcow2, file, blocks, table: Window::default(), piece: Piece::none(), last: None }
     }
 
-    /// What is counted for a cluster; `None` if the block that should say it is not where it may be.
+    /// What is counted for a cluster; `None` if that cannot be known.
     pub(super) fn of_cluster(&mut self, cluster: u64) -> Result<Option<u64>, ImageError> {
         let header = &self.qcow2.header;
         let bits = u64::from(header.refcount_bits);
@@ -60,15 +97,12 @@ impl<'a> Refcounts<'a> {
         if at >= stored.end() {
             return Ok(Some(0));
         }
-        Ok(Some(match self.block.bytes_at(self.file, (stored, &[]), at)? {
-            Found::Stored(bytes) if bits < 8 => u64::from(bytes[0]) >> (bit % 8) & ((1 << bits) - 1),
-            Found::Stored(bytes) => {
-                let len = usize::try_from(bits / 8).expect("at most 8");
-                let bytes = bytes.get(..len).unwrap_or_default();
-                bytes.iter().fold(0, |count, byte| count << 8 | u64::from(*byte))
-            }
-            Found::Hole { .. } => 0,
-        }))
+        let bytes = self.piece.bytes_at(self.file, stored, at)?;
+        let len = usize::try_from(bits.div_ceil(8)).expect("at most 8");
+        // In a hole, or where the file ends, there are none.
+        let Some(bytes) = bytes.get(..len) else { return Ok(Some(0)) };
+        let count = bytes.iter().fold(0, |count, byte| count << 8 | u64::from(*byte));
+        Ok(Some(if bits < 8 { count >> (bit % 8) & ((1 << bits) - 1) } else { count }))
     }
 
     fn block_of(&mut self, index: u64) -> Result<Block, ImageError> {
@@ -81,14 +115,16 @@ impl<'a> Refcounts<'a> {
             Found::Stored(bytes) => be64(bytes),
             Found::Hole { .. } => 0,
         };
-        Ok(match self.blocks.binary_search(&offset) {
+        let first = self.blocks.partition_point(|block| *block < offset);
+        let same = self.blocks[first..].iter().take(2).filter(|block| **block == offset).count();
+        Ok(match same {
             _ if offset == 0 => Block::Free,
-            Err(_) => Block::Unknown,
             // The last cluster of a file may be shorter.
-            Ok(_) => {
+            1 => {
                 let end = (offset + header.cluster_size()).min(self.file.len());
                 Block::Stored(ByteRange::between(offset, end))
             }
+            _ => Block::Unknown,
         })
     }
 }

@@ -1,9 +1,11 @@
 //! Where snapshots have their L1 tables. Section "Snapshots".
 
 use super::Qcow2;
+use super::header::L1_BYTES_MAX;
+use super::held::bad_entry;
 use super::map::be64;
 use super::placed::Placed;
-use crate::image::error::ImageError;
+use crate::image::error::{EntryFault, ImageError};
 use crate::image::fault::{Fault, Sink};
 use crate::image::file::SourceFile;
 use crate::range::ByteRange;
@@ -45,7 +47,11 @@ impl Qcow2 {
                 bytes[at..at + len].iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
             };
             let (offset, len) = (be64(bytes), number(8, 4) * 8);
-            if len > 0 {
+            if len > L1_BYTES_MAX {
+                let length = ByteRange::new(at + 8, 4);
+                let error = bad_entry(file, "snapshot table", (length, len / 8), EntryFault::TooLong);
+                sink(Fault::told(error, None))?;
+            } else if len > 0 {
                 let range = ByteRange::new(offset, len.min(u64::MAX - offset));
                 tables.push(Table { range, entry: ByteRange::new(at, 8) });
             }

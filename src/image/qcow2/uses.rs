@@ -6,29 +6,58 @@ use super::owners::Rest;
 /// How much is counted at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UsesRoom {
-    /// How many clusters of the file, one behind the other, if these are too many for the list.
+    /// How many clusters of the file, one behind the other, if these are too many for the list; none if a list must do.
     pub(super) clusters: u64,
     /// How many uses that lie apart are listed; behind one stretch it may be half of them.
     pub(super) listed: usize,
 }
 
 /// How often a cluster is used, and whether an entry says that nobody else uses it.
-///
-/// More than 2^31 uses count as so many.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Users(u32);
 
+/// The same in less room: 15 bits of the count, of which the highest number stands for all that are not less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Cell(u16);
+
+/// What `Users::MANY` may be, at least.
+pub(super) const MANY_LEAST: u64 = Cell::MANY as u64;
+
+impl Cell {
+    const SAID_ALONE: u16 = 1 << 15;
+    const MANY: u16 = Self::SAID_ALONE - 1;
+
+    fn and(self, users: Users) -> Self {
+        Users::from(self).and(users).into()
+    }
+}
+
+impl From<Cell> for Users {
+    fn from(Cell(cell): Cell) -> Self {
+        let count = cell & Cell::MANY;
+        let count = if count == Cell::MANY { Self::MANY } else { u32::from(count) };
+        Self::new(count, cell & Cell::SAID_ALONE != 0)
+    }
+}
+
+impl From<Users> for Cell {
+    fn from(users: Users) -> Self {
+        let count = u16::try_from(users.count()).map_or(Self::MANY, |count| count.min(Self::MANY));
+        Self(count | if users.said_alone() { Self::SAID_ALONE } else { 0 })
+    }
+}
+
 impl Users {
     const SAID_ALONE: u32 = 1 << 31;
-    /// As many, or more.
-    pub(super) const MOST: u32 = Self::SAID_ALONE - 1;
+    /// So many that only `MANY_LEAST` are known.
+    pub(super) const MANY: u32 = Self::SAID_ALONE - 1;
 
     pub(super) fn new(count: u32, says_alone: bool) -> Self {
-        Self(count.min(Self::MOST) | if says_alone { Self::SAID_ALONE } else { 0 })
+        Self(count.min(Self::MANY) | if says_alone { Self::SAID_ALONE } else { 0 })
     }
 
     pub(super) fn count(self) -> u32 {
-        self.0 & Self::MOST
+        self.0 & Self::MANY
     }
 
     pub(super) fn said_alone(self) -> bool {
@@ -53,7 +82,7 @@ pub(super) struct Uses {
 
 enum Form {
     /// One for each cluster from `first` on.
-    Cells(Vec<Users>),
+    Cells(Vec<Cell>),
     /// In any order until `finish`, and any number of one cluster.
     List(Vec<(u64, Users)>),
 }
@@ -62,7 +91,11 @@ impl Uses {
     /// Of a file of so many clusters.
     pub(super) fn of(first: u64, file_clusters: u64, room: UsesRoom) -> Self {
         let len = file_clusters.saturating_sub(first);
-        let form = if len <= room.clusters { Form::Cells(cells(len)) } else { Form::List(Vec::new()) };
+        let form = if len <= room.clusters {
+            Form::Cells(cells(len))
+        } else {
+            Form::List(Vec::with_capacity(room.listed))
+        };
         Self { first, end: u64::MAX, room, form, behind: None }
     }
 
@@ -77,7 +110,7 @@ impl Uses {
             return;
         }
         if cluster >= self.end {
-            self.behind = Some(self.behind.map_or(cluster, |behind| behind.min(cluster)));
+            self.leave(cluster);
             return;
         }
         match &mut self.form {
@@ -101,17 +134,23 @@ impl Uses {
         let Some((middle, _)) = list.get(self.room.listed / 2) else { return };
         self.end = (*middle).max(self.first + self.room.clusters);
         let len = list.partition_point(|(cluster, _)| *cluster < self.end);
-        if let Some((next, _)) = list.get(len) {
-            self.behind = Some(self.behind.map_or(*next, |behind| behind.min(*next)));
-        }
+        let next = list.get(len).map(|(cluster, _)| *cluster);
         list.truncate(len);
         if self.end - self.first <= self.room.clusters {
             let mut cells = cells(self.end - self.first);
             for (cluster, users) in list {
-                cells[place(*cluster - self.first)] = *users;
+                cells[place(*cluster - self.first)] = (*users).into();
             }
             self.form = Form::Cells(cells);
         }
+        if let Some(next) = next {
+            self.leave(next);
+        }
+    }
+
+    /// Leaves a cluster to another stretch.
+    fn leave(&mut self, cluster: u64) {
+        self.behind = Some(self.behind.map_or(cluster, |behind| behind.min(cluster)));
     }
 
     /// Ends the counting; what is left for another stretch, if there is anything.
@@ -128,9 +167,8 @@ impl Uses {
             Form::Cells(cells) => (&cells[..], &[][..]),
             Form::List(list) => (&[][..], &list[..]),
         };
-        let in_cells =
-            (self.first..).zip(cells.iter().copied()).filter(|(_, users)| *users != Users::default());
-        in_cells.chain(list.iter().copied())
+        let in_cells = (self.first..).zip(cells).filter(|(_, cell)| **cell != Cell::default());
+        in_cells.map(|(cluster, cell)| (cluster, (*cell).into())).chain(list.iter().copied())
     }
 }
 
@@ -146,8 +184,8 @@ fn put_together(list: &mut Vec<(u64, Users)>) {
     });
 }
 
-fn cells(len: u64) -> Vec<Users> {
-    vec![Users::default(); place(len)]
+fn cells(len: u64) -> Vec<Cell> {
+    vec![Cell::default(); place(len)]
 }
 
 fn place(index: u64) -> usize {
@@ -233,9 +271,14 @@ mod tests {
     }
 
     #[test]
-    fn more_uses_than_can_be_counted_are_the_most() {
-        let most = Users::new(u32::MAX, true);
-        assert_eq!((most.count(), most.said_alone()), (Users::MOST, true));
-        assert_eq!(most.and(Users::new(7, false)), most);
+    fn more_uses_than_can_be_counted_are_many() {
+        let many = Users::new(u32::MAX, true);
+        assert_eq!((many.count(), many.said_alone()), (Users::MANY, true));
+        assert_eq!(many.and(Users::new(7, false)), many);
+        for (uses, expected) in [(32_766, 32_766), (32_767, Users::MANY), (1 << 20, Users::MANY)] {
+            let uses: Vec<_> = (0..uses).map(|_| (5, Users::new(1, false))).collect();
+            let room = UsesRoom { clusters: 1000, listed: 64 };
+            assert_eq!(counted(&uses, 10, room).0[&5].count(), expected);
+        }
     }
 }

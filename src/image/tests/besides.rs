@@ -217,7 +217,7 @@ fn nothing_is_told_of_snapshots_and_bitmaps_that_are_sound() {
         check("sound", &path, &folder, &[], "");
         // Wild entries behind the disk's end are nobody's.
         patch(&path, places.l2 + 20 * 8, &(COPIED | 1 << 50).to_be_bytes());
-        patch(&path, places.l2 + 21 * 8, &(COPIED | 512).to_be_bytes());
+        patch(&path, places.l2 + 21 * 8, &(COPIED | 1 << 50 | 512).to_be_bytes());
         patch(&path, places.l2 + 22 * 8, &2u64.to_be_bytes());
         check("wild", &path, &folder, &[], "");
     }

@@ -91,6 +91,14 @@ fn a_cluster_of_the_disk_that_a_snapshot_has_elsewhere_is_told_unless_it_is_coun
         &[("refcount_too_low", data, Some(7 * CLUSTER))],
         &["2 times, and its reference count is 0".into()],
     );
+    // One that says so behind the disk's end.
+    let entry = made.l2 + 1000 * 8;
+    let words =
+        [format!("the entry at {entry} says that it alone uses this cluster, and the image uses it 2 times")];
+    made.put(made.l2 + 7 * 8, 0)
+        .put(entry, COPIED | data)
+        .count(data, 2)
+        .check(&[("said_alone", data, None)], &words);
 }
 
 #[test]
@@ -133,6 +141,87 @@ fn what_snapshots_share_with_each_other_and_with_the_disk_must_be_counted() {
         &[("said_alone", made.data, Some(CLUSTER))],
         &["says that it alone uses this cluster, and the image uses it 2 times".into()],
     );
+}
+
+#[test]
+fn an_entry_that_is_wrong_uses_what_it_points_to_all_the_same() {
+    // In a snapshot's table it is told; behind the disk's end anything may stand.
+    for (of_snapshot, index) in [(true, 9), (false, 1000)] {
+        let made = Made::new();
+        let entry = if of_snapshot { made.snapshot_l2 } else { made.l2 } + index * 8;
+        for (bits, why) in [(2, "reserved_bits"), (512, "misaligned"), (1 << 61, "reserved_bits")] {
+            made.put(entry, made.active | bits);
+            let told = faults(&made.path, &made.folder);
+            let told: Vec<_> = told
+                .iter()
+                .map(|fault| (fault.error.code(), fault.error.range().unwrap().start(), fault.error.entry()))
+                .collect();
+            let mut expected = vec![];
+            if of_snapshot {
+                expected.push((why, entry, Some(ByteRange::new(entry, 8))));
+            }
+            let first = made.l2 + 8;
+            expected.push(("refcount_too_low", made.active, Some(ByteRange::new(first, 8))));
+            let next = made.active + CLUSTER;
+            if bits == 512 && next < made.path.metadata().unwrap().len() {
+                expected.push(("refcount_too_low", next, None));
+            }
+            assert_eq!(told, expected, "{bits:#x}");
+        }
+    }
+    // An L1 entry behind the disk's end.
+    let folder = Folder::new();
+    let (path, places) = with_bitmap(&folder);
+    patch(&path, 32, &2u64.to_be_bytes());
+    patch(&path, places.l1 + 8, &(COPIED | places.spare | 2).to_be_bytes());
+    let told = faults(&path, &folder);
+    let told: Vec<_> =
+        told.iter().map(|fault| (fault.error.code(), fault.error.range().unwrap().start())).collect();
+    assert_eq!(told, [("reserved_bits", places.l1 + 8)]);
+}
+
+#[test]
+fn what_is_used_by_more_than_are_counted_at_first_is_counted_again() {
+    let folder = Folder::new();
+    let path = folder.unpack("v3-512.qcow2", "made.qcow2");
+    // A snapshot whose L1 table has one L2 table 40,000 times, of which one entry has a cluster.
+    let (l1, l2, data): (u64, u64, u64) = (1 << 20, 2 << 20, 3 << 20);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(4 << 20).unwrap();
+    let used: u64 = 40_000;
+    file.write_all_at(&(0..used).flat_map(|_| l2.to_be_bytes()).collect::<Vec<u8>>(), l1).unwrap();
+    patch(&path, l2, &data.to_be_bytes());
+    let snapshots: u64 = 512 << 10;
+    patch(&path, snapshots, &[&l1.to_be_bytes()[..], &40_000_u32.to_be_bytes()].concat());
+    patch(&path, 60, &[&1_u32.to_be_bytes()[..], &snapshots.to_be_bytes()].concat());
+    // Counts of 32 bits, for 8192 clusters in 64 blocks.
+    patch(&path, 96, &5u32.to_be_bytes());
+    let (table, blocks): (u64, u64) = (600 << 10, 640 << 10);
+    patch(&path, 48, &[&table.to_be_bytes()[..], &1_u32.to_be_bytes()].concat());
+    let ones: Vec<u8> = (0..8192).flat_map(|_| 1_u32.to_be_bytes()).collect();
+    file.write_all_at(&ones, blocks).unwrap();
+    let places: Vec<u8> = (0..64).flat_map(|number| (blocks + number * 512).to_be_bytes()).collect();
+    file.write_all_at(&places, table).unwrap();
+    let count = |offset: u64, count: u64| {
+        let count = u32::try_from(count).unwrap();
+        patch(&path, blocks + offset / 512 * 4, &count.to_be_bytes());
+    };
+    let told = || -> Vec<_> { faults(&path, &folder).iter().map(|fault| fault.error.to_string()).collect() };
+    let all = |counts: [u64; 2]| {
+        count(l2, counts[0]);
+        count(data, counts[1]);
+        told()
+    };
+    assert_eq!(all([used, used]), [] as [&str; 0]);
+    assert_eq!(all([used + 7, used + 7]), [] as [&str; 0]);
+    for (counts, least) in
+        [([used - 1, used], used - 1), ([used, used - 1], used - 1), ([used, 32_767], 32_767), ([5, used], 5)]
+    {
+        let told = all(counts);
+        assert_eq!(told.len(), 1, "{told:?}");
+        let words = format!("the image uses this cluster 40000 times, and its reference count is {least} (");
+        assert!(told[0].starts_with(&words), "{told:?}");
+    }
 }
 
 #[test]
