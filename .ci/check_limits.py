@@ -1,5 +1,6 @@
 """Memory and time do not grow with the image, but with what it holds."""
 
+import array
 import os
 import struct
 import subprocess
@@ -17,7 +18,7 @@ def limits(program, scratch, tally):
     room = os.statvfs(scratch.folder)
     if room.f_bavail * room.f_frsize < needed:
         raise host.Broken(f"{scratch.folder} needs {needed} bytes of room")
-    for part in (much_data, much_metadata, refused, nothing, little_address_space, large_clusters):
+    for part in (much_data, much_metadata, refused, counted, nothing, little_address_space, large_clusters):
         part(program, scratch, tally)
 
 
@@ -78,6 +79,68 @@ def refused(program, scratch, tally):
     memory, seconds = outcome.usage
     print(f"  a refused image with long tables: {memory / MIB:.1f} MiB, {seconds:.2f} s of CPU")
     tally.expect(memory < MOST_MEMORY, "a refused image with long tables: memory", f"{memory} bytes")
+    os.unlink(image)
+
+
+def hollow(folder, size, tables, *stored):
+    """An image of clusters of 512 bytes that is a hole but for its header and what is stored at these places.
+
+    `tables` are what the header says: the disk's size, the L1 table's entries and place, the refcount table's place and
+    clusters, how many snapshots there are and where; and the bitmaps extension.
+    """
+    size_of_disk, entries, l1, counts, blocks, snapshots, snapshot_table, bitmaps = tables
+    image = host.make(os.path.join(folder, "hollow.qcow2"), size)
+    header = struct.pack(">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, 9, size_of_disk, 0, entries, l1, counts, blocks,
+                         snapshots, snapshot_table, 0, 0, 1 if bitmaps else 0, 4, 104)
+    with open(image, "r+b") as file:
+        for place, content in ((0, header + bitmaps), *stored):
+            file.seek(place)
+            file.write(content)
+    return image
+
+
+def numbers(all_of_them):
+    found = array.array("Q", all_of_them)
+    found.byteswap()
+    return found.tobytes()
+
+
+def counted(program, scratch, tally):
+    """What snapshots and bitmaps have, and reference counts, are looked at within bounds, whatever is said of them."""
+    folder = scratch.tmpfs("hollow", "256M")
+    apart, most, table, million = 1024, 65536, 1 << 20, 1 << 20
+    # Tables of all kinds, as many as there may be: of the disk, of counts, of snapshots and of bitmaps.
+    entries, large, far = 3_100_000, (1 << 42) + (1 << 34), 1 << 44
+    snapshots = b"".join(struct.pack(">QI28x", (1 << 42) + number * apart, 1) for number in range(1, most))
+    bitmaps = b"".join(struct.pack(">QIIBBHI", (1 << 42) + (1 << 35) + number * apart, 1, 0, 1, 9, 0, 0)
+                       for number in range(most - 1))
+    extension = struct.pack(">IIIIQQ16x", 0x23852875, 24, most - 1, 0, (most - 1) * 24, 1 << 28)
+    everything = hollow(
+        folder, far + (1 << 40), (entries << 15, entries, 1 << 26, table, 16384, most, 1 << 27, extension),
+        (1 << 26, numbers(1 << 63 | (1 << 32) + number * 512 for number in range(entries))),
+        (table, numbers((1 << 40) + number * apart for number in range(million))),
+        (1 << 27, struct.pack(">QI28x", large, million) + snapshots), (1 << 28, bitmaps),
+        (large, numbers(far + number * 4096 for number in range(million))))
+    within(program, tally, "a check of tables of all kinds", everything, 20)
+    # Two million L2 tables in any order, and 120 long L1 tables far from each other.
+    step, long, count = (4 << 20) * 512 + (600 << 10) * 512, 4 << 20, 2 * million
+    snapshots = b"".join(struct.pack(">QI28x", (1 << 36) + number * step, long) for number in range(120))
+    many = hollow(
+        folder, (1 << 44) + (count << 20) + 4096, (0, 0, 0, table, 1, 121, 1024, b""),
+        (1024, struct.pack(">QI28x", 1 << 30, count) + snapshots),
+        (1 << 30, numbers((1 << 44) + (number << 20) for number in reversed(range(count)))))
+    within(program, tally, "a check of what lies apart", many, 4)
+
+
+def within(program, tally, name, image, most_seconds):
+    """The time is far from what it takes, and farther from what it would take without a bound."""
+    outcome = program.measured("inspect", image, "--check")
+    told = [finding["kind"] for finding in (outcome.doc or {}).get("findings", ())]
+    tally.expect(outcome.code == 0 and "check_incomplete" in told, name, outcome)
+    memory, seconds = outcome.usage
+    print(f"  {name}: {memory / MIB:.1f} MiB, {seconds:.2f} s of CPU")
+    tally.expect(memory < MOST_MEMORY, f"{name}: memory", f"{memory} bytes")
+    tally.expect(seconds < most_seconds, f"{name}: CPU", f"{seconds} s")
     os.unlink(image)
 
 
