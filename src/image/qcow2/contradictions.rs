@@ -177,7 +177,7 @@ impl Counted<'_> {
         self.each_table(&mut work, |table| {
             add(table.offset >> bits, User { at: table.at, guest: None, said_alone: table.said_alone }, 1);
         })?;
-        self.each_table_once_again(bounds, &mut work, |table| {
+        self.each_table_once((bounds, &mut None), &mut work, |table| {
             let TableOnce { offset, users, .. } = table;
             let is_of_disk = qcow2.tables.has_l2_table(offset);
             self.each_use(table, |entry, used| {

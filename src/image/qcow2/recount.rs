@@ -95,7 +95,7 @@ pub(super) struct EntryUse {
 }
 
 /// L2 tables of a stretch of the file, and where the next one begins.
-struct Listed {
+pub(super) struct Listed {
     tables: Uses,
     next: Option<u64>,
 }
@@ -183,13 +183,14 @@ impl Counted<'_> {
                         (used.clusters.0..=used.clusters.1).for_each(|cluster| uses.add(cluster, users));
                     }
                     // What is wrong with an entry of the disk has been told.
-                    match Entry::decode(&qcow2.header, entry.value, entry.bitmap) {
-                        Err(why) if first == 0 && !is_of_disk => {
-                            let error = bad_entry(file, "L2", (entry.at, entry.value), why);
-                            sink(Fault::told(error, None))
-                        }
-                        _ => Ok(()),
+                    if first == 0
+                        && !is_of_disk
+                        && let Err(why) = Entry::decode(&qcow2.header, entry.value, entry.bitmap)
+                    {
+                        let error = bad_entry(file, "L2", (entry.at, entry.value), why);
+                        sink(Fault::told(error, None))?;
                     }
+                    Ok(())
                 })
             })?;
             next = uses.finish().map(|rest| rest.first);
@@ -289,7 +290,7 @@ impl Counted<'_> {
     /// Gives every such table once, in order of the file.
     ///
     /// Where all have room in a list, it is known from then on.
-    fn each_table_once(
+    pub(super) fn each_table_once(
         self,
         (bounds, known): (Bounds, &mut Option<Listed>),
         work: &mut Work,
@@ -321,16 +322,6 @@ impl Counted<'_> {
             }
         }
         Ok(())
-    }
-
-    /// The same, where none are known.
-    pub(super) fn each_table_once_again(
-        self,
-        bounds: Bounds,
-        work: &mut Work,
-        visit: impl FnMut(TableOnce<'_>) -> Result<(), ImageError>,
-    ) -> Result<(), ImageError> {
-        self.each_table_once((bounds, &mut None), work, visit)
     }
 
     /// Gives each entry of a table that is not zero, and what it uses of the file.

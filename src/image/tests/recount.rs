@@ -222,6 +222,11 @@ fn what_is_used_by_more_than_are_counted_at_first_is_counted_again() {
         let words = format!("the image uses this cluster 40000 times, and its reference count is {least} (");
         assert!(told[0].starts_with(&words), "{told:?}");
     }
+    // A block that serves twice is told as that, and what it counts is not known.
+    all([used, used]);
+    patch(&path, table + 63 * 8, &(blocks + 20 * 512).to_be_bytes());
+    let told = told();
+    assert!(told.len() == 1 && told[0].contains("another entry points to"), "{told:?}");
 }
 
 #[test]
