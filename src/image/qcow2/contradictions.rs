@@ -205,3 +205,51 @@ impl Counted<'_> {
         Fault::told(error, guest)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::fault::refuse;
+    use crate::image::file::SourceFile;
+    use crate::image::qcow2::recount::BOUNDS;
+    use crate::image::qcow2::{Budget, Qcow2};
+    use crate::image::tests::Folder;
+
+    #[test]
+    fn what_has_no_room_to_be_counted_again_is_told() {
+        let folder = Folder::new();
+        let file = &SourceFile::open(&folder.unpack("v3-64k.qcow2", "made.qcow2")).unwrap();
+        let qcow2 = &Qcow2::open(file, &mut Budget::new(64 << 20), &mut refuse).unwrap();
+        let besides = &qcow2.read_besides(file, &mut refuse).unwrap();
+        let many = Users::new(Users::MANY, false);
+        for (others, count) in [(0, 1000), (1, 1001)] {
+            let mut found = Contradictions::default();
+            (0..1000).for_each(|number| found.look(1000 + number, Users::new(2, false), 1));
+            (0..others).for_each(|number| found.look(5000 + number, many, MANY_LEAST));
+            let mut told = Vec::new();
+            let mut sink = |fault: Fault| {
+                told.push(fault.error.code());
+                Ok(())
+            };
+            Counted { qcow2, file, besides }.name_contradictions(BOUNDS, found, &mut sink).unwrap();
+            assert_eq!(told.len(), count);
+            assert_eq!(told.contains(&"check_incomplete"), others == 1);
+        }
+    }
+
+    #[test]
+    fn only_what_lies_on_something_else_counts_as_told() {
+        let overlap = |len| {
+            let (path, range) = ("image".into(), ByteRange::new(3 << 16 | 512, len));
+            let error =
+                ImageError::Overlap { path, what: "a cluster", range, other: "the header", entry: None };
+            let mut told = Told::default();
+            told.note(&Fault::told(error, None), 1 << 16);
+            told.finish();
+            [2, 3, 4].map(|cluster| told.has(cluster, 16))
+        };
+        assert_eq!(overlap(1), [false, true, false]);
+        assert_eq!(overlap(1 << 16), [false, true, true]);
+        assert_eq!(overlap(2 << 16), [false; 3]);
+    }
+}

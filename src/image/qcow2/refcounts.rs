@@ -44,8 +44,8 @@ impl Piece {
             if stretch == Stretch::Hole {
                 self.range = part;
             } else {
-                let start = (at - at % PIECE_LEN).max(block.start());
-                let piece = ByteRange::between(start, (at - at % PIECE_LEN + PIECE_LEN).min(block.end()));
+                let start = at - at % PIECE_LEN;
+                let piece = ByteRange::between(start, (start + PIECE_LEN).min(block.end()));
                 self.bytes.resize(usize::try_from(piece.len()).expect("a piece is short"), 0);
                 file.read_exact_at(&mut self.bytes, piece.start())?;
                 self.range = piece;

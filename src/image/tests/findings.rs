@@ -257,6 +257,13 @@ fn faults_that_do_not_matter_to_a_reader_are_told_and_forbid_nothing() {
     check(&path, &folder, &[("overlap", l1, Some(7 * 65536))]);
     patch(&path, l2 + 8 * 7, &(COPIED | 1 << 40 | 1).to_be_bytes());
     check(&path, &folder, &[("beyond_end", 1 << 40, Some(7 * 65536))]);
+    // A snapshot's L1 table: the longest there may be, and a longer one.
+    let path = folder.unpack("snapshots.qcow2", "snapshots.qcow2");
+    let snapshots = field(&path, 64);
+    patch(&path, snapshots + 8, &(4_u32 << 20).to_be_bytes());
+    check(&path, &folder, &[("beyond_end", field(&path, snapshots), None)]);
+    patch(&path, snapshots + 8, &((4_u32 << 20) + 1).to_be_bytes());
+    check(&path, &folder, &[("too_long", snapshots + 8, None)]);
     // The snapshot table.
     let path = folder.unpack("snapshots.qcow2", "snapshots.qcow2");
     patch(&path, 64, &field(&path, 40).to_be_bytes());

@@ -150,25 +150,30 @@ fn an_entry_that_is_wrong_uses_what_it_points_to_all_the_same() {
         let made = Made::new();
         let entry = if of_snapshot { made.snapshot_l2 } else { made.l2 } + index * 8;
         for (bits, why) in [(2, "reserved_bits"), (512, "misaligned"), (1 << 61, "reserved_bits")] {
-            made.put(entry, made.active | bits);
+            made.put(entry, made.data | bits);
             let told = faults(&made.path, &made.folder);
-            let told: Vec<_> = told
-                .iter()
-                .map(|fault| (fault.error.code(), fault.error.range().unwrap().start(), fault.error.entry()))
-                .collect();
+            let told: Vec<_> =
+                told.iter().map(|fault| (fault.error.code(), fault.error.range().unwrap().start())).collect();
             let mut expected = vec![];
             if of_snapshot {
-                expected.push((why, entry, Some(ByteRange::new(entry, 8))));
+                expected.push((why, entry));
             }
-            let first = made.l2 + 8;
-            expected.push(("refcount_too_low", made.active, Some(ByteRange::new(first, 8))));
-            let next = made.active + CLUSTER;
-            if bits == 512 && next < made.path.metadata().unwrap().len() {
-                expected.push(("refcount_too_low", next, None));
+            expected.push(("refcount_too_low", made.data));
+            if bits == 512 {
+                expected.push(("refcount_too_low", made.data + CLUSTER));
             }
             assert_eq!(told, expected, "{bits:#x}");
         }
     }
+    // A stream is none with a bitmap of subclusters.
+    let folder = Folder::new();
+    let path = folder.unpack("extl2-64k.qcow2", "made.qcow2");
+    let table = l2(&path);
+    let data = field(&path, table) & OFFSET;
+    patch(&path, table + 4000 * 16, &(COMPRESSED | data).to_be_bytes());
+    assert_eq!(faults(&path, &folder).len(), 1);
+    patch(&path, table + 4000 * 16 + 8, &1u64.to_be_bytes());
+    assert_eq!(faults(&path, &folder).len(), 0);
     // An L1 entry behind the disk's end.
     let folder = Folder::new();
     let (path, places) = with_bitmap(&folder);
@@ -178,6 +183,35 @@ fn an_entry_that_is_wrong_uses_what_it_points_to_all_the_same() {
     let told: Vec<_> =
         told.iter().map(|fault| (fault.error.code(), fault.error.range().unwrap().start())).collect();
     assert_eq!(told, [("reserved_bits", places.l1 + 8)]);
+}
+
+#[test]
+fn the_entry_that_says_so_is_named_wherever_it_is() {
+    let made = Made::new();
+    // The disk's table lies behind the snapshot's, and its entry behind the disk's end.
+    let table = made.path.metadata().unwrap().len().next_multiple_of(CLUSTER);
+    let mut bytes = vec![0; 65536];
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&made.path).unwrap();
+    file.read_exact_at(&mut bytes, made.l2).unwrap();
+    file.write_all_at(&bytes, table).unwrap();
+    made.put(made.l1, COPIED | table).count(table, 1).check(&[], &[]);
+    let entry = table + 1000 * 8;
+    let words = format!(
+        "the entry at {entry} says that it alone uses this cluster, and the image uses it 2 times (the entry at {} points there)",
+        made.snapshot_l2 + 8
+    );
+    made.put(entry, COPIED | made.data)
+        .count(made.data, 2)
+        .check(&[("said_alone", made.data, None)], &[words]);
+}
+
+#[test]
+fn counts_behind_a_hole_of_their_block_are_read() {
+    let made = Made::new();
+    let (low, high) = (2100 * CLUSTER, 4101 * CLUSTER);
+    std::fs::OpenOptions::new().write(true).open(&made.path).unwrap().set_len(high + CLUSTER).unwrap();
+    made.put(made.l2 + 1000 * 8, low).put(made.l2 + 1001 * 8, high).count(high, 1);
+    made.check(&[("refcount_too_low", low, None)], &[]);
 }
 
 #[test]
@@ -224,6 +258,7 @@ fn what_is_used_by_more_than_are_counted_at_first_is_counted_again() {
     }
     // A block that serves twice is told as that, and what it counts is not known.
     all([used, used]);
+    count(20 * 128 * 512, 0);
     patch(&path, table + 63 * 8, &(blocks + 20 * 512).to_be_bytes());
     let told = told();
     assert!(told.len() == 1 && told[0].contains("another entry points to"), "{told:?}");
