@@ -25,12 +25,10 @@ impl ImageError {
                 "Extended L2 Entries"
             }
             Self::BadEntry { table: "L1" | "snapshot's L1", .. } => "L1 table entry",
-            Self::BadEntry { table: "L2", .. } | Self::SharedCluster { .. } | Self::SaidAlone { .. } => {
-                "L2 table entry"
-            }
-            Self::BadEntry { table: "refcount table", .. } | Self::RefcountTooLow { .. } => {
-                "Host cluster management"
-            }
+            Self::BadEntry { table: "L2", .. } | Self::SharedCluster { .. } => "L2 table entry",
+            Self::BadEntry { table: "refcount table", .. }
+            | Self::RefcountTooLow { .. }
+            | Self::SaidAlone { .. } => "Host cluster management",
             Self::BadEntry { table: "snapshot table", .. } => "Snapshots",
             Self::BadEntry { table: "bitmaps extension", .. } => "Bitmaps extension",
             Self::BadEntry { table: "bitmap directory", .. } => "Bitmap directory",

@@ -211,7 +211,8 @@ pub enum ImageError {
         uses: u64,
         /// What is counted.
         count: u64,
-        /// Where one of the entries is that point there, if any does; one of the disk's before one of a snapshot's.
+        /// Where one of the entries is that point there, if any does: one that says that it is
+        /// alone first, then one of the disk's.
         entry: Option<ByteRange>,
         /// Where another one is.
         other_entry: Option<ByteRange>,
@@ -235,8 +236,8 @@ pub enum ImageError {
     },
     /// Not all was looked at that no rebuild needs.
     #[error(
-        "what snapshots and bitmaps have, and reference counts, were not looked at to the end: for so small a file that is \
-         too much, or lies too far apart"
+        "what snapshots and bitmaps have, and reference counts, were not looked at to the end: that is more work than the \
+         bytes that the file stores allow"
     )]
     CheckIncomplete {
         /// The file.

@@ -127,6 +127,8 @@ impl SourceFile {
             |(seconds, more): (i64, i64)| seconds.saturating_mul(1_000_000_000).saturating_add(more);
         let stored = metadata.blocks().saturating_mul(512);
         let may_have_holes = !is_device && stored < len;
+        // Some file systems do not say it, and an image is no file of nothing.
+        let stored = if may_have_holes && stored > 0 { stored } else { len };
         Ok(Self {
             identity: FileIdentity {
                 path: path.into(),
@@ -140,7 +142,7 @@ impl SourceFile {
             },
             stamp,
             stretches: may_have_holes.then(Mutex::default),
-            stored: if may_have_holes { stored } else { len },
+            stored,
             reads,
             file,
         })

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::owners::MEETINGS_MAX;
-use super::recount::{Bounds, Counted, EntryUse, TableOnce, Work};
+use super::recount::{EntryUse, Recount, Search, TableOnce};
 use super::uses::{MANY_LEAST, Users};
 use crate::image::error::ImageError;
 use crate::image::fault::{Fault, Sink};
@@ -12,7 +12,7 @@ use crate::range::{ByteRange, RangeSet};
 /// How many faults are remembered, so that no cluster is told of twice.
 const TOLD_MAX: u32 = 64 << 10;
 
-/// Clusters of which was told already.
+/// Notes the clusters of which is told.
 #[derive(Default)]
 pub(super) struct Told {
     clusters: RangeSet,
@@ -34,13 +34,19 @@ impl Told {
         }
     }
 
-    /// Puts it in order; asked before `has`.
-    pub(super) fn finish(&mut self) {
+    pub(super) fn finish(mut self) -> ToldClusters {
         self.clusters.merge();
+        ToldClusters(self.clusters)
     }
+}
 
+/// Clusters of which was told already.
+#[derive(Default)]
+pub(super) struct ToldClusters(RangeSet);
+
+impl ToldClusters {
     pub(super) fn has(&self, cluster: u64, cluster_bits: u32) -> bool {
-        self.clusters.holds(ByteRange::new(cluster << cluster_bits, 1 << cluster_bits))
+        self.0.holds(ByteRange::new(cluster << cluster_bits, 1 << cluster_bits))
     }
 }
 
@@ -70,6 +76,8 @@ pub(super) struct Contradictions {
     kept: HashMap<u64, Contradiction>,
     /// How many more there are.
     further: u64,
+    /// Those of which only counting again tells whether they are any.
+    unsure: HashMap<u64, Contradiction>,
     /// Whether there may be others.
     are_others: bool,
 }
@@ -80,16 +88,22 @@ impl Contradictions {
         let found = Contradiction { users, count };
         let uses = if found.is_of_many() { MANY_LEAST } else { u64::from(users.count()) };
         let is_one = found.is_one(uses);
-        if !is_one && !found.is_of_many() {
-            return;
-        }
-        if self.kept.len() < MEETINGS_MAX {
-            self.kept.insert(cluster, found);
+        let kept = match (is_one, found.is_of_many()) {
+            (true, _) => &mut self.kept,
+            (false, true) => &mut self.unsure,
+            (false, false) => return,
+        };
+        if kept.len() < MEETINGS_MAX {
+            kept.insert(cluster, found);
         } else if is_one {
             self.further += 1;
         } else {
             self.are_others = true;
         }
+    }
+
+    fn has(&self, cluster: u64) -> bool {
+        self.kept.contains_key(&cluster) || self.unsure.contains_key(&cluster)
     }
 }
 
@@ -103,7 +117,7 @@ struct User {
     said_alone: bool,
 }
 
-/// The first two of each, and how often it is used by entries.
+/// The first two of each, and how often it is used by entries; what no entry points to is not counted again.
 #[derive(Default)]
 struct Named(HashMap<u64, ([Option<User>; 2], u64)>);
 
@@ -123,44 +137,49 @@ impl Named {
     }
 }
 
-impl Counted<'_> {
+impl Recount<'_> {
     /// Tells of each that is remembered, and with the last how many are not.
     pub(super) fn name_contradictions(
         self,
-        bounds: Bounds,
+        search: &mut Search,
         found: Contradictions,
         sink: &mut Sink<'_>,
     ) -> Result<(), ImageError> {
-        if found.kept.is_empty() {
+        let mut all: Vec<_> = found.kept.iter().chain(&found.unsure).collect();
+        if all.is_empty() {
             return Ok(());
         }
-        let mut named = Named::default();
-        let result = self.name_users(bounds, &found, &mut named);
-        let mut all: Vec<_> = found.kept.iter().collect();
         all.sort_unstable_by_key(|(cluster, _)| **cluster);
+        let mut named = Named::default();
+        let result = self.name_users(search, &found, &mut named);
         let mut last = None;
         for (cluster, said) in all {
             let (users, uses) = named.0.get(cluster).copied().unwrap_or_default();
-            let uses = if said.is_of_many() { uses } else { u64::from(said.users.count()) };
-            if said.is_one(uses) {
-                let fault = self.fault_of(*cluster, (*said, uses), users);
+            let uses = if said.is_of_many() { uses.max(MANY_LEAST) } else { u64::from(said.users.count()) };
+            if said.is_one(uses)
+                && let Some(fault) = self.fault_of(*cluster, (*said, uses), users)
+            {
                 last.replace(fault).map_or(Ok(()), &mut *sink)?;
             }
         }
         last.map_or(Ok(()), |fault| sink(Fault { further: found.further, ..fault }))?;
-        if found.are_others {
-            sink(Fault::told(ImageError::CheckIncomplete { path: self.file.path().into() }, None))?;
+        match found.are_others {
+            true => result.and(Err(ImageError::CheckIncomplete { path: self.file.path().into() })),
+            false => result,
         }
-        result
     }
 
     /// Finds who uses the clusters that were found.
-    fn name_users(self, bounds: Bounds, found: &Contradictions, named: &mut Named) -> Result<(), ImageError> {
+    fn name_users(
+        self,
+        search: &mut Search,
+        found: &Contradictions,
+        named: &mut Named,
+    ) -> Result<(), ImageError> {
         let Self { qcow2, file, .. } = self;
         let bits = qcow2.header.cluster_bits;
-        let mut work = Work::of(bounds, file);
         let mut add = |cluster: u64, user: User, times: u32| {
-            if found.kept.contains_key(&cluster) {
+            if found.has(cluster) {
                 named.add(cluster, user);
                 named.0.entry(cluster).or_default().1 += u64::from(times);
             }
@@ -174,10 +193,10 @@ impl Counted<'_> {
             }
             Ok(())
         })?;
-        self.each_table(&mut work, |table| {
+        self.each_table(&mut search.work, |table| {
             add(table.offset >> bits, User { at: table.at, guest: None, said_alone: table.said_alone }, 1);
         })?;
-        self.each_table_once((bounds, &mut None), &mut work, |table| {
+        self.each_table_once(search, |table| {
             let TableOnce { offset, users, .. } = table;
             let is_of_disk = qcow2.tables.has_l2_table(offset);
             self.each_use(table, |entry, used| {
@@ -190,19 +209,23 @@ impl Counted<'_> {
         })
     }
 
-    fn fault_of(self, cluster: u64, (said, uses): (Contradiction, u64), users: [Option<User>; 2]) -> Fault {
+    /// None where nobody was found of whom it could be said.
+    fn fault_of(
+        self,
+        cluster: u64,
+        (said, uses): (Contradiction, u64),
+        [first, second]: [Option<User>; 2],
+    ) -> Option<Fault> {
         let bits = self.qcow2.header.cluster_bits;
-        let [first, second] = users;
         let (path, range) = (self.file.path().into(), ByteRange::new(cluster << bits, 1 << bits));
         let (entry, other_entry) = (first.map(|user| user.at), second.map(|user| user.at));
-        let guest = first.and_then(|user| user.guest);
-        let error = match entry {
-            Some(entry) if said.count >= uses => {
-                ImageError::SaidAlone { path, range, uses, entry, other_entry }
-            }
-            _ => ImageError::RefcountTooLow { path, range, uses, count: said.count, entry, other_entry },
+        let error = if said.count < uses {
+            ImageError::RefcountTooLow { path, range, uses, count: said.count, entry, other_entry }
+        } else {
+            let entry = first.filter(|user| user.said_alone)?.at;
+            ImageError::SaidAlone { path, range, uses, entry, other_entry }
         };
-        Fault::told(error, guest)
+        Some(Fault::told(error, first.and_then(|user| user.guest)))
     }
 }
 
@@ -211,7 +234,6 @@ mod tests {
     use super::*;
     use crate::image::fault::refuse;
     use crate::image::file::SourceFile;
-    use crate::image::qcow2::recount::BOUNDS;
     use crate::image::qcow2::{Budget, Qcow2};
     use crate::image::tests::Folder;
 
@@ -222,7 +244,7 @@ mod tests {
         let qcow2 = &Qcow2::open(file, &mut Budget::new(64 << 20), &mut refuse).unwrap();
         let besides = &qcow2.read_besides(file, &mut refuse).unwrap();
         let many = Users::new(Users::MANY, false);
-        for (others, count) in [(0, 1000), (1, 1001)] {
+        for (others, is_told) in [(1000, false), (1001, true)] {
             let mut found = Contradictions::default();
             (0..1000).for_each(|number| found.look(1000 + number, Users::new(2, false), 1));
             (0..others).for_each(|number| found.look(5000 + number, many, MANY_LEAST));
@@ -231,9 +253,10 @@ mod tests {
                 told.push(fault.error.code());
                 Ok(())
             };
-            Counted { qcow2, file, besides }.name_contradictions(BOUNDS, found, &mut sink).unwrap();
-            assert_eq!(told.len(), count);
-            assert_eq!(told.contains(&"check_incomplete"), others == 1);
+            let recount = Recount { qcow2, file, besides };
+            let result = recount.name_contradictions(&mut Search::of_all(file), found, &mut sink);
+            assert_eq!(told.len(), 1000);
+            assert_eq!(result.is_err(), is_told);
         }
     }
 
@@ -245,7 +268,7 @@ mod tests {
                 ImageError::Overlap { path, what: "a cluster", range, other: "the header", entry: None };
             let mut told = Told::default();
             told.note(&Fault::told(error, None), 1 << 16);
-            told.finish();
+            let told = told.finish();
             [2, 3, 4].map(|cluster| told.has(cluster, 16))
         };
         assert_eq!(overlap(1), [false, true, false]);

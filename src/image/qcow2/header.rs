@@ -131,6 +131,8 @@ pub(in crate::image) struct Header {
     pub(in crate::image) lazy_refcounts: bool,
     pub(in crate::image) backing: Option<Backing>,
     pub(super) l2_kind: L2Kind,
+    /// Whether the reference counts mean anything: not where the image was not closed properly.
+    pub(super) has_counts: bool,
     pub(super) l1_table: ByteRange,
     pub(super) refcount_table: ByteRange,
     /// The part of it that has one length, whatever stands in it.
@@ -362,6 +364,7 @@ impl Fields<'_> {
             bitmaps: extensions.bitmaps,
             lazy_refcounts: compatible & LAZY_REFCOUNTS != 0,
             l2_kind,
+            has_counts: features & DIRTY == 0 && refcount_order <= 6 && refcount_table.is_some(),
             refcount_table: refcount_table.unwrap_or(NOWHERE),
             l1_table: l1_table?,
             backing: extensions.backing,

@@ -6,13 +6,13 @@
 
 use super::Qcow2;
 use super::besides::Besides;
-use super::contradictions::{Contradictions, Told};
+use super::contradictions::{Contradictions, ToldClusters};
 use super::entry::{self, COMPRESSED, COPIED, Entry, OFFSET_MASK};
 use super::held::bad_entry;
 use super::refcounts::Refcounts;
 use super::slots::{self, Part};
 use super::tables::{Window, each_number};
-use super::uses::{Users, Uses, UsesRoom};
+use super::uses::{Counted, Users, Uses, UsesRoom};
 use crate::image::error::ImageError;
 use crate::image::fault::{Fault, Sink};
 use crate::image::file::SourceFile;
@@ -20,7 +20,7 @@ use crate::range::ByteRange;
 
 /// How much there may be.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+struct Bounds {
     uses: UsesRoom,
     /// Of L2 tables, of which each is walked once for all that use it.
     tables: UsesRoom,
@@ -30,12 +30,12 @@ pub(super) struct Bounds {
 
 /// 32 MiB for uses, and 8 MiB more while a list of them becomes cells; 8 MiB for tables.
 ///
-/// So much work is enough for each image of 32 TiB in clusters of 64 KiB of which nothing but the tables is stored, and
-/// for far more where the clusters are.
-pub(super) const BOUNDS: Bounds = Bounds {
+/// So much work is enough for each image of 6 TiB in clusters of 4 KiB, or of 100 TiB in those of 64 KiB, of which nothing
+/// but the tables is stored, and for far more where the clusters are.
+const BOUNDS: Bounds = Bounds {
     uses: UsesRoom { clusters: 16 << 20, listed: 512 << 10 },
     tables: UsesRoom { clusters: 0, listed: 512 << 10 },
-    work: (256 << 20, 64),
+    work: (256 << 20, 128),
 };
 
 /// How many tables are asked for at once.
@@ -46,11 +46,11 @@ pub(super) struct Work(u64);
 
 impl Work {
     const OF_L1_ENTRY: u64 = 64;
-    const OF_TABLE: u64 = 1024;
+    const OF_TABLE: u64 = 256;
     const OF_ENTRY: u64 = 8;
     const OF_CLUSTER: u64 = 16;
 
-    pub(super) fn of(bounds: Bounds, file: &SourceFile) -> Self {
+    fn of(bounds: Bounds, file: &SourceFile) -> Self {
         let (in_any, of_byte) = bounds.work;
         Self(in_any.saturating_add(file.stored_len().saturating_mul(of_byte)))
     }
@@ -94,36 +94,52 @@ pub(super) struct EntryUse {
     pub(super) said_alone: bool,
 }
 
+/// What is left to be done, and what is known.
+pub(super) struct Search {
+    bounds: Bounds,
+    pub(super) work: Work,
+    /// All L2 tables, once they are listed and have room in one list.
+    known: Option<Listed>,
+}
+
 /// L2 tables of a stretch of the file, and where the next one begins.
-pub(super) struct Listed {
-    tables: Uses,
+struct Listed {
+    tables: Counted,
     next: Option<u64>,
 }
 
-/// What is counted.
+/// An image and what lies in it, whose uses are counted.
 #[derive(Clone, Copy)]
-pub(super) struct Counted<'a> {
+pub(super) struct Recount<'a> {
     pub(super) qcow2: &'a Qcow2,
     pub(super) file: &'a SourceFile,
     pub(super) besides: &'a Besides,
 }
 
+impl Search {
+    /// For all that is stored.
+    pub(super) fn of_all(file: &SourceFile) -> Self {
+        Self::of(BOUNDS, file)
+    }
+
+    fn of(bounds: Bounds, file: &SourceFile) -> Self {
+        Self { bounds, work: Work::of(bounds, file), known: None }
+    }
+}
+
 impl Qcow2 {
     /// Tells of clusters that more use than is counted, and of entries of the disk that have a cluster not alone
-    /// although they say so; not of those of which the sink has been told.
+    /// although they say so, where the counts mean anything; not of those of which the sink has been told.
     ///
-    /// The counts of an image that was not closed properly mean nothing.
+    /// It also tells of wrong entries in L2 tables that the disk does not need.
     pub(super) fn recount(
         &self,
         file: &SourceFile,
         besides: &Besides,
-        told: &Told,
+        told: &ToldClusters,
         sink: &mut Sink<'_>,
     ) -> Result<(), ImageError> {
-        if self.header.dirty || self.header.refcount_table.is_empty() {
-            return Ok(());
-        }
-        Counted { qcow2: self, file, besides }.recount(BOUNDS, told, sink)
+        Recount { qcow2: self, file, besides }.tell(&mut Search::of_all(file), told, sink)
     }
 
     /// Which clusters of the file an entry uses, if it uses any: bytes behind the file's end are nobody's.
@@ -143,64 +159,67 @@ impl Qcow2 {
     }
 }
 
-impl Counted<'_> {
-    fn recount(self, bounds: Bounds, told: &Told, sink: &mut Sink<'_>) -> Result<(), ImageError> {
+impl Recount<'_> {
+    fn tell(self, search: &mut Search, told: &ToldClusters, sink: &mut Sink<'_>) -> Result<(), ImageError> {
         let mut found = Contradictions::default();
-        let counted = self.count((bounds, told), &mut found, sink);
-        let named = match counted {
-            Ok(()) | Err(ImageError::Io { .. } | ImageError::CheckIncomplete { .. }) => {
-                self.name_contradictions(bounds, found, sink)
-            }
-            Err(_) => Ok(()),
-        };
-        counted.and(named).or_else(|error| match error {
+        let mut result = self.check_others(search, sink);
+        if self.qcow2.header.has_counts && result.is_ok() {
+            result = self.count(search, told, &mut found);
+            result = result.and(self.name_contradictions(search, found, sink));
+        }
+        result.or_else(|error| match error {
             ImageError::Io { .. } | ImageError::CheckIncomplete { .. } => sink(Fault::told(error, None)),
             error => Err(error),
         })
     }
 
+    /// Tells of wrong entries in tables that the disk does not need: of the others was told.
+    fn check_others(self, search: &mut Search, sink: &mut Sink<'_>) -> Result<(), ImageError> {
+        let Self { qcow2, file, .. } = self;
+        self.each_table_once(search, |table| {
+            if qcow2.tables.has_l2_table(table.offset) {
+                return Ok(());
+            }
+            self.each_use(table, |entry, _| match Entry::decode(&qcow2.header, entry.value, entry.bitmap) {
+                Err(why) => sink(Fault::told(bad_entry(file, "L2", (entry.at, entry.value), why), None)),
+                Ok(_) => Ok(()),
+            })
+        })
+    }
+
     fn count(
         self,
-        (bounds, told): (Bounds, &Told),
+        search: &mut Search,
+        told: &ToldClusters,
         found: &mut Contradictions,
-        sink: &mut Sink<'_>,
     ) -> Result<(), ImageError> {
         let Self { qcow2, file, besides } = self;
         let bits = qcow2.header.cluster_bits;
-        let mut work = Work::of(bounds, file);
-        let mut known = None;
         let mut next = Some(0);
         while let Some(first) = next {
-            let mut uses = Uses::of(first, file.len().div_ceil(1 << bits), bounds.uses);
-            self.count_structures(&mut uses, &mut work)?;
-            self.each_table_once((bounds, &mut known), &mut work, |table| {
+            let mut uses = Uses::of(first, file.len().div_ceil(1 << bits), search.bounds.uses);
+            self.count_structures(&mut uses, &mut search.work)?;
+            self.each_table_once(search, |table| {
                 let TableOnce { offset, users, .. } = table;
                 uses.add(offset >> bits, users);
                 let is_of_disk = qcow2.tables.has_l2_table(offset);
-                self.each_use(table, |entry, used| {
+                self.each_use(table, |_, used| {
                     if let Some(used) = used {
                         let users = Users::new(users.count(), is_of_disk && used.said_alone);
                         (used.clusters.0..=used.clusters.1).for_each(|cluster| uses.add(cluster, users));
                     }
-                    // What is wrong with an entry of the disk has been told.
-                    if first == 0
-                        && !is_of_disk
-                        && let Err(why) = Entry::decode(&qcow2.header, entry.value, entry.bitmap)
-                    {
-                        let error = bad_entry(file, "L2", (entry.at, entry.value), why);
-                        sink(Fault::told(error, None))?;
-                    }
                     Ok(())
                 })
             })?;
-            next = uses.finish().map(|rest| rest.first);
+            let (counted, rest) = uses.finish();
             let mut counts = Refcounts::of(qcow2, file, besides.blocks());
-            for (cluster, users) in uses.each().filter(|(cluster, _)| !told.has(*cluster, bits)) {
-                work.take(Work::OF_CLUSTER, file)?;
+            for (cluster, users) in counted.each().filter(|(cluster, _)| !told.has(*cluster, bits)) {
+                search.work.take(Work::OF_CLUSTER, file)?;
                 if let Some(count) = counts.of_cluster(cluster)? {
                     found.look(cluster, users, count);
                 }
             }
+            next = rest;
         }
         Ok(())
     }
@@ -283,7 +302,7 @@ impl Counted<'_> {
         let bits = self.qcow2.header.cluster_bits;
         let mut tables = Uses::of(first, u64::MAX, bounds.tables);
         self.each_table(work, |table| tables.add(table.offset >> bits, Users::new(1, table.said_alone)))?;
-        let next = tables.finish().map(|rest| rest.first);
+        let (tables, next) = tables.finish();
         Ok(Listed { tables, next })
     }
 
@@ -292,17 +311,16 @@ impl Counted<'_> {
     /// Where all have room in a list, it is known from then on.
     pub(super) fn each_table_once(
         self,
-        (bounds, known): (Bounds, &mut Option<Listed>),
-        work: &mut Work,
+        search: &mut Search,
         mut visit: impl FnMut(TableOnce<'_>) -> Result<(), ImageError>,
     ) -> Result<(), ImageError> {
         let bits = self.qcow2.header.cluster_bits;
         let mut window = Window::default();
         let mut next = Some(0);
         while let Some(first) = next {
-            let listed = match known.take() {
+            let listed = match search.known.take() {
                 Some(listed) => listed,
-                None => self.list_tables(bounds, first, work)?,
+                None => self.list_tables(search.bounds, first, &mut search.work)?,
             };
             let mut all = listed.tables.each().map(|(cluster, users)| (cluster << bits, users));
             loop {
@@ -312,13 +330,14 @@ impl Counted<'_> {
                 }
                 for (index, (offset, users)) in offsets.iter().zip(users).enumerate() {
                     let following = &offsets[index + 1..];
-                    visit(TableOnce { offset: *offset, users, window: &mut window, following, work })?;
+                    let (window, work) = (&mut window, &mut search.work);
+                    visit(TableOnce { offset: *offset, users, window, following, work })?;
                 }
             }
             drop(all);
             next = listed.next;
             if first == 0 && next.is_none() {
-                *known = Some(listed);
+                search.known = Some(listed);
             }
         }
         Ok(())
@@ -338,7 +357,11 @@ impl Counted<'_> {
         let part = Part { table: offset, first: 0, end, following };
         qcow2.each_entry(file, (window, part), |entry| {
             work.take(Work::OF_ENTRY, file)?;
-            let entry = entry.map_err(|unreadable| unreadable.error)?;
+            let entry = entry.map_err(|unreadable| match qcow2.tables.has_l2_table(offset) {
+                // Of what the disk needs was told.
+                true => ImageError::CheckIncomplete { path: file.path().into() },
+                false => unreadable.error,
+            })?;
             visit(entry, qcow2.used_by(file, (entry.value, entry.bitmap)))
         })
     }
@@ -383,8 +406,8 @@ mod tests {
             Ok(())
         };
         let besides = qcow2.read_besides(source, &mut sink).unwrap();
-        Counted { qcow2, file: source, besides: &besides }
-            .recount(bounds, &Told::default(), &mut sink)
+        Recount { qcow2, file: source, besides: &besides }
+            .tell(&mut Search::of(bounds, source), &ToldClusters::default(), &mut sink)
             .unwrap();
         told
     }

@@ -195,7 +195,9 @@ impl Window {
 /// The part of a large table that holds the entry, or the table with those that lie right behind it and come next.
 fn window_range((table, following): (ByteRange, &[u64]), at: u64) -> ByteRange {
     if table.len() >= WINDOW_LEN {
-        return ByteRange::new(at - at % WINDOW_LEN, WINDOW_LEN);
+        // A refcount table begins at any cluster, and ends within a window.
+        let start = at - (at - table.start()) % WINDOW_LEN;
+        return ByteRange::between(start, table.end().min(start + WINDOW_LEN));
     }
     let mut end = table.end();
     for next in following {

@@ -1,8 +1,6 @@
 //! How often clusters of a stretch of the file are used, in bounded memory: a number for each where they are close to
 //! each other, else a list.
 
-use super::owners::Rest;
-
 /// How much is counted at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UsesRoom {
@@ -83,7 +81,7 @@ pub(super) struct Uses {
 enum Form {
     /// One for each cluster from `first` on.
     Cells(Vec<Cell>),
-    /// In any order until `finish`, and any number of one cluster.
+    /// In any order before the end, and any number of one cluster.
     List(Vec<(u64, Users)>),
 }
 
@@ -153,15 +151,23 @@ impl Uses {
         self.behind = Some(self.behind.map_or(cluster, |behind| behind.min(cluster)));
     }
 
-    /// Ends the counting; what is left for another stretch, if there is anything.
-    pub(super) fn finish(&mut self) -> Option<Rest> {
+    /// Ends the counting: what was counted, and the first cluster that is left for another stretch, if one is.
+    pub(super) fn finish(mut self) -> (Counted, Option<u64>) {
         if let Form::List(list) = &mut self.form {
             put_together(list);
         }
-        self.behind.map(|first| Rest { first, is_scattered: matches!(self.form, Form::List(_)) })
+        (Counted { first: self.first, form: self.form }, self.behind)
     }
+}
 
-    /// Every cluster that is used, in order; asked after `finish`.
+/// What was counted of a stretch.
+pub(super) struct Counted {
+    first: u64,
+    form: Form,
+}
+
+impl Counted {
+    /// Every cluster that is used, in order.
     pub(super) fn each(&self) -> impl Iterator<Item = (u64, Users)> {
         let (cells, list) = match &self.form {
             Form::Cells(cells) => (&cells[..], &[][..]),
@@ -198,29 +204,24 @@ mod tests {
 
     use super::*;
 
-    /// Stretch after stretch until all are counted; and how many ended early because uses lie apart.
-    fn counted(
-        uses: &[(u64, Users)],
-        file_clusters: u64,
-        room: UsesRoom,
-    ) -> (BTreeMap<u64, Users>, u32, u32) {
-        let (mut all, mut stretches, mut scattered) = (BTreeMap::new(), 0, 0);
+    /// Stretch after stretch until all are counted, and how many these are.
+    fn counted(uses: &[(u64, Users)], file_clusters: u64, room: UsesRoom) -> (BTreeMap<u64, Users>, u32) {
+        let (mut all, mut stretches) = (BTreeMap::new(), 0);
         let mut next = Some(0);
         while let Some(first) = next {
             let mut stretch = Uses::of(first, file_clusters, room);
             uses.iter().for_each(|(cluster, users)| stretch.add(*cluster, *users));
-            let rest = stretch.finish();
+            let (counted, rest) = stretch.finish();
             let mut last = None;
-            for (cluster, users) in stretch.each() {
+            for (cluster, users) in counted.each() {
                 assert!(last.replace(cluster).is_none_or(|last| last < cluster), "in order");
                 assert!(all.insert(cluster, users).is_none(), "{cluster} is counted once");
             }
             stretches += 1;
-            scattered += u32::from(rest.is_some_and(|rest| rest.is_scattered));
-            next = rest.map(|rest| rest.first);
+            next = rest;
             assert!(next.is_none_or(|next| next > first), "each stretch gets on");
         }
-        (all, stretches, scattered)
+        (all, stretches)
     }
 
     #[test]
@@ -245,7 +246,7 @@ mod tests {
                     let all = expected.entry(*cluster).or_insert((0, false));
                     *all = (all.0 + users.count(), all.1 | users.said_alone());
                 }
-                let (found, stretches, _) = counted(&uses, file_clusters, room);
+                let (found, stretches) = counted(&uses, file_clusters, room);
                 let found: BTreeMap<_, _> = found
                     .iter()
                     .map(|(cluster, users)| (*cluster, (users.count(), users.said_alone())))
@@ -263,10 +264,9 @@ mod tests {
         let dense: Vec<_> = (0..4000).map(|cluster| (cluster, once)).collect();
         assert_eq!(counted(&dense, 1 << 40, room).1, 4);
         let apart: Vec<_> = (0..640).map(|number| (number << 20, once)).collect();
-        let (_, stretches, scattered) = counted(&apart, 1 << 40, room);
-        assert_eq!((stretches, scattered), (20, 19));
+        assert_eq!(counted(&apart, 1 << 40, room).1, 20);
         let one: Vec<_> = (0..100_000).map(|_| (7, once)).collect();
-        let (found, stretches, _) = counted(&one, 1 << 40, room);
+        let (found, stretches) = counted(&one, 1 << 40, room);
         assert_eq!((found[&7].count(), stretches), (100_000, 1));
     }
 

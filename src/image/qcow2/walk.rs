@@ -76,8 +76,7 @@ impl Qcow2 {
         let mut besides = self.read_besides(file, &mut noting)?;
         self.walk_entries(room, file, (scope, Some(&besides)), &mut noting)?;
         self.walk_held(file, &mut besides, &mut noting)?;
-        told.finish();
-        self.recount(file, &besides, &told, sink)
+        self.recount(file, &besides, &told.finish(), sink)
     }
 
     /// Checks each entry, and what more than one have; for whom it is given, also what lies on what reading needs

@@ -215,6 +215,28 @@ fn counts_behind_a_hole_of_their_block_are_read() {
 }
 
 #[test]
+fn a_long_table_of_counts_is_read_wherever_it_lies() {
+    const MIB: usize = 1 << 20;
+    let folder = Folder::new();
+    let path = folder.path("made.qcow2");
+    // It has 256 KiB and ends with the file, which has no holes; counts of 64 bits from 1 MiB on.
+    let (table, blocks, clusters) = (3 * MIB - 512, MIB, (3 * MIB - 512 + MIB / 4) / 512);
+    let mut bytes = unpacked("v3-512.qcow2");
+    bytes.resize(table + MIB / 4, 0);
+    for index in 0..clusters.div_ceil(64) {
+        bytes[table + index * 8..][..8].copy_from_slice(&((blocks + index * 512) as u64).to_be_bytes());
+    }
+    for index in 0..clusters {
+        bytes[blocks + index * 8 + 7] = 1;
+    }
+    bytes[48..60].copy_from_slice(&[&(table as u64).to_be_bytes()[..], &512_u32.to_be_bytes()].concat());
+    bytes[96..100].copy_from_slice(&6_u32.to_be_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let told = faults(&path, &folder);
+    assert!(told.is_empty(), "{told:?}");
+}
+
+#[test]
 fn what_is_used_by_more_than_are_counted_at_first_is_counted_again() {
     let folder = Folder::new();
     let path = folder.unpack("v3-512.qcow2", "made.qcow2");
@@ -357,9 +379,19 @@ fn counts_that_mean_nothing_or_are_not_there_are_not_compared() {
     let made = Made::new();
     made.put(made.l2 + 7 * 8, COPIED | made.data);
     made.check(&[("refcount_too_low", made.data, Some(7 * CLUSTER))], &[]);
-    // Not closed properly.
+    // Not closed properly: wrong entries of snapshots are told all the same.
     made.put(72, 1).check(&[], &[]);
-    made.put(72, 0);
+    let (entry, value) = (made.snapshot_l2 + 9 * 8, COPIED | 1 << 57);
+    patch(&made.path, entry, &value.to_be_bytes());
+    let told = faults(&made.path, &made.folder);
+    assert_eq!((told.len(), told[0].error.code()), (1, "reserved_bits"), "{told:?}");
+    assert_eq!(told[0].error.range(), Some(ByteRange::new(entry, 8)));
+    made.put(entry, 0).put(72, 0);
+    // The header says nothing of how wide they are.
+    patch(&made.path, 96, &7u32.to_be_bytes());
+    let told = faults(&made.path, &made.folder);
+    assert_eq!((told.len(), told[0].error.code()), (1, "bad_header"), "{told:?}");
+    patch(&made.path, 96, &4u32.to_be_bytes());
     // The block that should say it lies somewhere wrong, which is told.
     let table = field(&made.path, 48);
     let block = field(&made.path, table);
