@@ -132,15 +132,16 @@ impl Qcow2 {
         let mut held = Held::from(first, besides.room().listed);
         let bits = self.header.cluster_bits;
         let mut tell = |error: ImageError| if first == 0 { sink(Fault::told(error, None)) } else { Ok(()) };
-        type Check = fn(&Qcow2, &SourceFile, &Besides, u64, ByteRange) -> Result<u64, ImageError>;
-        let tables: [(&[ByteRange], Check, Holder); 2] = [
-            (besides.snapshot_l1(), Self::check_snapshot_l2, Holder::Snapshot),
-            (besides.bitmap_tables(), Self::check_bitmap, Holder::Bitmap),
-        ];
-        for (ranges, check, holder) in tables {
+        let tables = [(besides.snapshot_l1(), Holder::Snapshot), (besides.bitmap_tables(), Holder::Bitmap)];
+        for (ranges, holder) in tables {
             for range in ranges {
                 each_number(file, *range, |value, at| {
-                    match check(self, file, besides, value, ByteRange::new(at, 8)) {
+                    let at = ByteRange::new(at, 8);
+                    let place = match holder {
+                        Holder::Bitmap => self.check_bitmap(file, besides, value, at),
+                        _ => self.check_other_l2(file, besides, (value, at), holder),
+                    };
+                    match place {
                         Ok(0) => {}
                         Ok(offset) => held.add(offset >> bits, holder),
                         Err(error) => tell(error)?,
@@ -150,7 +151,7 @@ impl Qcow2 {
             }
         }
         each_number(file, self.spare_l1(), |value, at| {
-            match self.check_spare_l2(file, besides, value, ByteRange::new(at, 8)) {
+            match self.check_other_l2(file, besides, (value, ByteRange::new(at, 8)), Holder::SpareTable) {
                 Ok(_) => Ok(()),
                 Err(error) => tell(error),
             }
@@ -159,36 +160,16 @@ impl Qcow2 {
         Ok(held.sorted())
     }
 
-    /// Checks an entry of a snapshot's L1 table.
-    pub(super) fn check_snapshot_l2(
-        &self,
-        file: &SourceFile,
-        besides: &Besides,
-        value: u64,
-        at: ByteRange,
-    ) -> Result<u64, ImageError> {
-        self.check_other_l2(file, besides, (value, at), ("snapshot's L1", Holder::Snapshot))
-    }
-
-    /// Checks an L1 entry for what is behind the disk's end.
-    pub(super) fn check_spare_l2(
-        &self,
-        file: &SourceFile,
-        besides: &Besides,
-        value: u64,
-        at: ByteRange,
-    ) -> Result<u64, ImageError> {
-        self.check_other_l2(file, besides, (value, at), ("L1", Holder::SpareTable))
-    }
-
-    fn check_other_l2(
+    /// Checks an L1 entry that the disk does not need, of a snapshot's table or behind the disk's end.
+    pub(super) fn check_other_l2(
         &self,
         file: &SourceFile,
         besides: &Besides,
         (value, at): (u64, ByteRange),
-        (l1, holder): (&'static str, Holder),
+        holder: Holder,
     ) -> Result<u64, ImageError> {
-        let bad = |why| bad_entry(file, l1, (at, value), why);
+        let table = if holder == Holder::Snapshot { "snapshot's L1" } else { "L1" };
+        let bad = |why| bad_entry(file, table, (at, value), why);
         let offset = l2_table_offset(value, self.header.cluster_bits).map_err(bad)?;
         if offset == 0 {
             return Ok(0);

@@ -8,7 +8,7 @@ use super::Qcow2;
 use super::besides::Besides;
 use super::contradictions::{Contradictions, ToldClusters};
 use super::entry::{self, COMPRESSED, COPIED, Entry, OFFSET_MASK};
-use super::held::bad_entry;
+use super::held::{Holder, bad_entry};
 use super::refcounts::Refcounts;
 use super::slots::{self, Part};
 use super::tables::{Window, each_number};
@@ -269,6 +269,8 @@ impl Recount<'_> {
         let Self { qcow2, file, besides } = self;
         let l1 = qcow2.header.l1_table;
         let others = besides.snapshot_l1();
+        // What is wrong with it has been told.
+        let check = |entry, holder| qcow2.check_other_l2(file, besides, entry, holder);
         let len = others.iter().fold(l1.len(), |len, range| len.saturating_add(range.len()));
         work.take(len.min(file.stored_len()) + Work::OF_TABLE * (1 + others.len() as u64), file)?;
         each_number(file, l1, |value, at| {
@@ -277,7 +279,7 @@ impl Recount<'_> {
             let entry = ByteRange::new(at, 8);
             let offset = match qcow2.tables.l1.get(index) {
                 Some(table) => *table,
-                None => qcow2.check_spare_l2(file, besides, value, entry).unwrap_or(0),
+                None => check((value, entry), Holder::SpareTable).unwrap_or(0),
             };
             if offset != 0 {
                 visit(L2Table { offset, at: entry, said_alone: value & COPIED != 0 });
@@ -288,7 +290,7 @@ impl Recount<'_> {
             each_number(file, *range, |value, at| {
                 work.take(Work::OF_L1_ENTRY, file)?;
                 let entry = ByteRange::new(at, 8);
-                if let Ok(offset @ 1..) = qcow2.check_snapshot_l2(file, besides, value, entry) {
+                if let Ok(offset @ 1..) = check((value, entry), Holder::Snapshot) {
                     visit(L2Table { offset, at: entry, said_alone: false });
                 }
                 Ok(())
@@ -369,31 +371,15 @@ impl Recount<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use super::*;
     use crate::image::fault::refuse;
     use crate::image::qcow2::Budget;
     use crate::image::tests::Folder;
 
-    /// What is told of an image of clusters of 512 bytes, whose 256 first have a place each 2 GiB behind the other
-    /// that is not counted.
+    /// What is told of an image whose clusters lie apart, and are not counted.
     fn told(bounds: Bounds) -> Vec<(&'static str, u64)> {
         let folder = Folder::new();
-        let path = folder.unpack("v3-512.qcow2", "made.qcow2");
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        let mut head = [0; 48];
-        file.read_exact_at(&mut head, 0).unwrap();
-        let l1 = u64::from_be_bytes(head[40..48].try_into().unwrap());
-        file.set_len(1 << 40).unwrap();
-        for table in 0..4 {
-            let at: u64 = (1 << 30) + table * 512;
-            file.write_all_at(&at.to_be_bytes(), l1 + table * 8).unwrap();
-            for number in 0..64 {
-                let place: u64 = (2 + table * 64 + number) << 31;
-                file.write_all_at(&place.to_be_bytes(), at + number * 8).unwrap();
-            }
-        }
+        let path = folder.with_clusters_apart();
         let source = SourceFile::open(&path).unwrap();
         let qcow2 = Qcow2::open(&source, &mut Budget::new(64 << 20), &mut refuse).unwrap();
         recounted(&source, &qcow2, bounds)

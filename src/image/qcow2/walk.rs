@@ -238,8 +238,6 @@ impl ImageError {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use super::*;
     use crate::image::fault::refuse;
     use crate::image::qcow2::Budget;
@@ -248,21 +246,7 @@ mod tests {
     #[test]
     fn clusters_that_lie_apart_in_a_long_file_are_walked_a_bounded_number_of_times() {
         let folder = Folder::new();
-        let path = folder.unpack("v3-512.qcow2", "made.qcow2");
-        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        let mut head = [0; 48];
-        file.read_exact_at(&mut head, 0).unwrap();
-        let l1 = u64::from_be_bytes(head[40..48].try_into().unwrap());
-        file.set_len(1 << 40).unwrap();
-        // Four tables of 64 entries: 256 clusters, each 2 GiB behind the other.
-        for table in 0..4 {
-            let at: u64 = (1 << 30) + table * 512;
-            file.write_all_at(&at.to_be_bytes(), l1 + table * 8).unwrap();
-            for number in 0..64 {
-                let place: u64 = (2 + table * 64 + number) << 31;
-                file.write_all_at(&place.to_be_bytes(), at + number * 8).unwrap();
-            }
-        }
+        let path = folder.with_clusters_apart();
         let source = SourceFile::open(&path).unwrap();
         let qcow2 = Qcow2::open(&source, &mut Budget::new(64 << 20), &mut refuse).unwrap();
         let walk = |listed| {

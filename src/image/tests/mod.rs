@@ -59,6 +59,24 @@ impl Folder {
         path
     }
 
+    /// An image of clusters of 512 bytes in a long file: from 1 GiB on four L2 tables, whose 256 clusters lie 2 GiB
+    /// from each other.
+    pub(crate) fn with_clusters_apart(&self) -> PathBuf {
+        let path = self.unpack("v3-512.qcow2", "made.qcow2");
+        let l1 = field(&path, 40);
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(1 << 40).unwrap();
+        for table in 0..4 {
+            let at: u64 = (1 << 30) + table * 512;
+            file.write_all_at(&at.to_be_bytes(), l1 + table * 8).unwrap();
+            for number in 0..64 {
+                let place: u64 = (2 + table * 64 + number) << 31;
+                file.write_all_at(&place.to_be_bytes(), at + number * 8).unwrap();
+            }
+        }
+        path
+    }
+
     pub(crate) fn all_of(&self) -> PathBuf {
         self.0.path().to_path_buf()
     }
