@@ -189,6 +189,8 @@ class Damage:
         for table in mine.tables:
             self.unfollowed.pop(table[0], None)
         self.snapshot_tables = [table for table in self.snapshot_tables if table not in mine.tables]
+        # Who had its own until now has it alone.
+        self.unfollowed = {at: place for at, place in self.unfollowed.items() if place != (mine.l1, True)}
         self.unfollowed[mine.at] = other.l1, True
         return True
 
