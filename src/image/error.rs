@@ -236,8 +236,8 @@ pub enum ImageError {
     },
     /// Not all was looked at that no rebuild needs.
     #[error(
-        "what snapshots and bitmaps have, and reference counts, were not looked at to the end: that is more work than the \
-         bytes that the file stores allow"
+        "what snapshots and bitmaps have, and reference counts, were not looked at to the end: that is more work than \
+         the bytes that the file stores allow"
     )]
     CheckIncomplete {
         /// The file.

@@ -30,8 +30,8 @@ struct Bounds {
 
 /// 32 MiB for uses, and 8 MiB more while a list of them becomes cells; 8 MiB for tables.
 ///
-/// So much work is enough for each image of 6 TiB in clusters of 4 KiB, or of 100 TiB in those of 64 KiB, of which nothing
-/// but the tables is stored, and for far more where the clusters are.
+/// So much work is enough, as these units add up, for each image of 6 TiB in clusters of 4 KiB, or of 100 TiB in those
+/// of 64 KiB, of which nothing but the tables is stored, and for far more where the clusters are.
 const BOUNDS: Bounds = Bounds {
     uses: UsesRoom { clusters: 16 << 20, listed: 512 << 10 },
     tables: UsesRoom { clusters: 0, listed: 512 << 10 },
